@@ -1,0 +1,214 @@
+"""Batches: random examples laid out in rows of slots, with few slots wasted.
+
+Axes: B examples, R rows, S slots a row, K continuations an example (1 in training, the
+task's labels in evaluation), A tokens an answer.
+
+The layout is data: `packed` puts several examples in one row, told apart by segment ids;
+`padded` gives each example a row of its own. The same compiled step takes both.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import flax.struct
+import jax
+import numpy as np
+
+from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.errors import UserError
+
+# Row lengths: few, so that few shapes are compiled; none wastes more than a third.
+ROW_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+
+
+@flax.struct.dataclass
+class Batch:
+    """The arrays of one step. Positions into a row-major `[R * S]` layout are 'flat'.
+
+    Attributes:
+      tokens: `[R, S]` ids; 0 where padded.
+      positions: `[R, S]` position in the example.
+      segments: `[R, S]` 0 for padding, else 1 + index of the example in the batch.
+      branches: `[R, S]` 0 for the prompt, else 1 + index of the continuation.
+      weights: `[B]` 1 for an example, 0 where the last batch of an epoch is filled up.
+      labels: `[B]` class.
+      last_token: `[B]` flat position of the prompt's last token.
+      answer_positions: `[B, K, A]` flat position whose logits predict the answer's token.
+      answer_targets: `[B, K, A]` the token to predict.
+      answer_mask: `[B, K, A]` 1 for an answer's token.
+      task_index: scalar, place of the task in the stream.
+      class_count: scalar, classes of the task.
+    """
+
+    tokens: jax.Array | np.ndarray
+    positions: jax.Array | np.ndarray
+    segments: jax.Array | np.ndarray
+    branches: jax.Array | np.ndarray
+    weights: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+    last_token: jax.Array | np.ndarray
+    answer_positions: jax.Array | np.ndarray
+    answer_targets: jax.Array | np.ndarray
+    answer_mask: jax.Array | np.ndarray
+    task_index: jax.Array | np.ndarray
+    class_count: jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How examples become rows.
+
+    Attributes:
+      batch_size: B.
+      packed: several examples a row, or one.
+      row_length: packed rows have at least this many slots.
+      continuations: K is padded to this in evaluation.
+      answer_length: A.
+    """
+
+    batch_size: int
+    packed: bool
+    row_length: int
+    continuations: int
+    answer_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LaidOut:
+    """One example's tokens and where its answers are predicted, relative to its start."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    answers: tuple[tuple[np.ndarray, np.ndarray], ...]  # (positions, targets) of each
+
+
+def lay_out(prompt: np.ndarray, answers: Sequence[np.ndarray]) -> LaidOut:
+    """Appends each answer, less its last token, to the prompt as a branch of its own.
+
+    With prompt `[5, 6, 7]` and answers `[8, 2]` and `[9, 4, 2]`:
+
+        tokens     5 6 7 8 9 4
+        positions  0 1 2 3 3 4
+        branches   0 0 0 1 2 2
+        answers    8 and 2 are predicted at 2, 3;  9, 4 and 2 at 2, 4, 5
+    """
+    tokens, positions, branches = [prompt], [np.arange(len(prompt))], [np.zeros(len(prompt), int)]
+    predicted, start = [], len(prompt)
+    for branch, answer in enumerate(answers, start=1):
+        fed = len(answer) - 1
+        tokens.append(answer[:-1])
+        positions.append(len(prompt) + np.arange(fed))
+        branches.append(np.full(fed, branch))
+        where = np.concatenate([[len(prompt) - 1], np.arange(start, start + fed)])
+        predicted.append((where, answer))
+        start += fed
+    join = np.concatenate
+    return LaidOut(join(tokens), join(positions), join(branches), tuple(predicted))
+
+
+def make_batch(
+    examples: Sequence[TokenizedExample],
+    answers: Sequence[np.ndarray],
+    layout: Layout,
+    *,
+    task_index: int,
+    class_count: int,
+    training: bool,
+) -> Batch:
+    """Lays out up to B examples of one task.
+
+    Args:
+      examples: between 1 and B of them; missing ones get weight 0 and no slots.
+      answers: the answer's ids for each label, or empty for a classification head.
+      layout: shapes and packing.
+      task_index: place of the task in the stream.
+      class_count: classes of the task.
+      training: whether only the right answer follows the prompt, or every label's.
+    """
+    sequences = []
+    for example in examples:
+        chosen = [answers[example.label]] if training and answers else answers
+        sequences.append(lay_out(example.prompt, chosen))
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    rows, offsets, shape = place(lengths, layout)
+
+    grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
+    segments = np.zeros(shape, np.int32)
+    count = 1 if training else layout.continuations
+    answer_shape = (layout.batch_size, count, layout.answer_length)
+    answer_positions = np.zeros(answer_shape, np.int32)
+    answer_targets = np.zeros(answer_shape, np.int32)
+    answer_mask = np.zeros(answer_shape, np.float32)
+    last_token = np.zeros(layout.batch_size, np.int32)
+    for index, (sequence, row, offset) in enumerate(zip(sequences, rows, offsets, strict=True)):
+        slots = slice(offset, offset + len(sequence.tokens))
+        for name, array in grid.items():
+            array[row, slots] = getattr(sequence, name)
+        segments[row, slots] = index + 1
+        flat = row * shape[1] + offset
+        last_token[index] = flat + len(examples[index].prompt) - 1
+        for branch, (where, targets) in enumerate(sequence.answers):
+            answer_positions[index, branch, : len(where)] = flat + where
+            answer_targets[index, branch, : len(targets)] = targets
+            answer_mask[index, branch, : len(targets)] = 1.0
+    labels = np.zeros(layout.batch_size, np.int32)
+    labels[: len(examples)] = [example.label for example in examples]
+    weights = (np.arange(layout.batch_size) < len(examples)).astype(np.float32)
+    return Batch(
+        **grid,
+        segments=segments,
+        weights=weights,
+        labels=labels,
+        last_token=last_token,
+        answer_positions=answer_positions,
+        answer_targets=answer_targets,
+        answer_mask=answer_mask,
+        task_index=np.int32(task_index),
+        class_count=np.int32(class_count),
+    )
+
+
+def place(
+    lengths: Sequence[int], layout: Layout
+) -> tuple[list[int], list[int], tuple[int, int]]:
+    """Row and offset of each sequence and the grid's shape `(R, S)`.
+
+    Packed: first fit, longest first, into rows of one length. Padded: one row each.
+    """
+    if not layout.packed:
+        slots = row_length(max(lengths))
+        return list(range(len(lengths))), [0] * len(lengths), (layout.batch_size, slots)
+    slots = row_length(max(max(lengths), layout.row_length))
+    used: list[int] = []
+    rows, offsets = [0] * len(lengths), [0] * len(lengths)
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = (row for row, taken in enumerate(used) if taken + lengths[index] <= slots)
+        row = next(fitting, len(used))
+        if row == len(used):
+            used.append(0)
+        rows[index], offsets[index] = row, used[row]
+        used[row] += lengths[index]
+    return rows, offsets, (len(used), slots)
+
+
+def row_length(longest: int) -> int:
+    """The smallest of `ROW_LENGTHS` that holds `longest` tokens."""
+    for slots in ROW_LENGTHS:
+        if longest <= slots:
+            return slots
+    raise UserError(
+        f"an example of {longest} tokens (with its answers) exceeds the longest row, "
+        f"{ROW_LENGTHS[-1]}; lower data.max_length"
+    )
+
+
+def epoch_order(seed: int, task_index: int, epoch: int, count: int) -> np.ndarray:
+    """Permutation of `count` examples, a function of seed, task and epoch alone."""
+    return np.random.default_rng((seed, task_index, epoch)).permutation(count)
+
+
+def chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive pieces of `size`; the last may be shorter."""
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,89 @@
+"""What a continual-learning method must say for itself."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moecl_jax.data.batching import Batch
+from moecl_jax.losses import Objective
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.lora import Expert, init_expert
+from moecl_jax.models.moe_ffn import FeedForward
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSettings:
+    """Hyper-parameters of all methods; each reads those that concern it.
+
+    Attributes:
+      rank: r of every expert.
+      lora_alpha: the experts' scale is lora_alpha / r.
+      dropout: rate on the inputs of A.
+      targets: adapted projections, out of `lora.FFN_TARGETS`.
+      objective: of the adversarial loss.
+      adversarial_alpha: its weight alpha in eq. 10.
+    """
+
+    rank: int
+    lora_alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    objective: Objective
+    adversarial_alpha: float
+
+    @property
+    def scale(self) -> float:
+        """c = lora_alpha / r."""
+        return self.lora_alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """Lifecycle hooks of a method; the trainer knows nothing else of it.
+
+    What a method trains is in two trees: `shared`, which every task carries on from the one
+    before, and `expert`, a task's own, which is frozen for ever when the task is finished.
+    Either may be empty.
+    """
+
+    name: ClassVar[str]
+    settings: MethodSettings
+    config: DecoderConfig
+
+    @abc.abstractmethod
+    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+        """What all tasks share, before the first of `task_count` tasks."""
+
+    @abc.abstractmethod
+    def init_task_expert(self, key: jax.Array) -> Tree:
+        """A task's own part, before it is trained; `key` is the task's."""
+
+    @abc.abstractmethod
+    def feed_forward(self, training: bool) -> FeedForward:
+        """The function of a layer's FFN, for training or evaluation."""
+
+    @abc.abstractmethod
+    def adapter(self, shared: Tree, expert: Tree) -> Tree:
+        """What the layers' FFN function receives: a tree whose leaves have a leading axis L."""
+
+    def extend_shared(self, saved: Tree, key: jax.Array, task_count: int) -> Tree:
+        """`saved` made ready for a stream of `task_count` tasks, when tasks were added."""
+        del key, task_count
+        return saved
+
+    def penalty(
+        self, shared: Tree, reports: Mapping[str, jax.Array], batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What is added to the instruction loss, and metrics; `reports` come from the FFNs."""
+        del shared, reports, batch
+        return jnp.zeros(()), {"loss_adversarial": jnp.zeros(())}
+
+    def new_expert(self, key: jax.Array) -> Expert:
+        """A LoRA expert that changes nothing yet."""
+        return init_expert(key, self.config, self.settings.rank, self.settings.targets)

@@ -1,0 +1,103 @@
+"""MoE-CL: adversarial mixture of LoRA experts (arXiv 2509.18133).
+
+In each layer a shared expert s and the task's expert t are mixed by a token-wise gate, and a
+discriminator Phi tries to tell the task from the shared expert's pooled output:
+
+    out   = beta_s z_s + beta_t z_t,  beta = softmax(G x)                      eq. 7, 8
+    L_GAN = mean over layers and examples of CE(Phi mean(z_s), t)              eq. 5, 6
+    L     = L_SFT - alpha L_GAN for experts, gate and head;  Phi minimises L_GAN      eq. 10
+
+Defaults of the paper: r 8, lora_alpha 16, alpha 0.1. `objective=off` is its ablation.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moecl_jax.data.batching import Batch
+from moecl_jax.losses import adversarial_losses
+from moecl_jax.methods.base import Method, Tree
+from moecl_jax.models.moe_ffn import FeedForward, moe_ffn
+
+INIT_DEVIATION = 0.02  # of gate and discriminator, as the original's code
+
+
+class MoeCl(Method):
+    """Shared expert, gate and discriminator for all tasks; an expert a task."""
+
+    name: ClassVar[str] = "moe_cl"
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.settings.objective != "off"
+
+    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+        """Shared expert, gate `[L, 2, D]` and discriminator `[L, T, D]`."""
+        expert_key, gate_key, discriminator_key = jax.random.split(key, 3)
+        gate_shape = (self.config.layers, 2, self.config.width)
+        shared = {
+            "expert": self.new_expert(expert_key),
+            "gate": INIT_DEVIATION * jax.random.normal(gate_key, gate_shape),
+        }
+        if self.adversarial:
+            rows = jnp.arange(task_count)
+            shared["discriminator"] = self._discriminator_rows(discriminator_key, rows)
+        return shared
+
+    def init_task_expert(self, key: jax.Array) -> Tree:
+        """The task's expert."""
+        return self.new_expert(key)
+
+    def extend_shared(self, saved: Tree, key: jax.Array, task_count: int) -> Tree:
+        """Adds the discriminator's rows of new tasks; what was learned stays."""
+        if not self.adversarial or saved["discriminator"].shape[1] == task_count:
+            return saved
+        fresh = self.init_shared(key, task_count)["discriminator"]
+        learned = saved["discriminator"]
+        rows = jnp.concatenate([learned, fresh[:, learned.shape[1] :]], axis=1)
+        return {**saved, "discriminator": rows}
+
+    def feed_forward(self, training: bool) -> FeedForward:
+        """The FFN with two experts; the discriminator's input is computed in training only."""
+        return functools.partial(
+            moe_ffn,
+            scale=self.settings.scale,
+            dropout_rate=self.settings.dropout if training else 0.0,
+            adversarial=training and self.adversarial,
+        )
+
+    def adapter(self, shared: Tree, expert: Tree) -> Tree:
+        """Both experts and the gate."""
+        return {"shared": shared["expert"], "task": expert, "gate": shared["gate"]}
+
+    def penalty(
+        self, shared: Tree, reports: Mapping[str, jax.Array], batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """alpha times the discriminator's and the shared expert's adversarial losses.
+
+        The reported `loss_adversarial` is L_GAN.
+        """
+        if not self.adversarial:
+            return super().penalty(shared, reports, batch)
+        loss, expert_loss, accuracy = adversarial_losses(
+            reports["shared_pooled"],
+            shared["discriminator"],
+            jnp.asarray(batch.task_index),
+            jnp.asarray(batch.weights),
+            self.settings.objective,
+        )
+        metrics = {"loss_adversarial": loss, "discriminator_accuracy": accuracy}
+        return self.settings.adversarial_alpha * (loss + expert_loss), metrics
+
+    def _discriminator_rows(self, key: jax.Array, rows: jax.Array) -> jax.Array:
+        """Rows `[L, rows, D]`, each drawn from its own index so that tasks can be added."""
+        shape = (self.config.layers, self.config.width)
+
+        def row(index: jax.Array) -> jax.Array:
+            return INIT_DEVIATION * jax.random.normal(jax.random.fold_in(key, index), shape)
+
+        return jax.vmap(row, out_axes=1)(rows)

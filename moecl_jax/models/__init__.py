@@ -1,0 +1,1 @@
+"""The frozen decoder and what is trained inside it."""

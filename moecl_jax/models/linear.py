@@ -1,0 +1,51 @@
+"""Matrix product with operands in one dtype and float32 accumulation, forward and backward."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dot(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
+    """Product of 2-D operands that stays in the operands' dtype in the backward pass too.
+
+    The default derivative of a bfloat16 product with a float32 accumulator multiplies float32
+    by bfloat16, which has no fast kernel. Gradients that nobody asks for, such as a frozen
+    kernel's, are dead code to XLA and are never computed.
+
+    Args:
+      x: `[N, I]`.
+      kernel: `[I, O]`; cast to the dtype of `x`.
+      dtype: of the result; the default is that of `x`.
+
+    Returns:
+      `[N, O]`.
+    """
+    return _product(x, kernel.astype(x.dtype), 1, 0).astype(dtype or x.dtype)
+
+
+def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    dimensions = (((a_axis,), (b_axis,)), ((), ()))
+    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return dot(x, kernel, dtype), (x, kernel)
+
+
+def _backward(
+    dtype: Any, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del dtype
+    x, kernel = residuals
+    cotangent = cotangent.astype(x.dtype)
+    x_cotangent = _product(cotangent, kernel.astype(x.dtype), 1, 1).astype(x.dtype)
+    return x_cotangent, _product(x, cotangent, 0, 0).astype(kernel.dtype)
+
+
+dot.defvjp(_forward, _backward)

@@ -1,0 +1,191 @@
+"""The feed-forward network with low-rank experts: MoE-CL's pair, or one expert alone.
+
+Axes: N tokens, B examples, D width, F ffn width, r rank, E experts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from moecl_jax.models.linear import dot
+from moecl_jax.models.lora import Expert, dropout, low_rank, mix
+
+
+@flax.struct.dataclass
+class FrozenFfn:
+    """The frozen projections of one layer's SwiGLU network, as functions of `[N, I]`."""
+
+    gate_proj: Callable[[jax.Array], jax.Array]
+    up_proj: Callable[[jax.Array], jax.Array]
+    down_proj: Callable[[jax.Array], jax.Array]
+
+
+@flax.struct.dataclass
+class LayerContext:
+    """What a layer needs beside its input.
+
+    Attributes:
+      membership: `[B, N]`, 1 where a token is a real token of an example, else 0.
+      seed: uint32 scalar of this layer and step for dropout, `None` in evaluation.
+    """
+
+    membership: jax.Array
+    seed: jax.Array | None
+
+
+Adapter = Mapping[str, Any]
+FeedForward = Callable[
+    [FrozenFfn, jax.Array, Adapter, LayerContext], tuple[jax.Array, dict[str, jax.Array]]
+]
+
+
+def frozen_ffn(
+    frozen: FrozenFfn, x: jax.Array, adapter: Adapter, context: LayerContext
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The model's own SwiGLU network: W_d (silu(W_g x) * W_u x)."""
+    del adapter, context
+    return frozen.down_proj(jax.nn.silu(frozen.gate_proj(x)) * frozen.up_proj(x)), {}
+
+
+def mixture(
+    frozen: FrozenFfn,
+    x: jax.Array,
+    experts: Sequence[Expert],
+    weights: jax.Array | None,
+    context: LayerContext,
+    *,
+    scale: float,
+    dropout_rate: float,
+    pool_first: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Weighted sum of the experts' FFN outputs, with one frozen down projection for all.
+
+    An expert e's output is (MoE-CL, eq. 3 and 4; c = lora_alpha / r)
+
+        a_e = silu(W_g x + c B_g^e A_g^e drop(x)) * (W_u x + c B_u^e A_u^e drop(x))
+        z_e = W_d a_e + c B_d^e A_d^e drop(a_e)
+
+    and since W_d is linear, exactly
+
+        sum_e beta_e z_e = W_d (sum_e beta_e a_e) + sum_e c B_d^e (beta_e A_d^e drop(a_e))
+        mean(z_s)        = W_d mean(a_s) + c B_d^s mean(A_d^s drop(a_s))
+
+    Args:
+      frozen: the layer's frozen projections.
+      x: `[N, D]`.
+      experts: E experts with factors `[I, r]` and `[r, O]`.
+      weights: beta `[N, E]`, or `None` for a plain sum (one expert alone).
+      context: membership of tokens and dropout seed.
+      scale: c.
+      dropout_rate: each expert draws its own masks.
+      pool_first: whether mean(z) of the first expert is wanted.
+
+    Returns:
+      `[N, D]`, and mean(z_0) `[B, D]` in float32 over each example's real tokens or `None`.
+    """
+    hidden_gate, hidden_up = frozen.gate_proj(x), frozen.up_proj(x)
+    mixed, low_rank_out, pooled = jnp.zeros_like(hidden_up), jnp.zeros_like(x), None
+
+    for index, expert in enumerate(experts):
+        weight = None if weights is None else weights[:, index : index + 1]
+        dropped = dropout(x, dropout_rate, _site_seed(context.seed, index, 0))
+        gate, up = hidden_gate, hidden_up
+        if "gate_proj" in expert:
+            gate = gate + low_rank(dropped, expert["gate_proj"], scale)
+        if "up_proj" in expert:
+            up = up + low_rank(dropped, expert["up_proj"], scale)
+        activation = jax.nn.silu(gate) * up
+        mixed = mixed + (activation if weight is None else weight.astype(x.dtype) * activation)
+        if "down_proj" in expert:
+            dropped = dropout(activation, dropout_rate, _site_seed(context.seed, index, 1))
+            low_rank_out = low_rank_out + low_rank(dropped, expert["down_proj"], scale, weight)
+        if pool_first and index == 0:
+            pooled_activation = _mean(activation, context.membership)
+            pooled = frozen.down_proj(pooled_activation.astype(x.dtype)).astype(jnp.float32)
+            if "down_proj" in expert:
+                factors = expert["down_proj"]
+                middle = _mean(dot(dropped, factors["a"], jnp.float32), context.membership)
+                pooled = pooled + scale * (middle @ factors["b"])
+
+    return frozen.down_proj(mixed) + low_rank_out, pooled
+
+
+def moe_ffn(
+    frozen: FrozenFfn,
+    x: jax.Array,
+    adapter: Adapter,
+    context: LayerContext,
+    *,
+    scale: float,
+    dropout_rate: float,
+    adversarial: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """MoE-CL's layer: shared and task expert under a token-wise gate (eq. 7 and 8).
+
+        beta = softmax(G x),   out = beta_s z_s + beta_t z_t
+
+    Args:
+      frozen: the layer's frozen projections.
+      x: `[N, D]`.
+      adapter: `shared` and `task` experts and `gate` `[2, D]` (row 0 shared).
+      context: membership of tokens and dropout seed.
+      scale: lora_alpha / r.
+      dropout_rate: of both experts.
+      adversarial: whether the discriminator's input is wanted.
+
+    Returns:
+      `[N, D]`, and `shared_pooled` `[B, D]`, mean(z_s) over each example's real tokens, when
+      `adversarial`.
+    """
+    gate_logits = x.astype(jnp.float32) @ adapter["gate"].T
+    out, pooled = mixture(
+        frozen,
+        x,
+        (adapter["shared"], adapter["task"]),
+        jax.nn.softmax(gate_logits, axis=-1),
+        context,
+        scale=scale,
+        dropout_rate=dropout_rate,
+        pool_first=adversarial,
+    )
+    return out, {} if pooled is None else {"shared_pooled": pooled}
+
+
+def lora_ffn(
+    frozen: FrozenFfn,
+    x: jax.Array,
+    adapter: Adapter,
+    context: LayerContext,
+    *,
+    scale: float,
+    dropout_rate: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One LoRA expert, `adapter["expert"]`, alone. Arguments as `moe_ffn`."""
+    out, _ = mixture(
+        frozen,
+        x,
+        (adapter["expert"],),
+        None,
+        context,
+        scale=scale,
+        dropout_rate=dropout_rate,
+        pool_first=False,
+    )
+    return out, {}
+
+
+def _mean(values: jax.Array, membership: jax.Array) -> jax.Array:
+    """Mean of `[N, F]` over each example's real tokens, `[B, F]` in float32."""
+    total = jnp.dot(
+        membership.astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
+    return total / jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)
+
+
+def _site_seed(seed: jax.Array | None, expert: int, site: int) -> jax.Array | None:
+    if seed is None:
+        return None
+    return mix(seed + jnp.uint32(2 * expert + site + 1))

@@ -1,0 +1,193 @@
+"""The train and evaluation steps: pure, top level, compiled once a batch shape.
+
+The step differentiates the active trees alone. The frozen LLM is a plain input: no gradient and
+no optimizer state of it exist.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from moecl_jax.data.batching import Batch
+from moecl_jax.losses import answer_loss, classification_loss
+from moecl_jax.methods.base import Method, Tree
+from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.heads import answer_log_probabilities, class_logits
+
+Head = Literal["lm", "classification"]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Active:
+    """Everything that is trained while one task is.
+
+    Attributes:
+      shared: the method's tree that all tasks share.
+      expert: the task's own tree.
+      head: `[D, C]` kernel of the task's classification head, or `{}` with the LM head.
+    """
+
+    shared: Tree
+    expert: Tree
+    head: Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of one task's training.
+
+    Attributes:
+      step: steps done on this task.
+      key: key of this task; each step folds its number in.
+      active: what is trained.
+      optimizer_state: of `active` alone.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    active: Active
+    optimizer_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The static parts of a step: hashable, so that a step is compiled once for each.
+
+    Attributes:
+      method: how the experts are used and what is added to the loss.
+      head: "lm" or "classification".
+      dtype: of activations.
+      remat: policy of the decoder.
+      weight_decay: of AdamW.
+      clip_norm: gradients are scaled down to this global norm; 0 leaves them alone.
+    """
+
+    method: Method
+    head: Head
+    dtype: Any
+    remat: str
+    weight_decay: float
+    clip_norm: float
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW less its learning rate, which is an argument of the step."""
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        decay = optax.add_decayed_weights(self.weight_decay)
+        return optax.chain(clip, optax.scale_by_adam(), decay)
+
+    def decoder(self, training: bool) -> Decoder:
+        """The frozen decoder with the method's FFN in it."""
+        feed_forward = self.method.feed_forward(training)
+        remat = self.remat if training else "none"
+        return Decoder(self.method.config, self.dtype, feed_forward, remat)
+
+
+def init_train_state(learner: Learner, active: Active, key: jax.Array) -> TrainState:
+    """A fresh optimizer for `active`."""
+    return TrainState(jnp.zeros((), jnp.int32), key, active, learner.optimizer.init(active))
+
+
+def train_step(
+    state: TrainState, frozen: Tree, batch: Batch, learning_rate: jax.Array, *, learner: Learner
+) -> tuple[TrainState, Metrics]:
+    """One update of experts, gate, head and discriminator together.
+
+    Args:
+      state: state of the task's training.
+      frozen: parameters of the decoder.
+      batch: one training batch.
+      learning_rate: scalar of this step.
+      learner: static parts.
+
+    Returns:
+      The new state, and `loss` (= loss_instruction + the method's penalty),
+      `loss_instruction`, `loss_adversarial`, `gradient_norm` and the method's own.
+    """
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.active, state, frozen, batch, learner)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    updates, optimizer_state = learner.optimizer.update(
+        gradients, state.optimizer_state, state.active
+    )
+    active = jax.tree.map(lambda p, u: p - learning_rate * u, state.active, updates)
+    return TrainState(state.step + 1, state.key, active, optimizer_state), metrics
+
+
+def loss(
+    active: Active, state: TrainState, frozen: Tree, batch: Batch, learner: Learner
+) -> tuple[jax.Array, Metrics]:
+    """Instruction loss plus the method's penalty, and metrics."""
+    layers = (learner.method.config.layers,)
+    seeds = jax.random.bits(jax.random.fold_in(state.key, state.step), layers, jnp.uint32)
+    hidden, reports = forward(active, frozen, batch, learner, seeds=seeds)
+    if learner.head == "lm":
+        log_probabilities, _ = _answers(hidden, frozen, batch, learner)
+        instruction = answer_loss(log_probabilities, jnp.asarray(batch.answer_mask))
+    else:
+        logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
+        instruction = classification_loss(logits, batch.labels, batch.weights)
+    penalty, metrics = learner.method.penalty(active.shared, reports, batch)
+    total = instruction + penalty
+    return total, {"loss": total, "loss_instruction": instruction, **metrics}
+
+
+def evaluation_step(
+    active: Active, frozen: Tree, batch: Batch, *, learner: Learner
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of each example's labels.
+
+    Returns:
+      Scores `[B, C]` or `[B, K]`, the lowest finite value where there is no such label: class
+      logits, or with the LM head the log-probability of each label's text and its end; and
+      whether the label is the answer, `[B, C]` or `[B, K]`: the highest logit, or with the LM
+      head whether greedy decoding writes exactly this label's text and ends. (Greedy decoding
+      from the prompt gives a text if and only if, with that text fed, every token of it is the
+      most probable one.)
+    """
+    hidden, _ = forward(active, frozen, batch, learner, seeds=None)
+    lowest = jnp.finfo(jnp.float32).min
+    if learner.head == "lm":
+        log_probabilities, greedy = _answers(hidden, frozen, batch, learner)
+        real = jnp.asarray(batch.answer_mask) > 0
+        exists = real.any(axis=-1)
+        scores = jnp.where(real, log_probabilities, 0.0).sum(axis=-1)
+        return jnp.where(exists, scores, lowest), exists & (greedy | ~real).all(axis=-1)
+    logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
+    return logits, jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[1], dtype=bool)
+
+
+def forward(
+    active: Active, frozen: Tree, batch: Batch, learner: Learner, *, seeds: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Final hidden states `[N, D]` and the layers' reports; `seeds` `[L]` means training."""
+    chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
+    examples = jnp.arange(1, batch.weights.shape[0] + 1)
+    membership = jnp.asarray(batch.segments).reshape(1, -1) == examples[:, None]
+    return learner.decoder(training=seeds is not None).apply(
+        {"params": frozen},
+        batch.tokens,
+        batch.positions,
+        batch.segments,
+        batch.branches,
+        membership.astype(jnp.float32),
+        learner.method.adapter(active.shared, active.expert),
+        seeds,
+    )
+
+
+def _answers(
+    hidden: jax.Array, frozen: Tree, batch: Batch, learner: Learner
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and greedy choices `[B, K, A]`, logits only where an answer is."""
+    decoder = Decoder(learner.method.config, learner.dtype)
+    at = hidden[jnp.asarray(batch.answer_positions).reshape(-1)]
+    logits = decoder.apply({"params": frozen}, at, method="logits")
+    return answer_log_probabilities(
+        logits.reshape(*batch.answer_targets.shape, -1), jnp.asarray(batch.answer_targets)
+    )
