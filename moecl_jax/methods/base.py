@@ -39,7 +39,7 @@ class MethodSettings:
 
     @property
     def scale(self) -> float:
-        """c = lora_alpha / r."""
+        """C = lora_alpha / r."""
         return self.lora_alpha / self.rank
 
 

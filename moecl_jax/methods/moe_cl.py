@@ -77,7 +77,7 @@ class MoeCl(Method):
     def penalty(
         self, shared: Tree, reports: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """alpha times the discriminator's and the shared expert's adversarial losses.
+        """Alpha times the discriminator's and the shared expert's adversarial losses.
 
         The reported `loss_adversarial` is L_GAN.
         """

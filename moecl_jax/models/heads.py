@@ -7,8 +7,6 @@ D width, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.models.linear import dot
-
 
 def init_head(key: jax.Array, width: int, classes: int) -> jax.Array:
     """Kernel `[D, classes]`, uniform on +-1/sqrt(D), each column its own draw.

@@ -1,0 +1,7 @@
+"""Makes `python -m moecl_jax` the `moecl` command."""
+
+import sys
+
+from moecl_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,112 @@
+"""Orbax checkpoints: one for each finished task, and one inside the task being trained.
+
+    checkpoints/000_trec/       shared trees, the task's expert and head; JSON beside them
+    checkpoints/in_progress/    the state of the task in training; gone when it is finished
+
+Every save is atomic: Orbax writes beside the target and renames. The frozen LLM is not saved;
+its fingerprint is.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from moecl_jax.errors import UserError
+
+FOLDER = "checkpoints"
+_IN_PROGRESS = "in_progress"
+
+
+def _save(path: Path, tree: Any, record: Mapping[str, Any]) -> None:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        parts = ocp.args.Composite(
+            tree=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(dict(record))
+        )
+        checkpointer.save(path.absolute(), parts, force=True)
+
+
+def _restore(path: Path, part: str, argument: Any) -> Any:
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path.absolute(), ocp.args.Composite(**{part: argument}))[
+                part
+            ]
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"cannot read the checkpoint {path}: {' '.join(str(error).split())[:300]}. It is damaged, "
+            "or was written with other sizes; restore it from a copy, or remove it and what "
+            "follows it to train from the task before."
+        ) from error
+
+
+class TaskCheckpoints:
+    """The checkpoints of a workdir."""
+
+    def __init__(self, workdir: Path) -> None:
+        """Names the folder; nothing is created before the first save."""
+        self.folder = workdir / FOLDER
+
+    def save_finished(
+        self, index: int, name: str, tree: Any, record: Mapping[str, Any]
+    ) -> None:
+        """Saves a finished task and forgets its training state.
+
+        Args:
+          index: place of the task in the stream.
+          name: the task.
+          tree: its shared trees, expert and head.
+          record: JSON-serialisable facts, such as the accuracies so far.
+        """
+        _save(self._finished(index, name), tree, record)
+        self.clear_in_progress()
+
+    def finished_record(self, index: int, name: str) -> dict[str, Any] | None:
+        """The record of a finished task, or None if it has not been finished."""
+        path = self._finished(index, name)
+        if not path.is_dir():
+            return None
+        return dict(_restore(path, "record", ocp.args.JsonRestore()))
+
+    def restore_finished(self, index: int, name: str, template: Any) -> Any:
+        """The trees of a finished task as NumPy; `template` gives their shapes and dtypes."""
+        abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        return _restore(self._finished(index, name), "tree", ocp.args.StandardRestore(abstract))
+
+    def save_in_progress(self, tree: Any, record: Mapping[str, Any]) -> None:
+        """Saves the state of the task in training over the one before, which stays till then."""
+        step = int(record["step"])
+        _save(self.folder / _IN_PROGRESS / str(step), tree, record)
+        for other in self._in_progress_steps():
+            if other != step:
+                shutil.rmtree(self.folder / _IN_PROGRESS / str(other))
+
+    def in_progress_record(self) -> dict[str, Any] | None:
+        """The record of the newest state of the task in training, or None."""
+        steps = self._in_progress_steps()
+        if not steps:
+            return None
+        path = self.folder / _IN_PROGRESS / str(max(steps))
+        return dict(_restore(path, "record", ocp.args.JsonRestore()))
+
+    def restore_in_progress(self, template: Any) -> Any:
+        """The newest state of the task in training, on the device."""
+        path = self.folder / _IN_PROGRESS / str(max(self._in_progress_steps()))
+        return _restore(path, "tree", ocp.args.StandardRestore(template))
+
+    def clear_in_progress(self) -> None:
+        """Forgets the state of the task in training."""
+        shutil.rmtree(self.folder / _IN_PROGRESS, ignore_errors=True)
+
+    def _in_progress_steps(self) -> list[int]:
+        folder = self.folder / _IN_PROGRESS
+        if not folder.is_dir():
+            return []
+        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+    def _finished(self, index: int, name: str) -> Path:
+        return self.folder / f"{index:03d}_{name}"

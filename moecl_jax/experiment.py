@@ -1,0 +1,322 @@
+"""From a config to all that a run needs: the only reader of the config, and where steps are jitted."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from moecl_jax.data.batching import Layout
+from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.tasks import Task, TaskDefinition, load_task
+from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
+from moecl_jax.errors import UserError
+from moecl_jax.losses import OBJECTIVES
+from moecl_jax.methods import METHODS, MethodSettings
+from moecl_jax.methods.base import Tree
+from moecl_jax.models.decoder import REMAT_POLICIES
+from moecl_jax.models.lora import FFN_TARGETS
+from moecl_jax.state import Initializer
+from moecl_jax.steps import Learner, evaluation_step, train_step
+from moecl_jax.weights.load import Backbone, load_backbone
+
+CONFIG_NAME = "config.json"
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + np.cos(np.pi * done)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a task's steps: a linear warm-up, then `shape` down to 0 at the end.
+
+    Attributes:
+      peak: highest learning rate.
+      shape: a key of `SCHEDULES`.
+      warmup_fraction: of the steps.
+    """
+
+    peak: float
+    shape: str
+    warmup_fraction: float
+
+    def __call__(self, step: int, total: int) -> float:
+        """The rate of the 0-based `step` out of `total`."""
+        warmup = round(total * self.warmup_fraction)
+        if step < warmup:
+            return self.peak * (step + 1) / warmup
+        return self.peak * SCHEDULES[self.shape]((step - warmup) / max(total - warmup, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and how a task is trained.
+
+    Attributes:
+      epochs: passes over a task's training examples.
+      schedule: of the learning rate.
+      best: whether the epoch that validates best is kept, or the last.
+      log_every: steps.
+      checkpoint_every: steps.
+    """
+
+    epochs: int
+    schedule: Schedule
+    best: bool
+    log_every: int
+    checkpoint_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that a run needs, but its data.
+
+    Attributes:
+      seed: of everything random.
+      backbone: the frozen LLM on the host, its tokenizer and fingerprint.
+      frozen: its parameters on the device.
+      learner: static parts of the steps.
+      initializer: starting values.
+      definitions: the tasks in order.
+      answers: for each task the ids of its labels' texts; empty with classification heads.
+      training: how a task is trained.
+      training_layout: of training batches.
+      evaluation_layout: of evaluation batches.
+      train_step: compiled `steps.train_step`.
+      evaluation_step: compiled `steps.evaluation_step`.
+    """
+
+    seed: int
+    backbone: Backbone
+    frozen: Tree
+    learner: Learner
+    initializer: Initializer
+    definitions: tuple[TaskDefinition, ...]
+    answers: tuple[tuple[np.ndarray, ...], ...]
+    training: Training
+    training_layout: Layout
+    evaluation_layout: Layout
+    train_step: Callable[..., Any]
+    evaluation_step: Callable[..., Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names in order."""
+        return [definition.name for definition in self.definitions]
+
+    def index(self, name: str) -> int:
+        """Place of a task in the stream."""
+        if name not in self.names:
+            raise UserError(f"there is no task '{name}'; the tasks are {', '.join(self.names)}")
+        return self.names.index(name)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Reads a config, loads the LLM and makes the steps; data is loaded by `load_tasks`.
+
+    Raises:
+      UserError: a value that is not one of its choices or out of range, or what loading raises.
+    """
+    dtype = _choose("model.dtype", config.model.dtype, ("bfloat16", "float32"))
+    remat = _choose("model.remat", config.model.remat, ("none", *REMAT_POLICIES))
+    head = _choose("head", config.head, ("lm", "classification"))
+    method_class = METHODS[_choose("method", config.method, tuple(METHODS))]
+    settings = MethodSettings(
+        rank=_at_least("lora.rank", config.lora.rank, 1),
+        lora_alpha=config.lora.alpha,
+        dropout=_at_least("lora.dropout", config.lora.dropout, 0.0),
+        targets=tuple(_choose("lora.targets", name, FFN_TARGETS) for name in config.lora.targets),
+        objective=_choose("adversarial.objective", config.adversarial.objective, OBJECTIVES),
+        adversarial_alpha=config.adversarial.alpha,
+    )
+    if settings.dropout >= 1.0:
+        raise UserError(f"config: lora.dropout = {settings.dropout} must be below 1")
+    definitions = _definitions(config)
+    backbone = load_backbone(config.model.path, jnp.dtype(dtype))
+    if backbone.tokenizer is None:
+        raise UserError(f"{config.model.path} holds no tokenizer; put its tokenizer.json there")
+    answers: tuple[tuple[np.ndarray, ...], ...] = ((),) * len(definitions)
+    if head == "lm":
+        answers = tuple(tokenize_answers(d.labels, backbone.tokenizer) for d in definitions)
+
+    method = method_class(settings, backbone.config)
+    learner = Learner(
+        method=method,
+        head=head,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+    )
+    classes = max(len(definition.labels) for definition in definitions)
+    packed = _choose("batch.layout", config.batch.layout, ("packed", "padded")) == "packed"
+    layout = functools.partial(
+        Layout,
+        packed=packed,
+        row_length=config.batch.row_length,
+        continuations=classes if head == "lm" else 1,
+        answer_length=max((len(ids) for labels in answers for ids in labels), default=1),
+    )
+    return Experiment(
+        seed=config.seed,
+        backbone=backbone,
+        frozen=jax.device_put(backbone.params),
+        learner=learner,
+        initializer=Initializer(method, config.seed, head, classes),
+        definitions=definitions,
+        answers=answers,
+        training=_training(config),
+        training_layout=layout(_at_least("batch.size", config.batch.size, 1)),
+        evaluation_layout=layout(
+            _at_least("batch.evaluation_size", config.batch.evaluation_size, 1)
+        ),
+        train_step=jax.jit(functools.partial(train_step, learner=learner), donate_argnums=0),
+        evaluation_step=jax.jit(functools.partial(evaluation_step, learner=learner)),
+    )
+
+
+def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask]:
+    """Reads and tokenises the tasks' data, and prints what was cut or left out."""
+    tasks = []
+    for definition in experiment.definitions:
+        task = load_task(
+            definition,
+            seed=config.seed,
+            validation_fraction=config.data.validation_fraction,
+            train_examples=config.data.train_examples,
+            validation_examples=config.data.validation_examples,
+            test_examples=config.data.test_examples,
+            on_bad_example=config.data.on_bad_example,
+        )
+        tokenized = tokenize_task(
+            task,
+            experiment.backbone.tokenizer,
+            max_length=config.data.max_length,
+            over_long=config.data.over_long,
+        )
+        print(_describe(task, tokenized), flush=True)
+        tasks.append(tokenized)
+    return tasks
+
+
+def save_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes `config.json`."""
+    text = json.dumps(json.loads(config.to_json()), indent=2)
+    (workdir / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """Reads the `config.json` of a workdir.
+
+    Raises:
+      UserError: there is none, or it is broken.
+    """
+    path = workdir / CONFIG_NAME
+    try:
+        return ConfigDict(json.loads(path.read_text(encoding="utf-8"))).lock()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist: {workdir} is no workdir. Name the --workdir of a training."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is broken: {error}") from error
+
+
+def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
+    """Compares with the config of an earlier run in this workdir.
+
+    Only what changes no result may differ, and tasks may be added at the end of the list.
+
+    Raises:
+      UserError: names the first key that differs and both values.
+    """
+    if not (workdir / CONFIG_NAME).exists():
+        return
+    old, new = load_config(workdir).to_dict(), json.loads(config.to_json())
+    known = list(old["tasks"])
+    if list(new["tasks"])[: len(known)] != known:
+        raise UserError(
+            f"{workdir} was begun with the tasks {', '.join(known)}; the list may only be "
+            f"extended at its end, and now it is {', '.join(new['tasks'])}. Use another --workdir."
+        )
+    for side in (old, new):
+        side["definitions"] = {k: v for k, v in side["definitions"].items() if k in known}
+        for key in ("tasks", "log_every", "checkpoint_every"):
+            side.pop(key)
+        side["batch"].pop("evaluation_size")
+    flat_old, flat_new = dict(_leaves(old)), dict(_leaves(new))
+    for key in sorted(flat_old.keys() | flat_new.keys()):
+        if flat_old.get(key) != flat_new.get(key):
+            raise UserError(
+                f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
+                f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with."
+            )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((prefix + key, list(value) if isinstance(value, tuple) else value))
+    return leaves
+
+
+def _definitions(config: ConfigDict) -> tuple[TaskDefinition, ...]:
+    own = {
+        name: TaskDefinition(**{"name": name, **fields})
+        for name, fields in config.definitions.to_dict().items()
+    }
+    known = {**CATALOG, **own}
+    names = list(config.tasks)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"config: tasks names '{name}', which is neither in the catalog "
+                f"({', '.join(CATALOG)}) nor in config.definitions ({', '.join(own) or 'empty'})"
+            )
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"config: tasks must name at least one task, none twice; it is {names}")
+    return tuple(known[name] for name in names)
+
+
+def _training(config: ConfigDict) -> Training:
+    optimizer = config.optimizer
+    schedule = _choose("optimizer.schedule", optimizer.schedule, tuple(SCHEDULES))
+    selection = _choose("selection", config.selection, ("best", "last"))
+    return Training(
+        epochs=_at_least("epochs", config.epochs, 1),
+        schedule=Schedule(optimizer.learning_rate, schedule, optimizer.warmup_fraction),
+        best=selection == "best",
+        log_every=_at_least("log_every", config.log_every, 1),
+        checkpoint_every=_at_least("checkpoint_every", config.checkpoint_every, 1),
+    )
+
+
+def _describe(task: Task, tokenized: TokenizedTask) -> str:
+    counts = ", ".join(f"{split} {len(tokenized.splits[split])}" for split in tokenized.splits)
+    notes = [f"{reason}: {count} skipped" for reason, count in task.skipped.items()]
+    for what, by_split in (("cut to fit", tokenized.truncated), ("dropped", tokenized.dropped)):
+        notes += [f"{count} {split} texts {what}" for split, count in by_split.items() if count]
+    return f"{task.name}: {counts}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _choose(key: str, value: str, choices: Sequence[str]) -> Any:
+    if value not in choices:
+        raise UserError(f"config: {key} = {value!r} is not one of {', '.join(choices)}")
+    return value
+
+
+def _at_least(key: str, value: Any, lowest: float) -> Any:
+    if value < lowest:
+        raise UserError(f"config: {key} = {value} must be at least {lowest}")
+    return value

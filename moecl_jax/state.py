@@ -1,0 +1,100 @@
+"""What is trained now and what is finished.
+
+A stream holds the trees that all tasks share and, for each finished task, its own trees as NumPy
+arrays in host memory: they cannot be trained again, and cost no device memory.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moecl_jax.errors import UserError
+from moecl_jax.methods.base import Method, Tree
+from moecl_jax.models.heads import init_head
+from moecl_jax.steps import Active, Head
+
+_SHARED, _EXPERT, _HEAD, _TRAINING = range(4)  # streams of random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A finished task's own part: its expert, and its head cut to its classes, as NumPy."""
+
+    expert: Tree
+    head: Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Shared trees of the moment and the finished tasks by name."""
+
+    shared: Tree
+    finished: Mapping[str, Finished]
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """All random starting values, functions of seed and task index alone.
+
+    Attributes:
+      method: whose trees these are.
+      seed: of the run.
+      head: "lm" or "classification".
+      classes: classes of the widest task.
+    """
+
+    method: Method
+    seed: int
+    head: Head
+    classes: int
+
+    def shared(self, task_count: int) -> Tree:
+        """The shared trees before the first of `task_count` tasks."""
+        return self.method.init_shared(self._key(_SHARED, 0), task_count)
+
+    def extend(self, shared: Tree, task_count: int) -> Tree:
+        """Shared trees of a shorter stream, ready for `task_count` tasks."""
+        return self.method.extend_shared(shared, self._key(_SHARED, 0), task_count)
+
+    def begin(self, shared: Tree, task_index: int) -> Active:
+        """What is trained when a task begins, or stands for one that has not begun."""
+        expert = self.method.init_task_expert(self._key(_EXPERT, task_index))
+        if self.head == "lm":
+            return Active(shared, expert, {})
+        key = self._key(_HEAD, task_index)
+        return Active(shared, expert, init_head(key, self.method.config.width, self.classes))
+
+    def training_key(self, task_index: int) -> jax.Array:
+        """Key of a task's training; steps fold their number in."""
+        return self._key(_TRAINING, task_index)
+
+    def _key(self, purpose: int, index: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), purpose), index)
+
+
+def finish(stream: Stream, name: str, active: Active, class_count: int) -> Stream:
+    """The stream after a task: its shared trees carried on, its own parts set aside."""
+    if name in stream.finished:
+        raise UserError(f"task '{name}' is finished already; it cannot be trained again")
+    head = jax.tree.map(lambda kernel: np.asarray(kernel)[:, :class_count], active.head)
+    done = Finished(jax.tree.map(np.asarray, active.expert), head)
+    return Stream(active.shared, {**stream.finished, name: done})
+
+
+def look_up(stream: Stream, name: str, classes: int) -> Active:
+    """A finished task's parts with the shared trees of the moment, ready for evaluation.
+
+    Args:
+      stream: the stream.
+      name: a finished task.
+      classes: the head is padded with zeros to this many; they are masked out.
+    """
+    done = stream.finished[name]
+
+    def pad(kernel: np.ndarray) -> jax.Array:
+        return jnp.pad(kernel, ((0, 0), (0, classes - kernel.shape[1])))
+
+    return Active(stream.shared, done.expert, jax.tree.map(pad, done.head))

@@ -1,0 +1,423 @@
+"""The task loop: train, select, evaluate on every task, save; then the next task."""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.data.batching import chunks, epoch_order, make_batch
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
+from moecl_jax.errors import UserError
+from moecl_jax.evaluate import Evaluation, evaluate_examples, score
+from moecl_jax.experiment import (
+    Experiment,
+    build,
+    load_tasks,
+    refuse_other_config,
+    save_config,
+)
+from moecl_jax.methods.base import Tree
+from moecl_jax.metrics import summarize
+from moecl_jax.progress import MetricsLog, Progress
+from moecl_jax.state import Finished, Stream, finish, look_up
+from moecl_jax.steps import Active, Metrics, init_train_state
+
+RESULTS_NAME = "results.json"
+_VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+@dataclasses.dataclass
+class History:
+    """Accuracies so far: rows after each finished task, columns all tasks of the stream.
+
+    Attributes:
+      random_init: accuracy on each task before any training.
+      accuracy: the matrix R.
+      scored: the same, by scoring the labels' texts.
+      validation: of the weights kept of each task.
+      global_step: steps done in all finished tasks.
+      wall_seconds: spent until the last task was finished.
+    """
+
+    random_init: list[float]
+    accuracy: list[list[float]] = dataclasses.field(default_factory=list)
+    scored: list[list[float]] = dataclasses.field(default_factory=list)
+    validation: list[float] = dataclasses.field(default_factory=list)
+    global_step: int = 0
+    wall_seconds: float = 0.0
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains on the stream of tasks, or goes on where an earlier run in `workdir` stopped.
+
+    Args:
+      config: as in configs/default.py.
+      workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints and results.json.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      UserError: the config or the data are at fault, or the workdir belongs to another run.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    refuse_other_config(config, workdir)
+    experiment = build(config)
+    run = Run(experiment, load_tasks(config, experiment), workdir)
+    save_config(config, workdir)
+    results = {
+        "method": config.method,
+        "tasks": experiment.names,
+        **run.run(),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    write_json(workdir / RESULTS_NAME, results)
+    return results
+
+
+class Run:
+    """One stream being trained in one workdir."""
+
+    def __init__(self, experiment: Experiment, tasks: Sequence[TokenizedTask], workdir: Path):
+        """Opens the workdir's checkpoints."""
+        self.experiment = experiment
+        self.tasks = tasks
+        self.workdir = workdir
+        self.checkpoints = TaskCheckpoints(workdir)
+        self.begun = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        """Trains what is not finished yet; returns the matrix and what is computed from it."""
+        stream, history = restore_stream(self.experiment, self.checkpoints)
+        shared = self.experiment.initializer.shared(len(self.tasks))
+        if history is None:
+            print("evaluating the untrained model on every task", flush=True)
+            history = History([e.accuracy for e in self.evaluate_all(Stream(shared, {}))])
+        else:
+            self._fill_columns(history)
+        finished = len(history.accuracy)
+        resumed_step = history.global_step
+        if finished < len(self.tasks):
+            record = self.checkpoints.in_progress_record()
+            if record is not None:
+                check_fingerprint(self.experiment, record)
+                resumed_step += record["step"]
+        with MetricsLog(self.workdir, resumed_step=resumed_step) as log:
+            for index in range(finished, len(self.tasks)):
+                stream = self.train_task(index, stream, history, log)
+        return self._results(history)
+
+    def train_task(
+        self, index: int, stream: Stream, history: History, log: MetricsLog
+    ) -> Stream:
+        """Trains one task to its end, evaluates on all tasks and saves it."""
+        task = self.tasks[index]
+        training = TaskTraining(self, index, stream, history, log)
+        active, validation = training.run()
+        stream = finish(stream, task.name, active, len(task.labels))
+        evaluations = self.evaluate_all(stream)
+        history.accuracy.append([e.accuracy for e in evaluations])
+        history.scored.append([e.scored_accuracy for e in evaluations])
+        history.validation.append(validation)
+        history.global_step += training.total_steps
+        history.wall_seconds += time.perf_counter() - self.begun
+        self.begun = time.perf_counter()
+        done = stream.finished[task.name]
+        self.checkpoints.save_finished(
+            index,
+            task.name,
+            {"shared": stream.shared, "expert": done.expert, "head": done.head},
+            {
+                **dataclasses.asdict(history),
+                "tasks": self.experiment.names,
+                "fingerprint": self.experiment.backbone.fingerprint,
+            },
+        )
+        return stream
+
+    def evaluate_all(self, stream: Stream) -> list[Evaluation]:
+        """Test results on all tasks, with the starting values of those not trained yet."""
+        return [
+            self.evaluate_task(stream, index, "test") for index in range(len(self.tasks))
+        ]
+
+    def evaluate_task(self, stream: Stream, index: int, split: str) -> Evaluation:
+        """Results of one task on one split, with its finished expert or its starting value."""
+        return self.evaluate_active(task_trees(self.experiment, stream, index), index, split)
+
+    def evaluate_active(self, active: Active, index: int, split: str) -> Evaluation:
+        """Results of given trees on one split of a task."""
+        task, examples = self.tasks[index], self.tasks[index].splits[split]
+        scores = score(
+            self.experiment.evaluation_step,
+            active,
+            self.experiment.frozen,
+            examples,
+            self.experiment.answers[index],
+            self.experiment.evaluation_layout,
+            class_count=len(task.labels),
+        )
+        return evaluate_examples(scores, examples)
+
+    def _fill_columns(self, history: History) -> None:
+        """Adds the columns of tasks that were not in the stream when earlier ones were trained.
+
+        Each is evaluated with the shared trees of that time, which its checkpoint holds.
+        """
+        known, count = len(history.random_init), len(self.tasks)
+        if known == count:
+            return
+        initial = Stream(self.experiment.initializer.shared(count), {})
+        for column in range(known, count):
+            history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
+        for row in range(len(history.accuracy)):
+            shared = restore_task(self.experiment, self.checkpoints, row, known)["shared"]
+            stream = Stream(self.experiment.initializer.extend(shared, count), {})
+            for column in range(known, count):
+                evaluation = self.evaluate_task(stream, column, "test")
+                history.accuracy[row].append(evaluation.accuracy)
+                history.scored[row].append(evaluation.scored_accuracy)
+
+    def _results(self, history: History) -> dict[str, Any]:
+        results = {
+            "accuracy_matrix": history.accuracy,
+            "random_init": history.random_init,
+            "metrics": summarize(np.array(history.accuracy), np.array(history.random_init)),
+            "scored_accuracy_matrix": history.scored,
+            "validation_accuracy": history.validation,
+            "selection": (
+                "best validation accuracy over the epochs (ties: likelihood)"
+                if self.experiment.training.best
+                else "last epoch"
+            ),
+            "wall_seconds": history.wall_seconds,
+        }
+        if self.experiment.learner.head == "classification":
+            del results["scored_accuracy_matrix"]  # the same as accuracy_matrix
+        return results
+
+
+class TaskTraining:
+    """The training of one task, resumable after any checkpoint."""
+
+    def __init__(self, run: Run, index: int, stream: Stream, history: History, log: MetricsLog):
+        """Begins the task, or restores what an interrupted run had reached in it."""
+        experiment = run.experiment
+        self.parent, self.index, self.log = run, index, log
+        self.experiment, self.task = experiment, run.tasks[index]
+        self.examples = self.task.splits["train"]
+        self.size = experiment.training_layout.batch_size
+        self.epoch_steps = -(-len(self.examples) // self.size)
+        self.total_steps = self.epoch_steps * experiment.training.epochs
+        self.earlier_steps = history.global_step
+
+        active = experiment.initializer.begin(stream.shared, index)
+        key = experiment.initializer.training_key(index)
+        self.state = init_train_state(experiment.learner, copy_tree(active), key)
+        self.step = 0
+        self.best, self.best_score = active, (-1.0, -np.inf)
+        record = run.checkpoints.in_progress_record()
+        if record is not None and record["task"] == self.task.name:
+            self._restore(record)
+        self.pending: dict[str, Any] | None = None
+        self.since_log, self.logged_at = np.zeros(2), time.perf_counter()
+
+    def run(self) -> tuple[Active, float]:
+        """Trains to the end; returns the selected trees and their validation accuracy."""
+        label = f"task {self.index + 1}/{len(self.parent.tasks)} {self.task.name}"
+        epochs, place = divmod(self.step, self.epoch_steps)
+        count = len(self.examples)
+        done = epochs * count + place * self.size
+        total = self.experiment.training.epochs * count
+        with Progress(label, total, done=done) as progress:
+            while self.step < self.total_steps:
+                self._run_epoch(progress)
+            self._write_pending(progress)
+        return self.best, self.best_score[0]
+
+    def _run_epoch(self, progress: Progress) -> None:
+        """Trains to the end of the current epoch, validates and saves."""
+        training = self.experiment.training
+        epoch, place = divmod(self.step, self.epoch_steps)
+        order = epoch_order(self.experiment.seed, self.index, epoch, len(self.examples))
+        for chunk in list(chunks(order, self.size))[place:]:
+            metrics = self._train_batch([self.examples[index] for index in chunk])
+            self._write_pending(progress)
+            if self.step % training.log_every == 0:
+                rate = training.schedule(self.step - 1, self.total_steps)
+                self.pending = {
+                    "step": self.earlier_steps + self.step,
+                    "task": self.task.name,
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    "metrics": metrics,
+                }
+            progress.update(len(chunk))
+            if self.step % training.checkpoint_every == 0 and self.step % self.epoch_steps:
+                self._save()
+        evaluation = self.parent.evaluate_active(self.state.active, self.index, "validation")
+        reached = (evaluation.accuracy, evaluation.log_likelihood)
+        if reached > self.best_score or not training.best:
+            self.best, self.best_score = copy_tree(self.state.active), reached
+        self._save()
+
+    def _train_batch(self, examples: Sequence[TokenizedExample]) -> Metrics:
+        experiment = self.experiment
+        batch = make_batch(
+            examples,
+            experiment.answers[self.index],
+            experiment.training_layout,
+            task_index=self.index,
+            class_count=len(self.task.labels),
+            training=True,
+        )
+        rate = np.float32(experiment.training.schedule(self.step, self.total_steps))
+        self.state, metrics = experiment.train_step(self.state, experiment.frozen, batch, rate)
+        self.step += 1
+        self.since_log += len(examples), np.count_nonzero(batch.segments)
+        return metrics
+
+    def _write_pending(self, progress: Progress) -> None:
+        """Logs the last step to be logged, one step late so that the device never waits."""
+        if self.pending is None:
+            return
+        metrics = {name: float(value) for name, value in self.pending.pop("metrics").items()}
+        now = time.perf_counter()
+        speed, self.logged_at = self.since_log / (now - self.logged_at), now
+        self.since_log = np.zeros(2)
+        speeds = {"examples_per_second": speed[0], "tokens_per_second": speed[1]}
+        self.log.write({**self.pending, **metrics, **speeds})
+        progress.update(0, metrics["loss"])
+        self.pending = None
+
+    def _save(self) -> None:
+        tree = {
+            "active": self.state.active,
+            "optimizer_state": self.state.optimizer_state,
+            "best": self.best,
+        }
+        record = {
+            "task": self.task.name,
+            "step": self.step,
+            "best_score": list(self.best_score),
+            "fingerprint": self.experiment.backbone.fingerprint,
+        }
+        self.parent.checkpoints.save_in_progress(tree, record)
+
+    def _restore(self, record: Mapping[str, Any]) -> None:
+        template = {
+            "active": self.state.active,
+            "optimizer_state": self.state.optimizer_state,
+            "best": self.best,
+        }
+        tree = self.parent.checkpoints.restore_in_progress(template)
+        self.step = int(record["step"])
+        self.best = tree["best"]
+        self.best_score = tuple(record["best_score"])
+        self.state = self.state.replace(
+            step=jnp.asarray(self.step, jnp.int32),
+            active=tree["active"],
+            optimizer_state=tree["optimizer_state"],
+        )
+
+
+def restore_stream(
+    experiment: Experiment, checkpoints: TaskCheckpoints
+) -> tuple[Stream, History | None]:
+    """The stream after its last finished task, and what was measured; None if there is none.
+
+    Raises:
+      UserError: the checkpoints were made with another frozen model, or cannot be read.
+    """
+    initializer, count = experiment.initializer, len(experiment.definitions)
+    shared, finished, history = initializer.shared(count), {}, None
+    for index, name in enumerate(experiment.names):
+        record = checkpoints.finished_record(index, name)
+        if record is None:
+            break
+        check_fingerprint(experiment, record)
+        history = History(**{f.name: record[f.name] for f in dataclasses.fields(History)})
+        tree = restore_task(experiment, checkpoints, index, len(history.random_init))
+        finished[name] = Finished(tree["expert"], tree["head"])
+        shared = initializer.extend(tree["shared"], count)
+    return Stream(shared, finished), history
+
+
+def restore_task(
+    experiment: Experiment, checkpoints: TaskCheckpoints, index: int, task_count: int
+) -> dict[str, Tree]:
+    """A finished task's `shared`, `expert` and `head` as NumPy.
+
+    Args:
+      experiment: the run.
+      checkpoints: of its workdir.
+      index: place of the task.
+      task_count: tasks of the stream when it was saved.
+    """
+    definition = experiment.definitions[index]
+
+    def begin() -> Active:
+        return experiment.initializer.begin(experiment.initializer.shared(task_count), index)
+
+    shapes = jax.eval_shape(begin)
+    head = jax.tree.map(
+        lambda kernel: jax.ShapeDtypeStruct(
+            (kernel.shape[0], len(definition.labels)), kernel.dtype
+        ),
+        shapes.head,
+    )
+    template = {"shared": shapes.shared, "expert": shapes.expert, "head": head}
+    return dict(checkpoints.restore_finished(index, definition.name, template))
+
+
+def task_trees(experiment: Experiment, stream: Stream, index: int) -> Active:
+    """The trees that answer for a task: its finished ones, or those it will start from."""
+    name = experiment.names[index]
+    if name in stream.finished:
+        return look_up(stream, name, experiment.initializer.classes)
+    return experiment.initializer.begin(stream.shared, index)
+
+
+def check_fingerprint(experiment: Experiment, record: Mapping[str, Any]) -> None:
+    """Refuses checkpoints that were made with another frozen model.
+
+    Raises:
+      UserError: the fingerprints differ.
+    """
+    ours, theirs = experiment.backbone.fingerprint, record["fingerprint"]
+    if ours != theirs:
+        raise UserError(
+            f"the checkpoints were trained on a frozen model with fingerprint {theirs}, and "
+            f"{experiment.backbone.source} has {ours}. Experts fit only the model they were "
+            "trained in: set config.model.path to that model."
+        )
+
+
+def copy_tree(tree: Any) -> Any:
+    """A copy on the device, which a step that is given the original cannot overwrite."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what results depend on."""
+    packages = {name: metadata.version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), **packages, "backend": jax.default_backend()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,331 @@
+"""Reads GGUF files of the Llama architecture, as written by llama.cpp's convert_hf_to_gguf.py.
+
+The header is parsed here and not by `gguf.GGUFReader`, which takes seconds over a vocabulary and
+cannot say which tensor of a truncated file is incomplete; block formats are those of the gguf
+package. Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import functools
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import (
+    GGML_QUANT_SIZES,
+    GGUF_DEFAULT_ALIGNMENT,
+    GGMLQuantizationType,
+    GGUFValueType,
+)
+from gguf.quants import dequantize
+
+from moecl_jax.errors import UserError
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.weights import Checkpoint, StoredTensor, TreePath
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+
+_SCALAR_FORMATS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+
+_NAMES: dict[TreePath, str] = {
+    ("embedder", "embedding"): "token_embd.weight",
+    ("layers", "input_norm", "scale"): "blk.{layer}.attn_norm.weight",
+    ("layers", "attention", "q_proj", "kernel"): "blk.{layer}.attn_q.weight",
+    ("layers", "attention", "k_proj", "kernel"): "blk.{layer}.attn_k.weight",
+    ("layers", "attention", "v_proj", "kernel"): "blk.{layer}.attn_v.weight",
+    ("layers", "attention", "o_proj", "kernel"): "blk.{layer}.attn_output.weight",
+    ("layers", "post_attention_norm", "scale"): "blk.{layer}.ffn_norm.weight",
+    ("layers", "feed_forward", "gate_proj", "kernel"): "blk.{layer}.ffn_gate.weight",
+    ("layers", "feed_forward", "up_proj", "kernel"): "blk.{layer}.ffn_up.weight",
+    ("layers", "feed_forward", "down_proj", "kernel"): "blk.{layer}.ffn_down.weight",
+    ("final_norm", "scale"): "output_norm.weight",
+    ("lm_head", "kernel"): "output.weight",
+}
+
+# Metadata that changes what the model computes, with the values that ask for nothing special.
+_ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+    "llama.expert_count": (0,),
+    "llama.rope.scaling.type": ("none",),
+    "llama.rope.scaling.factor": (0.0, 1.0),
+    "llama.rope.scale_linear": (0.0, 1.0),
+}
+
+
+def read_checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """Opens a GGUF file.
+
+    Returns:
+      The checkpoint, its tensors in Hugging Face's order of rows; and all metadata, in which the
+      tokenizer is described.
+
+    Raises:
+      UserError: the file is truncated or damaged, or holds an unsupported kind of model.
+    """
+    metadata, tensors = read_gguf(file)
+    if "rope_freqs.weight" in tensors:
+        raise UserError(
+            f"{file}: tensor 'rope_freqs.weight' (scaled rotary positions, as of Llama 3.1) is "
+            "not supported yet. Use a model without it."
+        )
+    names = dict(_NAMES)
+    tied = "output.weight" not in tensors
+    if tied:
+        del names[("lm_head", "kernel")]
+    config = parse_config(metadata, file, tied)
+    for layer in range(config.layers):
+        _undo_permutation(tensors, f"blk.{layer}.attn_q.weight", config.heads)
+        _undo_permutation(tensors, f"blk.{layer}.attn_k.weight", config.kv_heads)
+    return Checkpoint(file, config, names, tensors), metadata
+
+
+def parse_config(metadata: dict[str, Any], file: Path, tied: bool) -> DecoderConfig:
+    """Turns GGUF metadata into a DecoderConfig.
+
+    Optional keys get the defaults of the specification.
+
+    Args:
+      metadata: all metadata of the file.
+      file: where it came from, for messages.
+      tied: whether the output projection is the token embedding.
+
+    Raises:
+      UserError: a key is missing, malformed, or asks for something that is not implemented.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise UserError(
+            f"{file}: general.architecture is {architecture!r}, which is not supported. "
+            "Supported: llama."
+        )
+    for key, allowed in _ONLY_VALUES.items():
+        if key in metadata and metadata[key] not in allowed:
+            raise UserError(
+                f"{file}: {key} is {metadata[key]!r}, which is not supported yet. "
+                "Use a model without it."
+            )
+    width = _positive_integer(metadata, "llama.embedding_length", file)
+    heads = _positive_integer(metadata, "llama.attention.head_count", file)
+    head_width = _positive_integer(metadata, "llama.attention.key_length", file, width // heads)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if metadata.get(key, head_width) != head_width:
+            raise UserError(
+                f"{file}: {key} is {metadata[key]!r}, which is not supported; expected the width "
+                f"of a head, {head_width}."
+            )
+    try:
+        return DecoderConfig(
+            vocabulary_size=_positive_integer(metadata, "llama.vocab_size", file),
+            width=width,
+            ffn_width=_positive_integer(metadata, "llama.feed_forward_length", file),
+            layers=_positive_integer(metadata, "llama.block_count", file),
+            heads=heads,
+            kv_heads=_positive_integer(metadata, "llama.attention.head_count_kv", file, heads),
+            head_width=head_width,
+            rope_theta=_number(metadata, "llama.rope.freq_base", file, 10000.0),
+            norm_epsilon=_number(metadata, "llama.attention.layer_norm_rms_epsilon", file),
+            tied_embeddings=tied,
+            context_length=_positive_integer(metadata, "llama.context_length", file),
+        )
+    except ValueError as error:
+        raise UserError(f"{file}: {error}. Download the file again.") from error
+
+
+def _required(metadata: dict[str, Any], key: str, file: Path, default: Any) -> Any:
+    if key not in metadata and default is None:
+        raise UserError(
+            f"{file}: the metadata key {key} is missing. Convert the model again with "
+            "llama.cpp's convert_hf_to_gguf.py."
+        )
+    return metadata.get(key, default)
+
+
+def _positive_integer(
+    metadata: dict[str, Any], key: str, file: Path, default: int | None = None
+) -> int:
+    value = _required(metadata, key, file, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{file}: {key} is {value!r}; expected one positive integer.")
+    return value
+
+
+def _number(metadata: dict[str, Any], key: str, file: Path, default: float | None = None) -> float:
+    value = _required(metadata, key, file, default)
+    if not isinstance(value, float) or not value > 0:
+        raise UserError(f"{file}: {key} is {value!r}; expected one positive number.")
+    # The file stores float32; the shortest decimal that means it is what config.json had.
+    return float(str(np.float32(value)))
+
+
+def _undo_permutation(tensors: dict[str, StoredTensor], name: str, heads: int) -> None:
+    """Gives a query or key projection Hugging Face's order of rows (first half, second half).
+
+    llama.cpp rotates neighbouring pairs, so its converter interleaves the two halves of every
+    head's rows. A tensor that is missing or of another shape is reported later, with the others.
+    """
+    tensor = tensors.get(name)
+    if tensor is None or len(tensor.shape) != 2 or tensor.shape[0] % (2 * heads):
+        return
+    decode = functools.partial(_decode_permuted, tensor, heads)
+    tensors[name] = StoredTensor(
+        tensor.name, tensor.file, tensor.shape, tensor.encoding, tensor.stored, decode
+    )
+
+
+def _decode_permuted(tensor: StoredTensor, heads: int) -> np.ndarray:
+    rows, columns = tensor.shape
+    pairs = tensor.decode().reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)
+
+
+def read_gguf(file: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """Reads the metadata of a GGUF file and opens its tensors without reading them.
+
+    Returns:
+      Metadata by key, arrays as lists; tensors by name, shapes in row-major order.
+
+    Raises:
+      UserError: the file is no GGUF file, or it is truncated or damaged.
+    """
+    if file.stat().st_size == 0:
+        raise UserError(f"{file}: the file is empty. Download it again.")
+    content = np.memmap(file, np.uint8, mode="r")
+    reader = _HeaderReader(file, content)
+    metadata, entries = reader.read()
+    alignment = _positive_integer(metadata, "general.alignment", file, GGUF_DEFAULT_ALIGNMENT)
+    data = content[math.ceil(reader.offset / alignment) * alignment :]
+    tensors = {
+        name: _describe(name, shape, encoding, offset, file, data)
+        for name, shape, encoding, offset in entries
+    }
+    return metadata, tensors
+
+
+class _HeaderReader:
+    """Walks through the little-endian header of a GGUF file."""
+
+    def __init__(self, file: Path, content: np.ndarray):
+        self.offset = 0
+        self._file = file
+        self._view = content.data
+
+    def read(self) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]]]:
+        """Returns metadata, and name, shape, type and offset of every tensor."""
+        if bytes(self._take(4)) != _MAGIC:
+            raise UserError(f"{self._file}: not a GGUF file: it does not start with 'GGUF'.")
+        version = self._scalar("I")
+        if version not in _VERSIONS:
+            raise UserError(
+                f"{self._file}: GGUF version {version} is not supported; expected "
+                f"{' or '.join(map(str, _VERSIONS))}, little-endian."
+            )
+        tensor_count, key_count = self._scalar("Q"), self._scalar("Q")
+        metadata = {}
+        for _ in range(key_count):
+            key = self._string()
+            metadata[key] = self._value(self._scalar("I"), key)
+        return metadata, [self._tensor_entry() for _ in range(tensor_count)]
+
+    def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
+        name = self._string()
+        # The file lists the fastest-running axis first.
+        shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))[::-1]
+        return name, shape, self._scalar("I"), self._scalar("Q")
+
+    def _value(self, code: int, key: str) -> Any:
+        if code in _SCALAR_FORMATS:
+            return self._scalar(_SCALAR_FORMATS[GGUFValueType(code)])
+        if code == GGUFValueType.STRING:
+            return self._string()
+        if code == GGUFValueType.ARRAY:
+            item, length = self._scalar("I"), self._scalar("Q")
+            return [self._value(item, key) for _ in range(length)]
+        raise UserError(
+            f"{self._file}: metadata key {key!r} has the unknown type {code}. "
+            "The file is damaged; download it again."
+        )
+
+    def _string(self) -> str:
+        content = bytes(self._take(self._scalar("Q")))
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self._file}: a string before byte {self.offset} is not UTF-8. "
+                "The file is damaged; download it again."
+            ) from error
+
+    def _scalar(self, format_: str) -> Any:
+        return struct.unpack("<" + format_, self._take(struct.calcsize("<" + format_)))[0]
+
+    def _take(self, count: int) -> memoryview:
+        end = self.offset + count
+        if end > len(self._view):
+            raise UserError(
+                f"{self._file}: truncated in its header: it has {len(self._view)} bytes, expected "
+                f"at least {end}. Download the file again."
+            )
+        taken = self._view[self.offset : end]
+        self.offset = end
+        return taken
+
+
+def _describe(
+    name: str, shape: tuple[int, ...], code: int, offset: int, file: Path, data: np.ndarray
+) -> StoredTensor:
+    """One tensor entry, checked against the bytes [bytes] that follow the header."""
+    try:
+        encoding = GGMLQuantizationType(code)
+        block, block_bytes = GGML_QUANT_SIZES[encoding]
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{file}: tensor {name!r} has the unknown type {code}. "
+            "Use a common quantisation, for example Q8_0."
+        ) from error
+    if not shape or shape[-1] % block:
+        raise UserError(
+            f"{file}: tensor {name!r} has shape {list(shape)}, but {encoding.name} stores rows in "
+            f"blocks of {block} numbers. The file is damaged; download it again."
+        )
+    end = offset + math.prod(shape) // block * block_bytes
+    if end > data.size:
+        raise UserError(
+            f"{file}: truncated in tensor {name!r} of shape {list(shape)}: {data.size} bytes "
+            f"follow the header, expected at least {end}. Download the file again."
+        )
+    stored = data[offset:end]
+    decode = functools.partial(_decode, name, file, stored, encoding, shape)
+    return StoredTensor(name, file, shape, encoding.name, stored, decode)
+
+
+def _decode(
+    name: str,
+    file: Path,
+    stored: np.ndarray,
+    encoding: GGMLQuantizationType,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    if encoding == GGMLQuantizationType.F32:
+        return np.frombuffer(stored, np.float32).reshape(shape)
+    if encoding == GGMLQuantizationType.F16:
+        return np.frombuffer(stored, np.float16).reshape(shape)
+    try:
+        return dequantize(stored.reshape(*shape[:-1], -1), encoding)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{file}: tensor {name!r} is stored as {encoding.name}, which is not supported. "
+            "Use a common quantisation, for example Q8_0."
+        ) from error

