@@ -1,6 +1,6 @@
 """Every setting of a run, with its default. Other configs start from this one.
 
-    moecl train --config=configs/default.py --workdir=runs/first --config.tasks="('trec', 'sms_spam')"
+    moecl train --config=configs/default.py --workdir=runs/first --config.tasks="('trec','tweets')"
 
 MoE-CL is described in arXiv 2509.18133; its experiments use r 8, lora_alpha 16, alpha 0.1,
 learning rate 2e-4, AdamW, 3 epochs, and adapt the FFN projections only. Those are the defaults.

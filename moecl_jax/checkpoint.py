@@ -37,10 +37,11 @@ def _restore(path: Path, part: str, argument: Any) -> Any:
                 part
             ]
     except (ValueError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"cannot read the checkpoint {path}: {' '.join(str(error).split())[:300]}. It is damaged, "
-            "or was written with other sizes; restore it from a copy, or remove it and what "
-            "follows it to train from the task before."
+            f"cannot read the checkpoint {path}: {reason}. It is damaged, or was written with "
+            "other sizes; restore it from a copy, or remove it and what follows it to train from "
+            "the task before."
         ) from error
 
 

@@ -198,14 +198,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from moecl_jax.evaluate import evaluate
+    from moecl_jax.inference import evaluate
 
     print(json.dumps(evaluate(arguments.workdir, arguments.split), indent=2))
     return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from moecl_jax.predict import predict
+    from moecl_jax.inference import predict
 
     bad_lines = predict(arguments.workdir, arguments.task, arguments.input, arguments.output)
     print(f"Predictions: {arguments.output}; bad lines: {bad_lines}")
@@ -285,12 +285,16 @@ def _run_config_file(file: str) -> "ConfigDict":
         raise UserError(f"config file {name} is not a Python file (FILE.py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses defined in the file look for it there
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)  # as for a script, so that a config can start from one beside it
     try:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         config = get_config(*argument) if callable(get_config) else None
     except Exception as error:  # whatever the user's file raises is the user's to mend
         raise UserError(_config_file_failure(path, error)) from error
+    finally:
+        sys.path.remove(folder)
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file {name} must define get_config() that returns a ConfigDict")
     return config

@@ -1,11 +1,11 @@
-"""From a config to all that a run needs: the only reader of the config, and where steps are jitted."""
+"""From a config to all that a run needs. Only here is the config read and a step jitted."""
 
 import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,14 @@ from moecl_jax.losses import OBJECTIVES
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import REMAT_POLICIES
+from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Learner, evaluation_step, train_step
-from moecl_jax.weights.load import Backbone, load_backbone
+from moecl_jax.weights.load import load_backbone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONFIG_NAME = "config.json"
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -81,8 +85,10 @@ class Experiment:
 
     Attributes:
       seed: of everything random.
-      backbone: the frozen LLM on the host, its tokenizer and fingerprint.
-      frozen: its parameters on the device.
+      frozen: parameters of the frozen LLM, on the device.
+      tokenizer: of the LLM.
+      fingerprint: of the LLM.
+      model_path: where the LLM was read from.
       learner: static parts of the steps.
       initializer: starting values.
       definitions: the tasks in order.
@@ -95,8 +101,10 @@ class Experiment:
     """
 
     seed: int
-    backbone: Backbone
     frozen: Tree
+    tokenizer: "PreTrainedTokenizerBase"
+    fingerprint: str
+    model_path: str
     learner: Learner
     initializer: Initializer
     definitions: tuple[TaskDefinition, ...]
@@ -167,8 +175,12 @@ def build(config: ConfigDict) -> Experiment:
     )
     return Experiment(
         seed=config.seed,
-        backbone=backbone,
-        frozen=jax.device_put(backbone.params),
+        frozen=jax.device_put(
+            as_bits(backbone.params) if jax.default_backend() == "cpu" else backbone.params
+        ),
+        tokenizer=backbone.tokenizer,
+        fingerprint=backbone.fingerprint,
+        model_path=config.model.path,
         learner=learner,
         initializer=Initializer(method, config.seed, head, classes),
         definitions=definitions,
@@ -198,7 +210,7 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
         )
         tokenized = tokenize_task(
             task,
-            experiment.backbone.tokenizer,
+            experiment.tokenizer,
             max_length=config.data.max_length,
             over_long=config.data.over_long,
         )

@@ -128,7 +128,7 @@ def loss(
     hidden, reports = forward(active, frozen, batch, learner, seeds=seeds)
     if learner.head == "lm":
         log_probabilities, _ = _answers(hidden, frozen, batch, learner)
-        instruction = answer_loss(log_probabilities, jnp.asarray(batch.answer_mask))
+        instruction = answer_loss(log_probabilities, batch.answer_mask)
     else:
         logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
         instruction = classification_loss(logits, batch.labels, batch.weights)
@@ -154,7 +154,7 @@ def evaluation_step(
     lowest = jnp.finfo(jnp.float32).min
     if learner.head == "lm":
         log_probabilities, greedy = _answers(hidden, frozen, batch, learner)
-        real = jnp.asarray(batch.answer_mask) > 0
+        real = batch.answer_mask > 0
         exists = real.any(axis=-1)
         scores = jnp.where(real, log_probabilities, 0.0).sum(axis=-1)
         return jnp.where(exists, scores, lowest), exists & (greedy | ~real).all(axis=-1)
@@ -168,8 +168,8 @@ def forward(
     """Final hidden states `[N, D]` and the layers' reports; `seeds` `[L]` means training."""
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
     examples = jnp.arange(1, batch.weights.shape[0] + 1)
-    membership = jnp.asarray(batch.segments).reshape(1, -1) == examples[:, None]
-    return learner.decoder(training=seeds is not None).apply(
+    membership = batch.segments.reshape(1, -1) == examples[:, None]
+    out: Any = learner.decoder(training=seeds is not None).apply(
         {"params": frozen},
         batch.tokens,
         batch.positions,
@@ -179,6 +179,7 @@ def forward(
         learner.method.adapter(active.shared, active.expert),
         seeds,
     )
+    return out
 
 
 def _answers(
@@ -186,8 +187,8 @@ def _answers(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and greedy choices `[B, K, A]`, logits only where an answer is."""
     decoder = Decoder(learner.method.config, learner.dtype)
-    at = hidden[jnp.asarray(batch.answer_positions).reshape(-1)]
-    logits = decoder.apply({"params": frozen}, at, method="logits")
+    at = hidden[batch.answer_positions.reshape(-1)]
+    logits: Any = decoder.apply({"params": frozen}, at, method="logits")
     return answer_log_probabilities(
-        logits.reshape(*batch.answer_targets.shape, -1), jnp.asarray(batch.answer_targets)
+        logits.reshape(*batch.answer_targets.shape, -1), batch.answer_targets
     )

@@ -142,7 +142,7 @@ class Run:
             {
                 **dataclasses.asdict(history),
                 "tasks": self.experiment.names,
-                "fingerprint": self.experiment.backbone.fingerprint,
+                "fingerprint": self.experiment.fingerprint,
             },
         )
         return stream
@@ -286,7 +286,7 @@ class TaskTraining:
         rate = np.float32(experiment.training.schedule(self.step, self.total_steps))
         self.state, metrics = experiment.train_step(self.state, experiment.frozen, batch, rate)
         self.step += 1
-        self.since_log += len(examples), np.count_nonzero(batch.segments)
+        self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
         return metrics
 
     def _write_pending(self, progress: Progress) -> None:
@@ -312,7 +312,7 @@ class TaskTraining:
             "task": self.task.name,
             "step": self.step,
             "best_score": list(self.best_score),
-            "fingerprint": self.experiment.backbone.fingerprint,
+            "fingerprint": self.experiment.fingerprint,
         }
         self.parent.checkpoints.save_in_progress(tree, record)
 
@@ -326,7 +326,8 @@ class TaskTraining:
         self.step = int(record["step"])
         self.best = tree["best"]
         self.best_score = tuple(record["best_score"])
-        self.state = self.state.replace(
+        self.state = dataclasses.replace(
+            self.state,
             step=jnp.asarray(self.step, jnp.int32),
             active=tree["active"],
             optimizer_state=tree["optimizer_state"],
@@ -396,11 +397,11 @@ def check_fingerprint(experiment: Experiment, record: Mapping[str, Any]) -> None
     Raises:
       UserError: the fingerprints differ.
     """
-    ours, theirs = experiment.backbone.fingerprint, record["fingerprint"]
+    ours, theirs = experiment.fingerprint, record["fingerprint"]
     if ours != theirs:
         raise UserError(
             f"the checkpoints were trained on a frozen model with fingerprint {theirs}, and "
-            f"{experiment.backbone.source} has {ours}. Experts fit only the model they were "
+            f"{experiment.model_path} has {ours}. Experts fit only the model they were "
             "trained in: set config.model.path to that model."
         )
 

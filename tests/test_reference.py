@@ -48,7 +48,9 @@ def frozen_from(dump):
         "layers": {
             "input_norm": {"scale": stack(dump, layer + "input_layernorm.weight")},
             "attention": attention,
-            "post_attention_norm": {"scale": stack(dump, layer + "post_attention_layernorm.weight")},
+            "post_attention_norm": {
+                "scale": stack(dump, layer + "post_attention_layernorm.weight")
+            },
             "feed_forward": feed_forward,
         },
         "final_norm": {"scale": dump["base.model.norm.weight"]},

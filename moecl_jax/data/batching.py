@@ -9,6 +9,7 @@ The layout is data: `packed` puts several examples in one row, told apart by seg
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -23,7 +24,9 @@ ROW_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 204
 
 @flax.struct.dataclass
 class Batch:
-    """The arrays of one step. Positions into a row-major `[R * S]` layout are 'flat'.
+    """The arrays of one step, NumPy's until a step is called with them.
+
+    Positions into the row-major `[R * S]` layout are 'flat'.
 
     Attributes:
       tokens: `[R, S]` ids; 0 where padded.
@@ -40,18 +43,18 @@ class Batch:
       class_count: scalar, classes of the task.
     """
 
-    tokens: jax.Array | np.ndarray
-    positions: jax.Array | np.ndarray
-    segments: jax.Array | np.ndarray
-    branches: jax.Array | np.ndarray
-    weights: jax.Array | np.ndarray
-    labels: jax.Array | np.ndarray
-    last_token: jax.Array | np.ndarray
-    answer_positions: jax.Array | np.ndarray
-    answer_targets: jax.Array | np.ndarray
-    answer_mask: jax.Array | np.ndarray
-    task_index: jax.Array | np.ndarray
-    class_count: jax.Array | np.ndarray
+    tokens: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    branches: jax.Array
+    weights: jax.Array
+    labels: jax.Array
+    last_token: jax.Array
+    answer_positions: jax.Array
+    answer_targets: jax.Array
+    answer_mask: jax.Array
+    task_index: jax.Array
+    class_count: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,18 +158,19 @@ def make_batch(
     labels = np.zeros(layout.batch_size, np.int32)
     labels[: len(examples)] = [example.label for example in examples]
     weights = (np.arange(layout.batch_size) < len(examples)).astype(np.float32)
-    return Batch(
+    arrays: dict[str, Any] = {
         **grid,
-        segments=segments,
-        weights=weights,
-        labels=labels,
-        last_token=last_token,
-        answer_positions=answer_positions,
-        answer_targets=answer_targets,
-        answer_mask=answer_mask,
-        task_index=np.int32(task_index),
-        class_count=np.int32(class_count),
-    )
+        "segments": segments,
+        "weights": weights,
+        "labels": labels,
+        "last_token": last_token,
+        "answer_positions": answer_positions,
+        "answer_targets": answer_targets,
+        "answer_mask": answer_mask,
+        "task_index": np.int32(task_index),
+        "class_count": np.int32(class_count),
+    }
+    return Batch(**arrays)
 
 
 def place(
@@ -208,7 +212,7 @@ def epoch_order(seed: int, task_index: int, epoch: int, count: int) -> np.ndarra
     return np.random.default_rng((seed, task_index, epoch)).permutation(count)
 
 
-def chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def chunks(order: Sequence[int] | np.ndarray, size: int) -> Iterator[Sequence[int]]:
     """Consecutive pieces of `size`; the last may be shorter."""
     for start in range(0, len(order), size):
-        yield order[start : start + size]
+        yield list(order[start : start + size])

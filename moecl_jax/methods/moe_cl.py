@@ -86,8 +86,8 @@ class MoeCl(Method):
         loss, expert_loss, accuracy = adversarial_losses(
             reports["shared_pooled"],
             shared["discriminator"],
-            jnp.asarray(batch.task_index),
-            jnp.asarray(batch.weights),
+            batch.task_index,
+            batch.weights,
             self.settings.objective,
         )
         metrics = {"loss_adversarial": loss, "discriminator_accuracy": accuracy}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import dot
+from moecl_jax.models.linear import dot, from_bits
 from moecl_jax.models.moe_ffn import FeedForward, FrozenFfn, LayerContext, frozen_ffn
 
 REMAT_POLICIES = {
@@ -28,7 +28,7 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class AttentionContext:
-    """Inputs of attention that all layers share: mask `[R, 1, S, S]`, cos and sin `[R, S, 1, K]`."""
+    """What all layers' attention shares: mask `[R, 1, S, S]`, cos and sin `[R, S, 1, K]`."""
 
     mask: jax.Array
     cos: jax.Array
@@ -58,7 +58,29 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
         """Maps `[N, I]` to `[N, O]`, in `dtype` (default: that of `x`)."""
         shape = (x.shape[-1], self.features)
-        return dot(x, self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype), dtype)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
+        return dot(x, from_bits(kernel), dtype)
+
+
+class Embedder(nn.Module):
+    """The token embedding; parameter `embedding` `[V, D]`."""
+
+    vocabulary_size: int
+    width: int
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the table."""
+        shape = (self.vocabulary_size, self.width)
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape, self.dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Embeds `[N]` ids to `[N, D]`."""
+        return from_bits(self.embedding[tokens])
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[M, V]` in float32 of `[M, D]` against the table itself (tied embeddings)."""
+        return dot(hidden, from_bits(self.embedding).T, jnp.float32)
 
 
 class Attention(nn.Module):
@@ -146,7 +168,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Declares the embedding, the scanned blocks and the output projection."""
         config = self.config
-        self.embedder = nn.Embed(config.vocabulary_size, config.width, param_dtype=self.dtype)
+        self.embedder = Embedder(config.vocabulary_size, config.width, self.dtype)
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -186,7 +208,7 @@ class Decoder(nn.Module):
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
         """
         context = attention_context(self.config, positions, segments, branches, self.dtype)
-        x = self.embedder(tokens.reshape(-1)).astype(self.dtype)
+        x = self.embedder(tokens.reshape(-1))
         x, reports = self.layers(x, adapter, seeds, membership, context)
         x = self.final_norm(x)
         if self.is_initializing():
@@ -196,7 +218,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits `[M, V]` in float32 of hidden states `[M, D]`."""
         if self.config.tied_embeddings:
-            return dot(hidden, self.embedder.embedding.T, jnp.float32)
+            return self.embedder.logits(hidden)
         return self.lm_head(hidden, jnp.float32)
 
 

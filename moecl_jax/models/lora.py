@@ -63,12 +63,12 @@ def low_rank(
       weight: optional `[N, 1]`, applied to the r-wide middle, where it is cheapest.
 
     Returns:
-      `[N, O]` in the dtype of `x`.
+      `[N, O]` in float32.
     """
     middle = dot(x, factors["a"], jnp.float32) * scale
     if weight is not None:
         middle = middle * weight
-    return dot(middle.astype(x.dtype), factors["b"])
+    return dot(middle.astype(x.dtype), factors["b"], jnp.float32)
 
 
 def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:

@@ -16,11 +16,11 @@ from moecl_jax.models.lora import Expert, dropout, low_rank, mix
 
 @flax.struct.dataclass
 class FrozenFfn:
-    """The frozen projections of one layer's SwiGLU network, as functions of `[N, I]`."""
+    """The frozen projections of one layer's SwiGLU network: functions of `[N, I]` and a dtype."""
 
-    gate_proj: Callable[[jax.Array], jax.Array]
-    up_proj: Callable[[jax.Array], jax.Array]
-    down_proj: Callable[[jax.Array], jax.Array]
+    gate_proj: Callable[[jax.Array, Any], jax.Array]
+    up_proj: Callable[[jax.Array, Any], jax.Array]
+    down_proj: Callable[[jax.Array, Any], jax.Array]
 
 
 @flax.struct.dataclass
@@ -47,7 +47,8 @@ def frozen_ffn(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The model's own SwiGLU network: W_d (silu(W_g x) * W_u x)."""
     del adapter, context
-    return frozen.down_proj(jax.nn.silu(frozen.gate_proj(x)) * frozen.up_proj(x)), {}
+    gate, up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
+    return frozen.down_proj((jax.nn.silu(gate) * up).astype(x.dtype), x.dtype), {}
 
 
 def mixture(
@@ -86,8 +87,9 @@ def mixture(
     Returns:
       `[N, D]`, and mean(z_0) `[B, D]` in float32 over each example's real tokens or `None`.
     """
-    hidden_gate, hidden_up = frozen.gate_proj(x), frozen.up_proj(x)
-    mixed, low_rank_out, pooled = jnp.zeros_like(hidden_up), jnp.zeros_like(x), None
+    # Between matrix products all is float32, whatever their operands are.
+    hidden_gate, hidden_up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
+    mixed, low_rank_out, pooled = jnp.zeros_like(hidden_up), jnp.zeros(x.shape, jnp.float32), None
 
     for index, expert in enumerate(experts):
         weight = None if weights is None else weights[:, index : index + 1]
@@ -98,19 +100,21 @@ def mixture(
         if "up_proj" in expert:
             up = up + low_rank(dropped, expert["up_proj"], scale)
         activation = jax.nn.silu(gate) * up
-        mixed = mixed + (activation if weight is None else weight.astype(x.dtype) * activation)
+        mixed = mixed + (activation if weight is None else weight * activation)
         if "down_proj" in expert:
             dropped = dropout(activation, dropout_rate, _site_seed(context.seed, index, 1))
+            dropped = dropped.astype(x.dtype)
             low_rank_out = low_rank_out + low_rank(dropped, expert["down_proj"], scale, weight)
         if pool_first and index == 0:
-            pooled_activation = _mean(activation, context.membership)
-            pooled = frozen.down_proj(pooled_activation.astype(x.dtype)).astype(jnp.float32)
+            mean = _mean(activation, context.membership).astype(x.dtype)
+            pooled = frozen.down_proj(mean, jnp.float32)
             if "down_proj" in expert:
                 factors = expert["down_proj"]
                 middle = _mean(dot(dropped, factors["a"], jnp.float32), context.membership)
                 pooled = pooled + scale * (middle @ factors["b"])
 
-    return frozen.down_proj(mixed) + low_rank_out, pooled
+    out = frozen.down_proj(mixed.astype(x.dtype), jnp.float32) + low_rank_out
+    return out.astype(x.dtype), pooled
 
 
 def moe_ffn(
@@ -179,9 +183,7 @@ def lora_ffn(
 
 def _mean(values: jax.Array, membership: jax.Array) -> jax.Array:
     """Mean of `[N, F]` over each example's real tokens, `[B, F]` in float32."""
-    total = jnp.dot(
-        membership.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
+    total = membership @ values
     return total / jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)
 
 
