@@ -52,9 +52,7 @@ class TaskCheckpoints:
         """Names the folder; nothing is created before the first save."""
         self.folder = workdir / FOLDER
 
-    def save_finished(
-        self, index: int, name: str, tree: Any, record: Mapping[str, Any]
-    ) -> None:
+    def save_finished(self, index: int, name: str, tree: Any, record: Mapping[str, Any]) -> None:
         """Saves a finished task and forgets its training state.
 
         Args:

@@ -7,6 +7,7 @@ arrays in host memory: they cannot be trained again, and cost no device memory.
 import dataclasses
 from collections.abc import Mapping
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from moecl_jax.steps import Active, Head
 _SHARED, _EXPERT, _HEAD, _TRAINING = range(4)  # streams of random numbers
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Finished:
     """A finished task's own part: its expert, and its head cut to its classes, as NumPy."""
 
@@ -85,7 +86,7 @@ def finish(stream: Stream, name: str, active: Active, class_count: int) -> Strea
 
 
 def look_up(stream: Stream, name: str, classes: int) -> Active:
-    """A finished task's parts with the shared trees of the moment, ready for evaluation.
+    """A finished task's parts with the shared trees of the moment, on the device.
 
     Args:
       stream: the stream.
@@ -97,4 +98,5 @@ def look_up(stream: Stream, name: str, classes: int) -> Active:
     def pad(kernel: np.ndarray) -> jax.Array:
         return jnp.pad(kernel, ((0, 0), (0, classes - kernel.shape[1])))
 
-    return Active(stream.shared, done.expert, jax.tree.map(pad, done.head))
+    expert = jax.tree.map(jnp.asarray, done.expert)
+    return Active(jax.tree.map(jnp.asarray, stream.shared), expert, jax.tree.map(pad, done.head))

@@ -107,7 +107,7 @@ def train_step(
       learner: static parts.
 
     Returns:
-      The new state, and `loss` (= loss_instruction + the method's penalty),
+      The new state, and the metrics `loss` (L of eq. 10: what experts, gate and head minimise),
       `loss_instruction`, `loss_adversarial`, `gradient_norm` and the method's own.
     """
     gradients, metrics = jax.grad(loss, has_aux=True)(state.active, state, frozen, batch, learner)
@@ -122,7 +122,7 @@ def train_step(
 def loss(
     active: Active, state: TrainState, frozen: Tree, batch: Batch, learner: Learner
 ) -> tuple[jax.Array, Metrics]:
-    """Instruction loss plus the method's penalty, and metrics."""
+    """What is differentiated: instruction loss plus the method's penalty; and metrics."""
     layers = (learner.method.config.layers,)
     seeds = jax.random.bits(jax.random.fold_in(state.key, state.step), layers, jnp.uint32)
     hidden, reports = forward(active, frozen, batch, learner, seeds=seeds)
@@ -133,8 +133,8 @@ def loss(
         logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
         instruction = classification_loss(logits, batch.labels, batch.weights)
     penalty, metrics = learner.method.penalty(active.shared, reports, batch)
-    total = instruction + penalty
-    return total, {"loss": total, "loss_instruction": instruction, **metrics}
+    seen = instruction + metrics.pop("penalty")
+    return instruction + penalty, {"loss": seen, "loss_instruction": instruction, **metrics}
 
 
 def evaluation_step(

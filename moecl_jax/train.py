@@ -119,9 +119,7 @@ class Run:
                 stream = self.train_task(index, stream, history, log)
         return self._results(history)
 
-    def train_task(
-        self, index: int, stream: Stream, history: History, log: MetricsLog
-    ) -> Stream:
+    def train_task(self, index: int, stream: Stream, history: History, log: MetricsLog) -> Stream:
         """Trains one task to its end, evaluates on all tasks and saves it."""
         task = self.tasks[index]
         training = TaskTraining(self, index, stream, history, log)
@@ -149,9 +147,7 @@ class Run:
 
     def evaluate_all(self, stream: Stream) -> list[Evaluation]:
         """Test results on all tasks, with the starting values of those not trained yet."""
-        return [
-            self.evaluate_task(stream, index, "test") for index in range(len(self.tasks))
-        ]
+        return [self.evaluate_task(stream, index, "test") for index in range(len(self.tasks))]
 
     def evaluate_task(self, stream: Stream, index: int, split: str) -> Evaluation:
         """Results of one task on one split, with its finished expert or its starting value."""

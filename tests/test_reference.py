@@ -77,14 +77,10 @@ def batch_from(dump, packed):
     lengths = dump["mask"].sum(axis=1).astype(int)
     examples = [
         TokenizedExample(tokens[:length].astype(np.int32), int(label))
-        for tokens, length, label in zip(
-            dump["tokens"], lengths, dump["labels"][:, 0], strict=True
-        )
+        for tokens, length, label in zip(dump["tokens"], lengths, dump["labels"][:, 0], strict=True)
     ]
     layout = Layout(len(examples), packed, 32, 1, 1)
-    return make_batch(
-        examples, (), layout, task_index=TASK_INDEX, class_count=5, training=True
-    )
+    return make_batch(examples, (), layout, task_index=TASK_INDEX, class_count=5, training=True)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -173,9 +173,7 @@ def make_batch(
     return Batch(**arrays)
 
 
-def place(
-    lengths: Sequence[int], layout: Layout
-) -> tuple[list[int], list[int], tuple[int, int]]:
+def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int], tuple[int, int]]:
     """Row and offset of each sequence and the grid's shape `(R, S)`.
 
     Packed: first fit, longest first, into rows of one length. Padded: one row each.

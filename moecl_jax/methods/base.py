@@ -80,9 +80,19 @@ class Method(abc.ABC):
     def penalty(
         self, shared: Tree, reports: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What is added to the instruction loss, and metrics; `reports` come from the FFNs."""
+        """What is added to the instruction loss to be differentiated, and metrics.
+
+        Args:
+          shared: the shared trees.
+          reports: what the layers' FFN functions reported, stacked on a leading axis L.
+          batch: the training batch.
+
+        Returns:
+          The term, and metrics with at least `loss_adversarial` and `penalty`, which is the term
+          as experts, gate and head see it.
+        """
         del shared, reports, batch
-        return jnp.zeros(()), {"loss_adversarial": jnp.zeros(())}
+        return jnp.zeros(()), {"loss_adversarial": jnp.zeros(()), "penalty": jnp.zeros(())}
 
     def new_expert(self, key: jax.Array) -> Expert:
         """A LoRA expert that changes nothing yet."""

@@ -90,8 +90,13 @@ class MoeCl(Method):
             batch.weights,
             self.settings.objective,
         )
-        metrics = {"loss_adversarial": loss, "discriminator_accuracy": accuracy}
-        return self.settings.adversarial_alpha * (loss + expert_loss), metrics
+        alpha = self.settings.adversarial_alpha
+        metrics = {
+            "loss_adversarial": loss,
+            "penalty": alpha * expert_loss,
+            "discriminator_accuracy": accuracy,
+        }
+        return alpha * (loss + expert_loss), metrics
 
     def _discriminator_rows(self, key: jax.Array, rows: jax.Array) -> jax.Array:
         """Rows `[L, rows, D]`, each drawn from its own index so that tasks can be added."""

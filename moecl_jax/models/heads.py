@@ -42,9 +42,7 @@ def class_logits(
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
 
 
-def answer_log_probabilities(
-    logits: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def answer_log_probabilities(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each answer token, and whether it is the greedy choice.
 
     Args:

@@ -1,0 +1,58 @@
+"""Tiny runs for tests: configs over the tiny model and tasks of moecl_jax.testing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from moecl_jax.cli import load_config
+from moecl_jax.testing import write_model, write_task
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = {"two": 2, "five": 5, "fourteen": 14}
+SPEEDS = ("examples_per_second", "tokens_per_second")
+
+
+def tiny_config(folder: Path, **changes: Any) -> ConfigDict:
+    """The default config on the tiny model and its three tasks; `changes` are dotted with `__`."""
+    config = load_config(str(ROOT / "configs" / "default.py"))
+    with config.unlocked():
+        config.model.path = str(write_model(folder / "model"))
+        config.model.dtype = "float32"
+        for name, classes in CLASSES.items():
+            config.definitions[name] = ConfigDict(write_task(folder / "data", name, classes))
+        config.tasks = tuple(CLASSES)
+        config.batch.row_length = 64
+        config.epochs = 2
+        config.log_every = 1
+        config.checkpoint_every = 4
+        config.optimizer.learning_rate = 1e-2
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            section = config
+            for name in path:
+                section = section[name]
+            section[last] = value
+    return config
+
+
+def logged(workdir: Path, *, speeds: bool = False) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, less what depends on the clock unless `speeds`."""
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    if speeds:
+        return entries
+    return [{k: v for k, v in entry.items() if k not in SPEEDS} for entry in entries]
+
+
+def assert_bit_equal(first: Any, second: Any) -> None:
+    """Fails unless two trees have equal structure and every leaf equals bit for bit."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=name)
