@@ -18,7 +18,7 @@ import numpy as np
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 
-# Row lengths: few, so that few shapes are compiled; none wastes more than a third.
+# Row lengths: few, so that few shapes are compiled; above 32 none wastes more than a third.
 ROW_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 

@@ -87,7 +87,8 @@ def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
         return x
     index = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
     keep = mix(index ^ mix(seed)) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
+    scaled = x.astype(jnp.float32) * (1.0 / (1.0 - rate))  # 1 / 0.95 is not a bfloat16
+    return jnp.where(keep, scaled, 0.0).astype(x.dtype)
 
 
 def mix(bits: jax.Array) -> jax.Array:
