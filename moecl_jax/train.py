@@ -109,11 +109,10 @@ class Run:
             self._fill_columns(history)
         finished = len(history.accuracy)
         resumed_step = history.global_step
-        if finished < len(self.tasks):
-            record = self.checkpoints.in_progress_record()
-            if record is not None:
-                check_fingerprint(self.experiment, record)
-                resumed_step += record["step"]
+        record = self.checkpoints.in_progress_record()
+        if record is not None and record["task"] in self.experiment.names[finished:]:
+            check_fingerprint(self.experiment, record)
+            resumed_step += record["step"]
         with MetricsLog(self.workdir, resumed_step=resumed_step) as log:
             for index in range(finished, len(self.tasks)):
                 stream = self.train_task(index, stream, history, log)
