@@ -53,7 +53,7 @@ class History:
     random_init: list[float]
     accuracy: list[list[float]] = dataclasses.field(default_factory=list)
     scored: list[list[float]] = dataclasses.field(default_factory=list)
-    validation: list[float] = dataclasses.field(default_factory=list)
+    validation: list[float | None] = dataclasses.field(default_factory=list)
     global_step: int = 0
     wall_seconds: float = 0.0
 
@@ -177,8 +177,10 @@ class Run:
         initial = Stream(self.experiment.initializer.shared(count), {})
         for column in range(known, count):
             history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
-        for row in range(len(history.accuracy)):
-            shared = restore_task(self.experiment, self.checkpoints, row, known)["shared"]
+        for row, name in enumerate(self.experiment.names[: len(history.accuracy)]):
+            record = self.checkpoints.finished_record(row, name) or {}
+            task_count = len(record["random_init"])
+            shared = restore_task(self.experiment, self.checkpoints, row, task_count)["shared"]
             stream = Stream(self.experiment.initializer.extend(shared, count), {})
             for column in range(known, count):
                 evaluation = self.evaluate_task(stream, column, "test")
@@ -223,14 +225,20 @@ class TaskTraining:
         self.state = init_train_state(experiment.learner, copy_tree(active), key)
         self.step = 0
         self.best, self.best_score = active, (-1.0, -np.inf)
+        self.validates = bool(self.task.splits["validation"])
+        if experiment.training.best and not self.validates:
+            raise UserError(
+                f"task '{self.task.name}' has no validation examples to select the best epoch by; "
+                "set data.validation_fraction above 0, or selection=last"
+            )
         record = run.checkpoints.in_progress_record()
         if record is not None and record["task"] == self.task.name:
             self._restore(record)
         self.pending: dict[str, Any] | None = None
         self.since_log, self.logged_at = np.zeros(2), time.perf_counter()
 
-    def run(self) -> tuple[Active, float]:
-        """Trains to the end; returns the selected trees and their validation accuracy."""
+    def run(self) -> tuple[Active, float | None]:
+        """Trains to the end; returns the selected trees and their validation accuracy, if any."""
         label = f"task {self.index + 1}/{len(self.parent.tasks)} {self.task.name}"
         epochs, place = divmod(self.step, self.epoch_steps)
         count = len(self.examples)
@@ -239,8 +247,7 @@ class TaskTraining:
         with Progress(label, total, done=done) as progress:
             while self.step < self.total_steps:
                 self._run_epoch(progress)
-            self._write_pending(progress)
-        return self.best, self.best_score[0]
+        return self.best, self.best_score[0] if self.validates else None
 
     def _run_epoch(self, progress: Progress) -> None:
         """Trains to the end of the current epoch, validates and saves."""
@@ -261,12 +268,18 @@ class TaskTraining:
                 }
             progress.update(len(chunk))
             if self.step % training.checkpoint_every == 0 and self.step % self.epoch_steps:
-                self._save()
-        evaluation = self.parent.evaluate_active(self.state.active, self.index, "validation")
-        reached = (evaluation.accuracy, evaluation.log_likelihood)
+                self._save(progress)
+        reached = self._validate()
         if reached > self.best_score or not training.best:
             self.best, self.best_score = copy_tree(self.state.active), reached
-        self._save()
+        self._save(progress)
+
+    def _validate(self) -> tuple[float, float]:
+        """Validation accuracy and, to break ties, likelihood."""
+        if not self.validates:
+            return self.best_score
+        evaluation = self.parent.evaluate_active(self.state.active, self.index, "validation")
+        return evaluation.accuracy, evaluation.log_likelihood
 
     def _train_batch(self, examples: Sequence[TokenizedExample]) -> Metrics:
         experiment = self.experiment
@@ -297,7 +310,9 @@ class TaskTraining:
         progress.update(0, metrics["loss"])
         self.pending = None
 
-    def _save(self) -> None:
+    def _save(self, progress: Progress) -> None:
+        """Saves a state from which to go on, after all that was logged up to it."""
+        self._write_pending(progress)
         tree = {
             "active": self.state.active,
             "optimizer_state": self.state.optimizer_state,

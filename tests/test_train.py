@@ -140,11 +140,14 @@ def test_one_compilation_for_tasks_of_2_5_and_14_classes(tmp_path, monkeypatch, 
     Run(experiment, load_tasks(config, experiment), tmp_path / "run").run()
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, finished_run):
+@pytest.mark.parametrize("steps", [8, 9], ids=["at a checkpoint", "a step after it"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    tmp_path, monkeypatch, finished_run, steps
+):
     config, workdir, results = finished_run
     resumed = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_after(patch, 12 + 9)  # inside task 2, a step after a checkpoint
+        stop_after(patch, 12 + steps)  # inside task 2
         with pytest.raises(KeyboardInterrupt):
             train(config, resumed)
     assert not (resumed / "results.json").exists()
@@ -199,6 +202,26 @@ def test_added_columns_are_what_an_evaluation_at_that_time_gives(tmp_path):
     at_once = train(tiny_config(tmp_path, method="sequential_lora"), tmp_path / "at_once")
     assert added["accuracy_matrix"] == at_once["accuracy_matrix"]
     assert added["random_init"] == at_once["random_init"]
+
+
+def test_tasks_can_be_added_one_by_one(tmp_path):
+    workdir = tmp_path / "run"
+    for count in (1, 2, 3):
+        results = train(tiny_config(tmp_path, epochs=1, tasks=tuple(CLASSES)[:count]), workdir)
+        assert np.shape(results["accuracy_matrix"]) == (count, count)
+        assert np.isfinite(results["accuracy_matrix"]).all()
+    assert [line["step"] for line in logged(workdir)] == list(range(1, 19))
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    config = tiny_config(tmp_path, tasks=("two",), epochs=1, data__validation_fraction=0.0)
+    with config.unlocked():
+        config.definitions.two.validation = ""
+    with pytest.raises(UserError, match="no validation examples to select the best epoch by"):
+        train(config, tmp_path / "best")
+    config.selection = "last"
+    results = train(config, tmp_path / "last")
+    assert results["validation_accuracy"] == [None]
 
 
 @pytest.mark.parametrize(
