@@ -53,17 +53,19 @@ def calls(monkeypatch):
     """Replaces the library's functions by ones that record their arguments."""
     recorded = {}
 
-    def replace(name, result):
-        module = ModuleType(f"moecl_jax.{name}")
+    homes = {"train": "train", "evaluate": "inference", "predict": "inference"}
+    modules = {home: ModuleType(f"moecl_jax.{home}") for home in homes.values()}
+    for module in modules.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
 
+    def replace(name, result):
         def function(*arguments):
             recorded[name] = arguments
             if isinstance(result, BaseException):
                 raise result
             return result
 
-        setattr(module, name, function)
-        monkeypatch.setitem(sys.modules, f"moecl_jax.{name}", module)
+        setattr(modules[homes[name]], name, function)
 
     replace("train", RESULTS)
     replace("evaluate", {"split": "test", "accuracy": {"spam": 0.5}})
