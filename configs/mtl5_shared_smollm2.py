@@ -23,9 +23,9 @@ def get_config(argument: str = "") -> ConfigDict:
     for name in config.tasks:
         config.definitions[name] = ConfigDict(dataclasses.asdict(shared_mtl5(values["data"], name)))
     config.data.max_length = 128
-    config.data.train_examples = 240
-    config.data.validation_examples = 60
-    config.data.test_examples = 150
+    config.data.train_examples = 200
+    config.data.validation_examples = 50
+    config.data.test_examples = 80
     config.batch.evaluation_size = 32
     config.optimizer.learning_rate = 1e-3
     config.optimizer.clip_norm = 1.0
