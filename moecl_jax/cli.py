@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib.util
 import json
+import os
 import re
 import sys
 import traceback
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and arguments.run is not _train:
         parser.error(f"{overrides[0]}: only 'moecl train' has a config to override")
     arguments.overrides = overrides
+    # transformers would advise each user to install torch, which only its models need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         status: int = arguments.run(arguments)
     except UserError as error:
