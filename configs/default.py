@@ -6,8 +6,9 @@ MoE-CL is described in arXiv 2509.18133; its experiments use r 8, lora_alpha 16,
 learning rate 2e-4, AdamW, 3 epochs, and adapt the FFN projections only. Those are the defaults.
 
 The adversarial objective is not the paper's by default but that of its released code, which was
-measured better. Mean validation accuracy at the end of the quickstart stream, by
-configs/quickstart.py with seed 0 and 40 validation examples a task:
+measured better. Mean validation accuracy at the end of the quickstart stream, seed 0, 40 validation
+examples a task (train configs/quickstart.py with --config.adversarial.objective=..., then
+moecl evaluate --split=validation):
 
     off 0.869    original 0.863    confusion 0.813    paper 0.419    (sequential_lora 0.756)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,12 @@ def build(config: ConfigDict) -> Experiment:
     backbone = load_backbone(config.model.path, jnp.dtype(dtype))
     if backbone.tokenizer is None:
         raise UserError(f"{config.model.path} holds no tokenizer; put its tokenizer.json there")
+    if config.data.max_length > backbone.config.context_length:
+        raise UserError(
+            f"config: data.max_length = {config.data.max_length} exceeds the "
+            f"{backbone.config.context_length} positions that {config.model.path} was trained on; "
+            "lower it"
+        )
     answers: tuple[tuple[np.ndarray, ...], ...] = ((),) * len(definitions)
     if head == "lm":
         answers = tuple(tokenize_answers(d.labels, backbone.tokenizer) for d in definitions)
@@ -196,7 +203,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask]:
-    """Reads and tokenises the tasks' data, and prints what was cut or left out."""
+    """Reads and tokenises the tasks' data; says on standard error what was cut or left out."""
     tasks = []
     for definition in experiment.definitions:
         task = load_task(
@@ -214,7 +221,7 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
             max_length=config.data.max_length,
             over_long=config.data.over_long,
         )
-        print(_describe(task, tokenized), flush=True)
+        print(_describe(task, tokenized), file=sys.stderr, flush=True)
         tasks.append(tokenized)
     return tasks
 

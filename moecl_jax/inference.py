@@ -9,7 +9,7 @@ import numpy as np
 
 from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.data.tasks import SPLITS
-from moecl_jax.data.tokenize import TokenizedExample, tokenize_prompt
+from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_prompt
 from moecl_jax.errors import UserError
 from moecl_jax.evaluate import Scores, score
 from moecl_jax.experiment import Experiment, build, load_config, load_tasks
@@ -98,8 +98,9 @@ class _Labeler:
         self.experiment, self.index = experiment, index
         self.definition = experiment.definitions[index]
         self.active = task_trees(experiment, stream, index)
-        longest = max((len(ids) for ids in experiment.answers[index]), default=1)
-        self.max_prompt = max_length - longest
+        # As in training, also where the answer is not text, so that texts are cut alike.
+        answers = tokenize_answers(self.definition.labels, experiment.tokenizer)
+        self.max_prompt = max_length - max(len(ids) for ids in answers)
 
     def label(self, lines: list[bytes]) -> list[dict[str, Any]]:
         """The output records of some input lines."""

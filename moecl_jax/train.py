@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -103,7 +104,7 @@ class Run:
         stream, history = restore_stream(self.experiment, self.checkpoints)
         shared = self.experiment.initializer.shared(len(self.tasks))
         if history is None:
-            print("evaluating the untrained model on every task", flush=True)
+            print("evaluating the untrained model on every task", file=sys.stderr, flush=True)
             history = History([e.accuracy for e in self.evaluate_all(Stream(shared, {}))])
         else:
             self._fill_columns(history)

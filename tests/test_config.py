@@ -112,6 +112,7 @@ def test_a_wrong_argument_is_named(argument):
         ({"batch__size": 0}, "batch.size = 0 must be at least 1"),
         ({"optimizer__schedule": "step"}, "optimizer.schedule = 'step'"),
         ({"selection": "first"}, "selection = 'first'"),
+        ({"data__max_length": 4096}, "exceeds the 2048 positions"),
         ({"epochs": 0}, "epochs = 0 must be at least 1"),
         ({"tasks": ("two", "three")}, "tasks names 'three', which is neither in the catalog"),
         ({"tasks": ("two", "two")}, "none twice"),

@@ -32,6 +32,24 @@ def test_evaluate_repeats_the_last_row_of_the_matrix(trained):
     assert all(entry["log_likelihood"] < 0 for entry in by_task.values())
 
 
+def test_the_command_prints_nothing_but_json(trained, capsys):
+    assert main(["evaluate", f"--workdir={trained[0] / 'run'}", "--split=validation"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["tasks"]) == {"two", "five"}
+
+
+def test_a_long_text_is_cut_as_in_training(tmp_path):
+    config = tiny_config(tmp_path, head="classification", tasks=("two",), epochs=1)
+    config.data.max_length = 6  # three words, "answer", a label and the end
+    train(config, tmp_path / "run")
+    source = tmp_path / "data" / "two_test.jsonl"
+    assert predict(tmp_path / "run", "two", source, tmp_path / "out.jsonl") == 0
+    truth = [line["label"] for line in read(source)]
+    answered = [line["label"] for line in read(tmp_path / "out.jsonl")]
+    right = np.mean([ours == label for ours, label in zip(answered, truth, strict=True)])
+    expected = evaluate(tmp_path / "run", "test")["tasks"]["two"]["accuracy"]
+    assert right == pytest.approx(expected)
+
+
 def test_evaluate_refuses_an_unknown_split(trained):
     with pytest.raises(UserError, match="--split=dev is not one of train, validation, test"):
         evaluate(trained[0] / "run", "dev")
