@@ -83,10 +83,14 @@ class Learner:
         return optax.chain(clip, optax.scale_by_adam(), decay)
 
     def decoder(self, training: bool) -> Decoder:
-        """The frozen decoder with the method's FFN in it."""
-        feed_forward = self.method.feed_forward(training)
-        remat = self.remat if training else "none"
-        return Decoder(self.method.config, self.dtype, feed_forward, remat)
+        """The frozen decoder with the method's experts in it."""
+        return Decoder(
+            self.method.config,
+            self.dtype,
+            self.method.feed_forward(training),
+            self.method.attention_term(training),
+            self.remat if training else "none",
+        )
 
 
 def init_train_state(learner: Learner, active: Active, key: jax.Array) -> TrainState:

@@ -15,6 +15,7 @@ from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Block, Decoder, attention_context
 from moecl_jax.models.linear import as_bits
+from moecl_jax.models.lora import no_term
 from moecl_jax.models.moe_ffn import frozen_ffn
 from moecl_jax.steps import forward
 from moecl_jax.weights.load import load_backbone
@@ -176,7 +177,8 @@ def test_scan_equals_the_blocks_one_after_another():
         for layer in range(CONFIG.layers):
             block = {"params": jax.tree.map(lambda leaf: leaf[layer], params["layers"])}  # noqa: B023
             membership = jnp.ones((1, 5))
-            x, _ = Block(CONFIG, frozen_ffn).apply(block, x, None, None, membership, context)
+            module = Block(CONFIG, frozen_ffn, no_term)
+            x, _ = module.apply(block, x, None, None, None, membership, context)
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + CONFIG.norm_epsilon)
         return x * params["final_norm"]["scale"][None]
 

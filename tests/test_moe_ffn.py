@@ -13,11 +13,9 @@ from moecl_jax.methods import MoeCl
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.linear import dot
-from moecl_jax.models.lora import FFN_TARGETS, dropout, init_expert
+from moecl_jax.models.lora import FFN_TARGETS, LayerContext, dropout, init_expert, site_seed
 from moecl_jax.models.moe_ffn import (
     FrozenFfn,
-    LayerContext,
-    _site_seed,
     frozen_ffn,
     lora_ffn,
     moe_ffn,
@@ -151,7 +149,7 @@ def test_gate_row_0_weighs_the_shared_expert_and_row_1_the_task_s(favoured):
 
 
 def drop_by_the_library(rate, seed):
-    return lambda values, expert, site: dropout(values, rate, _site_seed(seed, expert, site))
+    return lambda values, expert, site: dropout(values, rate, site_seed(seed, expert, site))
 
 
 def test_output_is_exact_under_dropout():
@@ -274,11 +272,11 @@ def test_neighbouring_elements_are_dropped_independently(rate, distance):
 )
 def test_each_expert_and_site_has_a_mask_of_its_own(one, other):
     seed = jnp.uint32(11)
-    assert_uncorrelated(kept(0.3, _site_seed(seed, *one)), kept(0.3, _site_seed(seed, *other)))
+    assert_uncorrelated(kept(0.3, site_seed(seed, *one)), kept(0.3, site_seed(seed, *other)))
 
 
 def test_layers_with_consecutive_seeds_share_no_mask():
-    first, second = (kept(0.3, _site_seed(jnp.uint32(seed), 0, 0)) for seed in (11, 12))
+    first, second = (kept(0.3, site_seed(jnp.uint32(seed), 0, 0)) for seed in (11, 12))
     assert_uncorrelated(first, second)
 
 
@@ -294,7 +292,7 @@ def test_dropout_is_the_identity_in_evaluation_and_at_rate_zero():
     x = jnp.arange(6.0).reshape(2, 3)
     np.testing.assert_array_equal(dropout(x, 0.5, None), x)
     np.testing.assert_array_equal(dropout(x, 0.0, jnp.uint32(3)), x)
-    assert _site_seed(None, 0, 0) is None
+    assert site_seed(None, 0, 0) is None
 
 
 def test_dropout_is_a_function_of_its_seed():

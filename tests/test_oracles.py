@@ -12,8 +12,8 @@ from test_decoder import SMOLLM2, logits_of, run
 from tiny import CONFIG, SETTINGS, randomised
 
 from moecl_jax.losses import adversarial_losses
-from moecl_jax.models.lora import init_expert
-from moecl_jax.models.moe_ffn import FrozenFfn, LayerContext, moe_ffn
+from moecl_jax.models.lora import LayerContext, init_expert
+from moecl_jax.models.moe_ffn import FrozenFfn, moe_ffn
 from moecl_jax.weights.load import load_backbone, smollm2_file
 
 pytestmark = pytest.mark.oracle

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,7 +12,14 @@ import jax.numpy as jnp
 from moecl_jax.data.batching import Batch
 from moecl_jax.losses import Objective
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.lora import Expert, init_expert
+from moecl_jax.models.lora import (
+    ATTENTION_TARGETS,
+    AttentionTerm,
+    Expert,
+    init_expert,
+    lora_term,
+    no_term,
+)
 from moecl_jax.models.moe_ffn import FeedForward
 
 Tree = Any
@@ -25,7 +33,7 @@ class MethodSettings:
       rank: r of every expert.
       lora_alpha: the experts' scale is lora_alpha / r.
       dropout: rate on the inputs of A.
-      targets: adapted projections, out of `lora.FFN_TARGETS`.
+      targets: adapted projections, out of `lora.TARGETS`.
       objective: of the adversarial loss.
       adversarial_alpha: its weight alpha in eq. 10.
     """
@@ -50,9 +58,16 @@ class Method(abc.ABC):
     What a method trains is in two trees: `shared`, which every task carries on from the one
     before, and `expert`, a task's own, which is frozen for ever when the task is finished.
     Either may be empty.
+
+    Attributes:
+      name: by which a config names the method.
+      experts: keys of the experts in the layers' tree, all of which act on attention.
+      settings: hyper-parameters.
+      config: sizes of the frozen decoder.
     """
 
     name: ClassVar[str]
+    experts: ClassVar[tuple[str, ...]]
     settings: MethodSettings
     config: DecoderConfig
 
@@ -70,7 +85,18 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def adapter(self, shared: Tree, expert: Tree) -> Tree:
-        """What the layers' FFN function receives: a tree whose leaves have a leading axis L."""
+        """What the layers receive: a tree whose leaves have a leading axis L."""
+
+    def attention_term(self, training: bool) -> AttentionTerm:
+        """What is added to attention's projections, for training or evaluation."""
+        if not set(self.settings.targets) & set(ATTENTION_TARGETS):
+            return no_term
+        return functools.partial(
+            lora_term,
+            experts=self.experts,
+            scale=self.settings.scale,
+            dropout_rate=self.settings.dropout if training else 0.0,
+        )
 
     def extend_shared(self, saved: Tree, key: jax.Array, task_count: int) -> Tree:
         """`saved` made ready for a stream of `task_count` tasks, when tasks were added."""

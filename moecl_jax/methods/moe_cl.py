@@ -29,6 +29,7 @@ class MoeCl(Method):
     """Shared expert, gate and discriminator for all tasks; an expert a task."""
 
     name: ClassVar[str] = "moe_cl"
+    experts: ClassVar[tuple[str, ...]] = ("shared", "task")
 
     @property
     def adversarial(self) -> bool:

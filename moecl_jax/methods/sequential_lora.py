@@ -18,6 +18,7 @@ class SequentialLora(Method):
     """One LoRA expert for all tasks: L = L_SFT."""
 
     name: ClassVar[str] = "sequential_lora"
+    experts: ClassVar[tuple[str, ...]] = ("expert",)
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """The one expert."""

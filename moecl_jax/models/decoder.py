@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.linear import dot, from_bits
-from moecl_jax.models.moe_ffn import FeedForward, FrozenFfn, LayerContext, frozen_ffn
+from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
+from moecl_jax.models.moe_ffn import FeedForward, FrozenFfn, frozen_ffn
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -28,11 +29,43 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class AttentionContext:
-    """What all layers' attention shares: mask `[R, 1, S, S]`, cos and sin `[R, S, 1, K]`."""
+    """What all layers' attention shares.
+
+    Attributes:
+      mask: `[R, 1, S, C]`, which of C keys each query sees; C is S, or the slots of a cache.
+      cos: `[R, S, 1, K]`.
+      sin: `[R, S, 1, K]`.
+      cache_slots: `[R, S]`, where in a cache keys and values are written; `None` without one.
+    """
 
     mask: jax.Array
     cos: jax.Array
     sin: jax.Array
+    cache_slots: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class KeyValueCache:
+    """Keys, rotated, and values `[R, C, G, K]` of one layer; `[L, R, C, G, K]` of all.
+
+    A token is in the slot of its position.
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+    def write(self, key: jax.Array, value: jax.Array, slots: jax.Array) -> "KeyValueCache":
+        """Puts `[R, S, G, K]` into one layer's `slots` `[R, S]`."""
+        rows = jnp.arange(slots.shape[0])[:, None]
+        return KeyValueCache(
+            self.key.at[rows, slots].set(key), self.value.at[rows, slots].set(value)
+        )
+
+
+def empty_cache(config: DecoderConfig, rows: int, slots: int, dtype: Any) -> KeyValueCache:
+    """A cache of all layers for `rows` texts of at most `slots` tokens."""
+    shape = (config.layers, rows, slots, config.kv_heads, config.head_width)
+    return KeyValueCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class RMSNorm(nn.Module):
@@ -87,22 +120,38 @@ class Attention(nn.Module):
     """Grouped-query self-attention with rotary embedding."""
 
     config: DecoderConfig
+    term: AttentionTerm
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: AttentionContext) -> jax.Array:
-        """Maps `[N, D]` to `[N, D]`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        adapter: Adapter,
+        layer: LayerContext,
+        context: AttentionContext,
+        cache: KeyValueCache | None,
+    ) -> tuple[jax.Array, KeyValueCache | None]:
+        """Maps `[N, D]` to `[N, D]`, and gives the layer's cache with the new tokens in it."""
         config = self.config
         rows, slots = context.cos.shape[:2]
 
+        def project(name: str, features: int, states: jax.Array) -> jax.Array:
+            out = Projection(features, name=name)(states, jnp.float32)
+            term = self.term(name, states, adapter, layer)
+            return (out if term is None else out + term).astype(x.dtype)
+
         def heads(name: str, count: int) -> jax.Array:
-            projected = Projection(count * config.head_width, name=name)(x)
+            projected = project(name, count * config.head_width, x)
             return projected.reshape(rows, slots, count, config.head_width)
 
         query = rotate(heads("q_proj", config.heads), context)
         key = rotate(heads("k_proj", config.kv_heads), context)
         value = heads("v_proj", config.kv_heads)
+        if cache is not None and context.cache_slots is not None:
+            cache = cache.write(key, value, context.cache_slots)
+            key, value = cache.key, cache.value
         out = jax.nn.dot_product_attention(query, key, value, mask=context.mask)
-        return Projection(config.width, name="o_proj")(out.reshape(rows * slots, -1))
+        return project("o_proj", config.width, out.reshape(rows * slots, -1)), cache
 
 
 class FeedForwardLayer(nn.Module):
@@ -130,24 +179,28 @@ class Block(nn.Module):
 
     config: DecoderConfig
     feed_forward: FeedForward
+    attention_term: AttentionTerm
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        adapter: Any,
+        adapter: Adapter,
         seed: jax.Array | None,
+        cache: KeyValueCache | None,
         membership: jax.Array,
         attention_context: AttentionContext,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Maps the residual stream `[N, D]` and gives the adapter's report."""
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], KeyValueCache | None]]:
+        """Maps the residual stream `[N, D]`; gives the adapter's report and the layer's cache."""
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
-        attention = Attention(self.config, name="attention")
-        x = x + attention(norm(name="input_norm")(x), attention_context)
+        layer = LayerContext(membership, seed)
+        attention = Attention(self.config, self.attention_term, name="attention")
+        normed = norm(name="input_norm")(x)
+        out, cache = attention(normed, adapter, layer, attention_context, cache)
+        x = x + out
         feed_forward = FeedForwardLayer(self.config, self.feed_forward, name="feed_forward")
-        normed = norm(name="post_attention_norm")(x)
-        out, report = feed_forward(normed, adapter, LayerContext(membership, seed))
-        return x + out, report
+        out, report = feed_forward(norm(name="post_attention_norm")(x), adapter, layer)
+        return x + out, (report, cache)
 
 
 class Decoder(nn.Module):
@@ -157,12 +210,14 @@ class Decoder(nn.Module):
       config: the architecture.
       dtype: of activations and products; norms, softmax and logits are float32.
       feed_forward: what happens inside the FFN; the default is the frozen model itself.
+      attention_term: what is added to attention's projections; the default adds nothing.
       remat: "none", or a name of `REMAT_POLICIES`: what is recomputed in the backward pass.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     feed_forward: FeedForward = frozen_ffn
+    attention_term: AttentionTerm = no_term
     remat: str = "none"
 
     def setup(self) -> None:
@@ -176,9 +231,9 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
             length=config.layers,
-        )(config, self.feed_forward)
+        )(config, self.feed_forward, self.attention_term)
         self.final_norm = RMSNorm(config.norm_epsilon)
         if not config.tied_embeddings:
             self.lm_head = Projection(config.vocabulary_size)
@@ -201,7 +256,7 @@ class Decoder(nn.Module):
           segments: `[R, S]`, 0 for padding, else which example of the row.
           branches: `[R, S]`, 0 for the prompt, else which continuation.
           membership: `[B, N]`, 1 where a token is a real token of an example.
-          adapter: pytree with leading axis L, passed slice by slice to `feed_forward`.
+          adapter: pytree with leading axis L, passed slice by slice to the layers.
           seeds: `[L]` uint32 for dropout; `None` in evaluation.
 
         Returns:
@@ -209,11 +264,35 @@ class Decoder(nn.Module):
         """
         context = attention_context(self.config, positions, segments, branches, self.dtype)
         x = self.embedder(tokens.reshape(-1))
-        x, reports = self.layers(x, adapter, seeds, membership, context)
+        x, (reports, _) = self.layers(x, adapter, seeds, None, membership, context)
         x = self.final_norm(x)
         if self.is_initializing():
             self.logits(x)
         return x, reports
+
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, cache: KeyValueCache, adapter: Any = None
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """Hidden states of further tokens of texts whose earlier tokens are in a cache.
+
+        Rows may have different lengths. What is padded at a row's end goes into slots that no
+        real token sees before its own key and value are there.
+
+        Args:
+          tokens: `[R, S]` ids, one text a row.
+          positions: `[R, S]`, ascending by one.
+          cache: of all layers.
+          adapter: as in a call.
+
+        Returns:
+          `[N, D]`, after the final norm, and the cache with the tokens in it.
+        """
+        context = cached_attention_context(self.config, positions, cache.key.shape[2], self.dtype)
+        x = self.embedder(tokens.reshape(-1))
+        nothing_pooled = jnp.zeros((0, x.shape[0]))
+        out: Any = self.layers(x, adapter, None, cache, nothing_pooled, context)
+        x, (_, cache) = out
+        return self.final_norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits `[M, V]` in float32 of hidden states `[M, D]`."""
@@ -240,11 +319,26 @@ def attention_context(
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     mask = (causal & same_segment & visible)[:, None]
+    return AttentionContext(mask, *rotary_factors(config, positions, dtype))
+
+
+def cached_attention_context(
+    config: DecoderConfig, positions: jax.Array, slots: int, dtype: Any
+) -> AttentionContext:
+    """The same where keys come from a cache: a token sees the slots up to its own position."""
+    mask = (jnp.arange(slots)[None, None] <= positions[:, :, None])[:, None]
+    return AttentionContext(mask, *rotary_factors(config, positions, dtype), positions)
+
+
+def rotary_factors(
+    config: DecoderConfig, positions: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Cos and sin `[R, S, 1, K]` of the rotary angles at `[R, S]` positions."""
     half = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
     frequency = config.rope_theta**-half
     angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
-    return AttentionContext(mask, jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
 
 
 def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:

@@ -3,7 +3,7 @@
 Axes: N tokens, B examples, D width, F ffn width, r rank, E experts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.models.linear import dot
-from moecl_jax.models.lora import Expert, dropout, low_rank, mix
+from moecl_jax.models.lora import Adapter, Expert, LayerContext, dropout, low_rank, site_seed
 
 
 @flax.struct.dataclass
@@ -23,20 +23,6 @@ class FrozenFfn:
     down_proj: Callable[[jax.Array, Any], jax.Array]
 
 
-@flax.struct.dataclass
-class LayerContext:
-    """What a layer needs beside its input.
-
-    Attributes:
-      membership: `[B, N]`, 1 where a token is a real token of an example, else 0.
-      seed: uint32 scalar of this layer and step for dropout, `None` in evaluation.
-    """
-
-    membership: jax.Array
-    seed: jax.Array | None
-
-
-Adapter = Mapping[str, Any]
 FeedForward = Callable[
     [FrozenFfn, jax.Array, Adapter, LayerContext], tuple[jax.Array, dict[str, jax.Array]]
 ]
@@ -93,7 +79,7 @@ def mixture(
 
     for index, expert in enumerate(experts):
         weight = None if weights is None else weights[:, index : index + 1]
-        dropped = dropout(x, dropout_rate, _site_seed(context.seed, index, 0))
+        dropped = dropout(x, dropout_rate, site_seed(context.seed, index, 0))
         gate, up = hidden_gate, hidden_up
         if "gate_proj" in expert:
             gate = gate + low_rank(dropped, expert["gate_proj"], scale)
@@ -102,7 +88,7 @@ def mixture(
         activation = jax.nn.silu(gate) * up
         mixed = mixed + (activation if weight is None else weight * activation)
         if "down_proj" in expert:
-            dropped = dropout(activation, dropout_rate, _site_seed(context.seed, index, 1))
+            dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1))
             dropped = dropped.astype(x.dtype)
             low_rank_out = low_rank_out + low_rank(dropped, expert["down_proj"], scale, weight)
         if pool_first and index == 0:
@@ -185,9 +171,3 @@ def _mean(values: jax.Array, membership: jax.Array) -> jax.Array:
     """Mean of `[N, F]` over each example's real tokens, `[B, F]` in float32."""
     total = membership @ values
     return total / jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)
-
-
-def _site_seed(seed: jax.Array | None, expert: int, site: int) -> jax.Array | None:
-    if seed is None:
-        return None
-    return mix(seed + jnp.uint32(2 * expert + site + 1))
