@@ -5,24 +5,18 @@ do not wait for JAX.
 """
 
 import argparse
-import difflib
-import importlib.util
 import json
 import os
 import re
 import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import moecl_jax
-from moecl_jax.errors import UserError
+from moecl_jax.config_file import OVERRIDE, load_config
+from moecl_jax.errors import UserError, one_line
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-_OVERRIDE = re.compile(r"--?(?:no)?config\.")
 _FLAG = re.compile(r"--?[A-Za-z]")
 _RESULT_KEYS = (
     "method",
@@ -67,41 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
-    """Reads a config file and applies overrides to it.
-
-    Args:
-      file: `FILE.py`, whose `get_config()` returns a `ConfigDict`, or `FILE.py:ARGUMENT`, which
-        calls `get_config(ARGUMENT)`.
-      overrides: flags of the form `--config.KEY=VALUE`, as `ml_collections.config_flags` defines
-        them; VALUE is read as the type of the value that it replaces.
-
-    Returns:
-      The config, locked.
-
-    Raises:
-      UserError: if the file is missing or fails, or an override's key or value does not fit.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    config = _run_config_file(file)
-    for override in overrides:
-        _check_override(override, config)
-    values = flags.FlagValues()
-    arguments = ["moecl", *overrides]
-    try:
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, lock_config=True, sys_argv=arguments
-        )
-        values(arguments)
-    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Without the list of what is supported, which is long and in Python's terms.
-        reason = _one_line(error).removeprefix("flag ").partition(". Currently supported")[0]
-        raise UserError(reason) from error
-    return values["config"].value
-
-
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moecl",
@@ -129,13 +88,14 @@ def _build_parser() -> argparse.ArgumentParser:
         "train on a stream of tasks, or resume an interrupted training",
         "moecl train --config=configs/quickstart.py --workdir=runs/first --config.seed=1",
     )
-    train.usage = "moecl train --config=FILE.py[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE ...]"
+    train.usage = "moecl train --config=FILE --workdir=DIR [--config.KEY=VALUE ...]"
     train.add_argument(
         "--config",
         required=True,
-        metavar="FILE.py[:ARGUMENT]",
-        help="file whose get_config(), or get_config(ARGUMENT), returns the config; "
-        "--config.KEY=VALUE overrides one of its values (nested: --config.SECTION.KEY=VALUE)",
+        metavar="FILE",
+        help="FILE.py or FILE.py:ARGUMENT, whose get_config(), or get_config(ARGUMENT), returns "
+        "the config, or the config.json of a workdir; --config.KEY=VALUE overrides one of its "
+        "values (nested: --config.SECTION.KEY=VALUE)",
     )
     _add_workdir(train, "where the run's results, logs and checkpoints are, or will be")
 
@@ -223,7 +183,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         try:
             matrix, _ = _matrix_of(results), format_comparison([results])
         except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{workdir / 'results.json'} is broken: {_one_line(error)}") from error
+            raise UserError(f"{workdir / 'results.json'} is broken: {one_line(error)}") from error
         print(f"{results['method']} ({workdir})\n{matrix}\n")
     print(format_comparison(runs))
     if any(results["tasks"] != runs[0]["tasks"] for results in runs):
@@ -248,7 +208,7 @@ def _read_results(workdir: Path) -> dict[str, Any]:
             f"{path} does not exist: {workdir} is no workdir, or its training has not finished"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {_one_line(error)}") from error
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(results, dict):
         raise UserError(f"{path} is broken: expected a JSON object")
     missing = [key for key in _RESULT_KEYS if key not in results]
@@ -266,94 +226,10 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if awaits_value and not _FLAG.match(argument):
             overrides[-1] += f"={argument}"
             awaits_value = False
-        elif _OVERRIDE.match(argument):
+        elif OVERRIDE.match(argument):
             overrides.append(argument)
             awaits_value = "=" not in argument
         else:
             plain.append(argument)
             awaits_value = False
     return plain, overrides
-
-
-def _run_config_file(file: str) -> "ConfigDict":
-    from ml_collections import ConfigDict
-
-    name, *argument = file.split(":", 1)
-    path = Path(name)
-    if not path.is_file():
-        siblings = [str(other) for other in path.parent.glob("*.py")]
-        raise UserError(f"config file {name} does not exist{_suggestion(name, siblings)}")
-    spec = importlib.util.spec_from_file_location("moecl_config", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {name} is not a Python file (FILE.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses defined in the file look for it there
-    folder = str(path.parent.resolve())
-    sys.path.insert(0, folder)  # as for a script, so that a config can start from one beside it
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config(*argument) if callable(get_config) else None
-    except Exception as error:  # whatever the user's file raises is the user's to mend
-        raise UserError(_config_file_failure(path, error)) from error
-    finally:
-        sys.path.remove(folder)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config file {name} must define get_config() that returns a ConfigDict")
-    return config
-
-
-def _config_file_failure(path: Path, error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
-    if isinstance(error, SyntaxError) and error.filename == str(path.absolute()):
-        lines.append(error.lineno)
-    place = f"config file {path}" + (f", line {lines[-1]}" if lines else "")
-    # The message of these two is written for the user; that of others needs its type.
-    kind = "" if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: "
-    return f"{place}: {kind}{_one_line(error)}"
-
-
-def _check_override(override: str, config: "ConfigDict") -> None:
-    from ml_collections.config_flags import config_path
-
-    key = _OVERRIDE.sub("", override.partition("=")[0], count=1)
-    paths = dict(_paths(config))
-    container = key.partition("[")[0]  # KEY[0] is an element of a list
-    if container not in paths:
-        last = key.rpartition(".")[2]
-        same_name = [path for path in paths if path.rpartition(".")[2] == last]
-        hint = _suggestion(key, same_name, cutoff=0.0) or _suggestion(key, list(paths))
-        raise UserError(
-            f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(paths))}"
-        )
-    if container != key:
-        try:
-            config_path.get_value(key, config)
-        except (LookupError, ValueError) as error:
-            raise UserError(f"config key {key!r}: {_one_line(error)}") from error
-    elif paths[key]:
-        # config_flags would replace the whole section, unchecked and without its other keys.
-        raise UserError(
-            f"config key {key!r} is a section; override its values, as --config.{key}.KEY"
-        )
-
-
-def _paths(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """The dotted path of each key, and whether it is a section."""
-    for key, value in config.items(preserve_field_references=True):
-        is_section = hasattr(value, "items")
-        yield f"{prefix}{key}", is_section
-        if is_section:
-            yield from _paths(value, f"{prefix}{key}.")
-
-
-def _suggestion(wrong: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _one_line(error: BaseException) -> str:
-    """An exception's message without line breaks; KeyError's without its quotes."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split())

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and how others are put into its message."""
 
 
 class UserError(Exception):
@@ -6,3 +6,9 @@ class UserError(Exception):
 
     The command line prints its message without a stack trace and exits with status 1.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks; KeyError's without its quotes."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split())

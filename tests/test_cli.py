@@ -254,10 +254,51 @@ def test_relative_config_file_is_named_with_its_line(tmp_path, capsys, monkeypat
 
 
 def test_config_file_that_is_no_python_file(tmp_path, capsys):
-    path = tmp_path / "config.json"
+    path = tmp_path / "config.yaml"
     path.write_text("{}")
     error = error_of(capsys, "train", f"--config={path}", "--workdir=w")
-    assert error == f"config file {path} is not a Python file (FILE.py)"
+    assert error == f"config file {path} is neither FILE.py nor a workdir's config.json"
+
+
+def test_a_workdir_s_config_json_is_a_config(calls, tmp_path):
+    path = tmp_path / "config.json"
+    definition = {"source": "jsonl", "train": "a.jsonl", "labels": ["no", "yes"]}
+    content = {
+        "seed": 3,
+        "tasks": ["spam"],
+        "lora": {"rank": 4},
+        "definitions": {"spam": definition},
+    }
+    path.write_text(json.dumps(content))
+    overrides = ["--config.lora.alpha=2", "--config.definitions.spam.labels=('ham', 'spam')"]
+    config = trained_config(calls, path, *overrides)
+    assert (config.seed, config.tasks, config.lora.rank, config.lora.alpha) == (
+        3,
+        ("spam",),
+        4,
+        2.0,
+    )
+    assert config.definitions.spam.labels == ("ham", "spam")
+    assert config.epochs == 3  # a key that the file lacks has its default
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config file {path} does not exist"),
+        ("{", "{path} is broken: Expecting"),
+        ("[1]", "{path} is broken: "),
+        ('{"seed": "x"}', "{path} is broken: "),
+        ('{"model_type": "llama"}', "{path} has an unknown config key 'model_type'; expected the"),
+        ('{"lora": {"r": 4}}', "{path} has an unknown config key 'lora.r'; expected the"),
+    ],
+)
+def test_a_wrong_config_json_is_named(tmp_path, capsys, content, message):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    error = error_of(capsys, "train", f"--config={path}", "--workdir=w")
+    assert error.startswith(message.format(path=path))
 
 
 def test_wrong_config_argument_shows_the_files_own_message(config_file, capsys):

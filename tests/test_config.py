@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from streams import ROOT, tiny_config
 
-from moecl_jax.cli import load_config
+from moecl_jax.config_file import load_config
 from moecl_jax.errors import UserError
 from moecl_jax.experiment import Schedule, build
 from moecl_jax.train import train
@@ -134,7 +134,7 @@ def test_schedules():
 
 def test_configs_are_the_only_users_of_the_config():
     """Below experiment.py nothing takes a ConfigDict apart but what hands it on."""
-    allowed = {"experiment.py", "train.py", "inference.py", "cli.py"}
+    allowed = {"experiment.py", "train.py", "config_file.py", "default_config.py"}
     users = {
         Path(path).name
         for path in (ROOT / "moecl_jax").rglob("*.py")

