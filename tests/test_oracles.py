@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from streams import ROOT
 from test_decoder import SMOLLM2, logits_of, run
-from tiny import CONFIG, SETTINGS, randomised
+from tiny import CONFIG, SETTINGS, randomised, writer
 
 from moecl_jax.losses import adversarial_losses
+from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.lora import LayerContext, init_expert
 from moecl_jax.models.moe_ffn import FrozenFfn, moe_ffn
+from moecl_jax.steps import Active, Learner
 from moecl_jax.weights.load import load_backbone, smollm2_file
 
 pytestmark = pytest.mark.oracle
@@ -61,6 +63,44 @@ def test_the_shipped_tiny_llamas_are_what_torch_gives_now(oracle):
     assert set(shipped.files) == set(made)
     for name, values in made.items():
         np.testing.assert_allclose(shipped[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_generated_tokens_are_those_of_transformers(oracle, tmp_path, stops):
+    import torch
+
+    model = oracle.tiny_llama(tied=False)
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), np.dtype(np.float32))
+    settings = dataclasses.replace(SETTINGS, targets=())
+    method = SequentialLora(settings, backbone.config)
+    plain = Learner(method, "lm", jnp.float32, remat="none", weight_decay=0.0, clip_norm=0.0)
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(0, 61, length).astype(np.int32) for length in (3, 11, 7)]
+
+    def by_transformers(prompt, end):
+        ids = torch.from_numpy(prompt[None].astype(np.int64))
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=0,
+        )
+        return out[0, len(prompt) :].numpy()
+
+    expected = [by_transformers(prompt, None) for prompt in prompts]
+    end = -1
+    if stops:
+        end = int(expected[1][6])
+        rows = [by_transformers(prompt, end) for prompt in prompts]
+        expected = [row[:-1] if row[-1] == end else row for row in rows]
+        assert len(expected[1]) <= 6
+    active = Active({"expert": {}}, {}, {})
+    written = writer(plain, backbone.params, end).write(active, prompts, max_tokens=20)
+    for got, wanted in zip(written, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("objective", ["paper", "original", "confusion"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from moecl_jax.data.batching import Batch, Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.generation import Writer, read_prompts, write_tokens
 from moecl_jax.methods import Method, MethodSettings, MoeCl
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
@@ -57,6 +58,18 @@ def random_active(learner: Learner, deviation: float = 0.3) -> Active:
     initializer = Initializer(learner.method, 0, learner.head, len(ANSWERS))
     shapes = jax.eval_shape(lambda: initializer.begin(initializer.shared(TASKS), TASK_INDEX))
     return randomised(shapes, deviation)
+
+
+def writer(learner: Learner, frozen: Any, end: int = -1, context_length: int = 64) -> Writer:
+    """Compiles what writes text; by default no token ends one."""
+    static: dict[str, Any] = {"learner": learner, "end": end}
+    return Writer(
+        jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots")),
+        jax.jit(functools.partial(write_tokens, **static), static_argnames=("sampling", "count")),
+        frozen,
+        end,
+        context_length,
+    )
 
 
 def randomised(shapes: Any, deviation: float) -> Any:
