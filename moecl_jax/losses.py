@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 Objective = Literal["paper", "original", "confusion", "off"]
 OBJECTIVES = get_args(Objective)
+Reduction = Literal["mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
@@ -48,10 +50,12 @@ def adversarial_losses(
     task_index: jax.Array,
     weights: jax.Array,
     objective: Objective,
+    reduction: Reduction = "mean",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the task discriminator and the shared expert each minimise (eq. 5, 6 and 10).
 
-    With logits o_ib = Phi_i mean(z_s)_ib of layer i and example b, and CE averaged over both:
+    With logits o_ib = Phi_i mean(z_s)_ib of layer i and example b, and CE averaged over both (or,
+    by `reduction`, over examples only and summed over layers):
 
         discriminator, all objectives but `original`:  L_GAN = CE(o, t)
         shared expert
@@ -69,6 +73,7 @@ def adversarial_losses(
       task_index: scalar t.
       weights: `[B]`, 0 for filled-up places.
       objective: `paper`, `original` or `confusion`.
+      reduction: of both losses over the layers.
 
     Returns:
       The discriminator's loss, the shared expert's loss, and the discriminator's accuracy.
@@ -91,6 +96,8 @@ def adversarial_losses(
         expert_loss = _weighted_mean(to_uniform, layer_weights)
     else:
         expert_loss = -_weighted_mean(_cross_entropy(seen_by_expert, labels), layer_weights)
+    if reduction == "sum":
+        loss, expert_loss = loss * len(pooled), expert_loss * len(pooled)
     right = (jnp.argmax(seen_by_discriminator, axis=-1) == labels).astype(jnp.float32)
     return loss, expert_loss, _weighted_mean(right, layer_weights)
 

@@ -79,6 +79,19 @@ def test_adversarial_losses_equal_their_equations(objective):
     np.testing.assert_allclose(found, (*expected_adversarial(objective), 0.5), rtol=1e-6)
 
 
+@pytest.mark.parametrize("objective", ADVERSARIAL)
+def test_summed_over_layers_the_losses_are_the_layers_losses_together(objective):
+    probabilities = softmax(LOGITS)
+    if objective == "original":
+        probabilities = softmax(probabilities)
+    gan = -np.log(probabilities[0, 2]) - np.log(probabilities[1, 2])
+    expert = -gan
+    if objective == "confusion":
+        expert = -np.log(probabilities[0]).mean() - np.log(probabilities[1]).mean()
+    found = adversarial_losses(POOLED, PHI, jnp.int32(2), WEIGHTS, objective, "sum")
+    np.testing.assert_allclose(found, (gan, expert, 0.5), rtol=1e-6)
+
+
 def test_adversarial_losses_are_the_numbers_worked_out_by_hand():
     # Two tasks with logits (0, log 3): softmax (1/4, 3/4).
     pooled, phi = jnp.ones((1, 1, 1)), jnp.log(jnp.array([[[1.0], [3.0]]]))
@@ -252,15 +265,21 @@ def test_reported_loss_is_equation_10():
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
 
 
-def test_penalty_is_alpha_times_both_losses_of_the_current_task():
-    chosen = learner("classification", objective="confusion", adversarial_alpha=0.3)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_penalty_is_alpha_times_both_losses_of_the_current_task(reduction):
+    chosen = learner(
+        "classification",
+        objective="confusion",
+        adversarial_alpha=0.3,
+        adversarial_reduction=reduction,
+    )
     active = random_active(chosen)
     pooled = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, CONFIG.width)))
     reports = {"shared_pooled": pooled}
     phi = active.shared["discriminator"]
     penalty, metrics = chosen.method.penalty(active.shared, reports, BATCH)
     gan, expert, accuracy = adversarial_losses(
-        pooled, phi, jnp.int32(TASK_INDEX), jnp.array([1.0, 1.0, 0.0]), "confusion"
+        pooled, phi, jnp.int32(TASK_INDEX), jnp.array([1.0, 1.0, 0.0]), "confusion", reduction
     )
     np.testing.assert_allclose(penalty, 0.3 * (gan + expert), rtol=1e-6)
     assert metrics["loss_adversarial"] == gan

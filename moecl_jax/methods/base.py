@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.data.batching import Batch
-from moecl_jax.losses import Objective
+from moecl_jax.losses import Objective, Reduction
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import (
     ATTENTION_TARGETS,
@@ -36,6 +36,7 @@ class MethodSettings:
       targets: adapted projections, out of `lora.TARGETS`.
       objective: of the adversarial loss.
       adversarial_alpha: its weight alpha in eq. 10.
+      adversarial_reduction: over layers.
     """
 
     rank: int
@@ -44,6 +45,7 @@ class MethodSettings:
     targets: tuple[str, ...]
     objective: Objective
     adversarial_alpha: float
+    adversarial_reduction: Reduction = "mean"
 
     @property
     def scale(self) -> float:

@@ -90,6 +90,7 @@ class MoeCl(Method):
             batch.task_index,
             batch.weights,
             self.settings.objective,
+            self.settings.adversarial_reduction,
         )
         alpha = self.settings.adversarial_alpha
         metrics = {
