@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backbone_files import write_folder
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples, writer
 
+from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Block, Decoder, attention_context
 from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import no_term
 from moecl_jax.models.moe_ffn import frozen_ffn
-from moecl_jax.steps import forward
+from moecl_jax.steps import Active, forward
 from moecl_jax.weights.load import load_backbone
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -138,13 +139,15 @@ def test_smollm2_logits_equal_those_of_transformers(smollm2_logits, smollm2_orac
     )
 
 
-def test_smollm2_continues_as_with_transformers(smollm2_logits, smollm2_oracle):
-    tokens = smollm2_oracle["greedy_prompt"]
-    for _ in smollm2_oracle["greedy_tokens"]:
-        tokens = np.append(tokens, smollm2_logits(tokens)[-1].argmax())
-    np.testing.assert_array_equal(
-        tokens[len(smollm2_oracle["greedy_prompt"]) :], smollm2_oracle["greedy_tokens"]
-    )
+@pytest.mark.parametrize("beside", [0, 2], ids=["alone", "in_a_batch"])
+def test_smollm2_continues_as_with_transformers(smollm2, smollm2_oracle, beside):
+    plain = learner(method=SequentialLora, targets=())
+    method = dataclasses.replace(plain.method, config=SMOLLM2)
+    prompts = [smollm2_oracle["greedy_prompt"]]
+    prompts += [smollm2_oracle[f"tokens_{text}"] for text in range(1, beside + 1)]
+    write = writer(dataclasses.replace(plain, method=method), smollm2.params).write
+    written = write(Active({"expert": {}}, {}, {}), prompts, max_tokens=20, batch_size=len(prompts))
+    np.testing.assert_array_equal(written[0], smollm2_oracle["greedy_tokens"])
 
 
 def initial_shapes(config):
