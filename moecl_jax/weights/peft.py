@@ -1,0 +1,317 @@
+"""A plain LoRA in PEFT's format: adapter_config.json and adapter_model.safetensors.
+
+Axes: L layers, I and O input and output widths of a projection, r rank. PEFT stores `lora_A.weight`
+`[r, I]` and `lora_B.weight` `[O, r]` of each layer; an expert here has their transposes, stacked to
+`[L, I, r]` and `[L, r, O]`.
+
+Specification: https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from moecl_jax.errors import UserError, one_line
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.lora import ATTENTION_TARGETS, TARGETS, projection_sizes
+from moecl_jax.weights import StoredTensor
+from moecl_jax.weights.huggingface import open_safetensors
+
+CONFIG_NAME = "adapter_config.json"
+TENSORS_NAME = "adapter_model.safetensors"
+PICKLED_NAME = "adapter_model.bin"
+
+_MERGE = (
+    "Merge the adapter into its base with PEFT (merge_and_unload, then save_pretrained) and use "
+    "the merged model as a base"
+)
+# What the function of the adapter depends on, and how it is said in adapter_config.json.
+_READ = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias"}
+_READ |= {"base_model_name_or_path", "target_modules", "init_lora_weights"}
+# The tensors tell which layers and projections are adapted; the rest says nothing of the function.
+_WITHOUT_EFFECT = {"exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping"}
+_WITHOUT_EFFECT |= {"revision", "inference_mode", "peft_version", "merge_weights", "eva_config"}
+_WITHOUT_EFFECT |= {"megatron_core", "qalora_group_size"}
+# Others, such as PiSSA and OLoRA, change the base's weights before training.
+_PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+# "base_model." and "model." depend on what the adapter was put on, ".default" on PEFT's version.
+_TENSOR_NAME = re.compile(
+    r"(?:base_model\.model\.)?(?:model\.)?layers\.(?P<layer>\d+)\.(?P<module>self_attn|mlp)"
+    rf"\.(?P<target>{'|'.join(TARGETS)})\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
+)
+_Place = tuple[str, int, str]  # projection, layer, "A" or "B"
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftAdapter:
+    """A LoRA on all layers of a decoder.
+
+    Attributes:
+      base: what the decoder was called where the adapter was trained.
+      rank: r.
+      lora_alpha: the scale is lora_alpha / r.
+      dropout: rate on the inputs of A, in training.
+      expert: `{projection: {"a": [L, I, r], "b": [L, r, O]}}` in float32.
+    """
+
+    base: str
+    rank: int
+    lora_alpha: float
+    dropout: float
+    expert: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def write_adapter(adapter: PeftAdapter, folder: Path) -> None:
+    """Writes an adapter that `PeftModel.from_pretrained(model, folder)` reads.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    alpha = adapter.lora_alpha
+    content = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base,
+        "r": adapter.rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": list(adapter.expert),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "revision": None,
+    }
+    tensors = {
+        f"base_model.model.{_module(target, layer)}.lora_{factor}.weight": np.ascontiguousarray(
+            stacked[layer].T, np.float32
+        )
+        for target, factors in adapter.expert.items()
+        for factor, stacked in (("A", factors["a"]), ("B", factors["b"]))
+        for layer in range(len(stacked))
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the adapter to {folder}: {one_line(error)}") from error
+
+
+def read_adapter(folder: Path, config: DecoderConfig, base: str) -> PeftAdapter:
+    """Reads an adapter and checks it against the decoder that it is meant for.
+
+    Args:
+      folder: holds adapter_config.json and adapter_model.safetensors (F32, F16 or BF16).
+      config: sizes of the decoder.
+      base: the decoder's name, for messages.
+
+    Raises:
+      UserError: a file is missing or damaged; the adapter is not a plain LoRA with one rank on all
+        layers; a tensor is missing, surplus or misshapen.
+    """
+    content = _read_config(folder)
+    file = folder / CONFIG_NAME
+    _refuse_what_is_not_plain(content, file)
+    rank = content.get("r")
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"{file}: r is {rank!r}; expected an integer of at least 1")
+    alpha = _number(content, "lora_alpha", file)
+    if content.get("use_rslora"):
+        alpha *= math.sqrt(rank)  # its scale is lora_alpha / sqrt(r)
+    dropout = _number(content, "lora_dropout", file, default=0.0)
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"{file}: lora_dropout is {dropout}; expected at least 0 and below 1")
+    trained_in = str(content.get("base_model_name_or_path") or "")
+    tensors = _places(_open_tensors(folder), config, base)
+    targets = _targets(content.get("target_modules"), tensors)
+    if not targets:
+        raise UserError(
+            f"{folder / TENSORS_NAME}: holds no LoRA factors of {', '.join(TARGETS)}, the "
+            "projections that can be adapted here"
+        )
+    _refuse_missing(tensors, targets, config, base, folder / TENSORS_NAME)
+    sizes = projection_sizes(config)
+    expert = {}
+    for target in targets:
+        inputs, outputs = sizes[target]
+        shapes = {"A": (rank, inputs), "B": (outputs, rank)}
+        stacked = {}
+        for factor, shape in shapes.items():
+            layers = [tensors[target, layer, factor] for layer in range(config.layers)]
+            for tensor in layers:
+                _check_shape(tensor, shape, "AB".index(factor), base, trained_in)
+            decoded = [tensor.decode().astype(np.float32).T for tensor in layers]
+            stacked[factor.lower()] = np.stack(decoded)
+        expert[target] = stacked
+    return PeftAdapter(trained_in, rank, alpha, dropout, expert)
+
+
+def _module(target: str, layer: int) -> str:
+    """Path of a projection in a Hugging Face decoder."""
+    return f"model.layers.{layer}.{_block(target)}.{target}"
+
+
+def _block(target: str) -> str:
+    return "self_attn" if target in ATTENTION_TARGETS else "mlp"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_NAME
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{file} does not exist; name the folder that PEFT's save_pretrained wrote, with "
+            f"{CONFIG_NAME} and {TENSORS_NAME}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is broken: expected a JSON object")
+    return content
+
+
+def _refuse_what_is_not_plain(content: Mapping[str, Any], file: Path) -> None:
+    """Raises a UserError at the first setting that makes the adapter more than B A x."""
+    kind, purpose = content.get("peft_type"), content.get("task_type")
+    if kind != "LORA":
+        raise UserError(f"{file}: peft_type is {kind!r}; only LORA can be converted. {_MERGE}.")
+    if purpose not in (None, "CAUSAL_LM"):
+        raise UserError(
+            f"{file}: task_type is {purpose!r}; expected CAUSAL_LM: other adapters bring a head of "
+            "their own or belong to another kind of model"
+        )
+    for key, value in content.items():
+        if key in _WITHOUT_EFFECT or (key in _READ and key not in ("bias", "init_lora_weights")):
+            continue
+        plain = not value or (key == "bias" and value == "none")
+        if key == "init_lora_weights":
+            plain = value in _PLAIN_BEGINNINGS
+        if not plain:
+            raise UserError(
+                f"{file}: {key} is {json.dumps(value)}, and only a plain LoRA, B A x beside "
+                f"unchanged weights, can be converted. {_MERGE}, or train a LoRA without {key}."
+            )
+
+
+def _number(
+    content: Mapping[str, Any], key: str, file: Path, default: float | None = None
+) -> float:
+    value = content.get(key, default)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise UserError(f"{file}: {key} is {value!r}; expected a number")
+    return float(value)
+
+
+def _open_tensors(folder: Path) -> dict[str, StoredTensor]:
+    file = folder / TENSORS_NAME
+    if file.is_file():
+        return open_safetensors(file)
+    if (folder / PICKLED_NAME).exists():
+        raise UserError(
+            f"{folder / PICKLED_NAME} is a pickle, which can run code and is never read; write it "
+            "as safetensors where you trust it: PeftModel.from_pretrained(model, folder)"
+            ".save_pretrained(new_folder, safe_serialization=True)"
+        )
+    raise UserError(f"{file} does not exist; copy it to where {CONFIG_NAME} is")
+
+
+def _places(
+    tensors: Mapping[str, StoredTensor], config: DecoderConfig, base: str
+) -> dict[_Place, StoredTensor]:
+    """Each tensor at its projection, layer and factor; none may be left over."""
+    placed: dict[_Place, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is None or match["module"] != _block(match["target"]):
+            raise UserError(
+                f"{tensor.file}: tensor {name!r} has no place here; expected LoRA factors of "
+                f"{', '.join(TARGETS)} only, as base_model.model.{_module('q_proj', 0)}"
+                f".lora_A.weight. {_MERGE}, or train a LoRA on these projections alone."
+            )
+        place = (match["target"], int(match["layer"]), match["factor"])
+        if place[1] >= config.layers:
+            raise UserError(
+                f"{tensor.file}: tensor {name!r} belongs to layer {place[1]}, and {base} has "
+                f"{config.layers} layers, counted from 0. Name the base that the adapter was "
+                "trained in."
+            )
+        if place in placed:
+            raise UserError(f"{tensor.file}: {placed[place].name!r} and {name!r} are the same one")
+        placed[place] = tensor
+    return placed
+
+
+def _targets(declared: Any, tensors: Iterable[_Place]) -> list[str]:
+    """Adapted projections: those that have tensors, and those of a list of names.
+
+    A regular expression or "all-linear" is resolved by the tensors alone.
+    """
+    found = {target for target, _, _ in tensors}
+    if isinstance(declared, list):
+        found |= {str(name).rpartition(".")[2] for name in declared}
+    return [target for target in TARGETS if target in found]
+
+
+def _refuse_missing(
+    tensors: Mapping[_Place, StoredTensor],
+    targets: Iterable[str],
+    config: DecoderConfig,
+    base: str,
+    file: Path,
+) -> None:
+    for target in targets:
+        missing = [
+            (layer, factor)
+            for layer in range(config.layers)
+            for factor in "AB"
+            if (target, layer, factor) not in tensors
+        ]
+        if missing:
+            layer, factor = missing[0]
+            more = f" (and {len(missing) - 1} more of {target})" if len(missing) > 1 else ""
+            raise UserError(
+                f"{file}: tensor 'base_model.model.{_module(target, layer)}"
+                f".lora_{factor}.weight'{more} is missing. Each adapted projection needs both "
+                f"factors in all {config.layers} layers of {base}. Name the base that the adapter "
+                "was trained in; one on some layers only (layers_to_transform) cannot be "
+                f"converted. {_MERGE}."
+            )
+
+
+def _check_shape(
+    tensor: StoredTensor, shape: tuple[int, int], rank_axis: int, base: str, trained_in: str
+) -> None:
+    if tensor.shape == shape:
+        return
+    problem = (
+        f"{tensor.file}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected "
+        f"{list(shape)}"
+    )
+    if len(tensor.shape) == 2 and tensor.shape[1 - rank_axis] == shape[1 - rank_axis]:
+        raise UserError(
+            f"{problem} for r = {shape[rank_axis]} of {CONFIG_NAME}. All projections must have "
+            f"this rank. {_MERGE}."
+        )
+    said = f" (it says {trained_in!r})" if trained_in else ""
+    raise UserError(
+        f"{problem} for {base}: the adapter was trained in another base{said}. Name that one."
+    )

@@ -1,0 +1,175 @@
+"""Adapters in PEFT itself, on transformers' torch model, give the logits that they give here."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from streams import ROOT
+from test_decoder import logits_of
+from test_peft import random_adapter
+
+from moecl_jax.methods import MethodSettings, SequentialLora
+from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS, TARGETS
+from moecl_jax.steps import Learner
+from moecl_jax.weights.load import load_backbone
+from moecl_jax.weights.peft import read_adapter, write_adapter
+
+pytestmark = [
+    pytest.mark.oracle,
+    # peft calls what transformers has renamed
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+TOKENS = np.random.default_rng(0).integers(0, 61, (2, 11)).astype(np.int32)
+TOLERANCE = 3e-5  # logits reach 6; torch and we sum in float32 in different orders: 1.3e-5 seen
+on_targets = pytest.mark.parametrize(
+    "targets",
+    [FFN_TARGETS, ATTENTION_TARGETS, TARGETS, ("q_proj", "v_proj")],
+    ids=["ffn", "attention", "both", "blog recipe"],
+)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def base(request, tmp_path_factory):
+    """Reads a torch model; its folder; the same model here; its logits."""
+    from transformers import LlamaForCausalLM
+
+    path = ROOT / "tests" / "oracles" / "make_backbone_fixtures.py"
+    spec = importlib.util.spec_from_file_location("make_backbone_fixtures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp(request.param)
+    module.tiny_llama(tied=request.param == "tied").save_pretrained(folder)
+
+    def read():
+        return LlamaForCausalLM.from_pretrained(folder)
+
+    return read, folder, load_backbone(folder), torch_logits(read())
+
+
+def torch_logits(model):
+    """Logits `[2, 11, 61]` at all positions of `TOKENS`."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS.astype(np.int64))).logits.numpy()
+
+
+def our_logits(backbone, adapter):
+    """The same of the base with an adapter in it."""
+    settings = MethodSettings(
+        rank=adapter.rank,
+        lora_alpha=adapter.lora_alpha,
+        dropout=adapter.dropout,
+        targets=tuple(adapter.expert),
+        objective="off",
+        adversarial_alpha=0.0,
+    )
+    method = SequentialLora(settings, backbone.config)
+    learner = Learner(method, "lm", jnp.float32, remat="none", weight_decay=0.0, clip_norm=0.0)
+    positions = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.shape)
+    hidden, _ = learner.decoder(training=False).apply(
+        {"params": backbone.params},
+        TOKENS,
+        positions,
+        np.ones_like(TOKENS),
+        np.zeros_like(TOKENS),
+        jnp.ones((1, TOKENS.size)),
+        method.adapter({"expert": adapter.expert}, {}),
+        None,
+    )
+    hidden = hidden.reshape(*TOKENS.shape, -1)
+    return np.asarray(logits_of(backbone.config, backbone.params, hidden))
+
+
+def assert_equal_logits(ours, theirs, plain):
+    difference, effect = np.abs(ours - theirs).max(), np.abs(theirs - plain).max()
+    print(f"largest difference {difference:.1e}, effect of the adapter {effect:.1f}")
+    assert difference < TOLERANCE
+    assert effect > 0.1
+
+
+@on_targets
+def test_an_exported_adapter_gives_the_same_logits_in_peft(base, tmp_path, targets):
+    from peft import PeftModel
+
+    read, folder, backbone, plain = base
+    adapter = random_adapter(backbone.config, targets, base=str(folder), rank=8, lora_alpha=32.0)
+    write_adapter(adapter, tmp_path / "adapter")
+    model = PeftModel.from_pretrained(read(), tmp_path / "adapter").eval()
+    assert_equal_logits(our_logits(backbone, adapter), torch_logits(model), plain)
+    merged = model.merge_and_unload()
+    assert_equal_logits(our_logits(backbone, adapter), torch_logits(merged), plain)
+
+
+@on_targets
+def test_an_adapter_of_peft_gives_the_same_logits_here_and_comes_back_unchanged(
+    base, tmp_path, targets
+):
+    from peft import LoraConfig
+
+    read, folder, backbone, plain = base
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=8,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        target_modules=list(targets),
+    )
+    theirs = save_random(read(), config, tmp_path / "theirs")
+    adapter = read_adapter(tmp_path / "theirs", backbone.config, str(folder))
+    assert_equal_logits(our_logits(backbone, adapter), theirs, plain)
+
+    write_adapter(adapter, tmp_path / "ours")
+    first, second = (
+        safetensors.numpy.load_file(tmp_path / side / "adapter_model.safetensors")
+        for side in ("theirs", "ours")
+    )
+    assert set(first) == set(second)
+    for name, array in first.items():
+        assert array.dtype == second[name].dtype
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+    before, after = (
+        json.loads((tmp_path / side / "adapter_config.json").read_text())
+        for side in ("theirs", "ours")
+    )
+    assert set(before["target_modules"]) == set(after["target_modules"])
+    for content in (before, after):
+        del content["target_modules"]
+    assert before | after == before
+    read_again = LoraConfig.from_pretrained(tmp_path / "ours")
+    assert read_again.target_modules == config.target_modules
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*\.(q_proj|up_proj)"])
+def test_a_rank_stabilised_lora_and_other_ways_to_name_targets(base, tmp_path, targets):
+    from peft import LoraConfig
+
+    read, folder, backbone, plain = base
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=3, target_modules=targets, use_rslora=True
+    )
+    theirs = save_random(read(), config, tmp_path)
+    adapter = read_adapter(tmp_path, backbone.config, str(folder))
+    assert list(adapter.expert) == [t for t in TARGETS if targets == "all-linear" or t in targets]
+    assert_equal_logits(our_logits(backbone, adapter), theirs, plain)
+    scaled = dataclasses.replace(adapter, lora_alpha=3.0)
+    assert np.abs(our_logits(backbone, scaled) - theirs).max() > 0.1
+
+
+def save_random(model, config, folder):
+    """Saves an adapter of PEFT whose B is not zero, and returns its logits."""
+    import torch
+    from peft import get_peft_model
+
+    model = get_peft_model(model, config).eval()
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    return torch_logits(model)
