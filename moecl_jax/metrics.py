@@ -11,11 +11,14 @@ The examples below share one matrix of T = 3 tasks:
          [0.8, 0.7, 0.5],
          [0.6, 0.8, 0.9]]
 
-With a single task there is nothing to transfer or to forget: the functions then return NaN, and
-`summarize` None.
+An entry that was not measured is NaN, or None: the rows of tasks that were trained before a
+checkpoint was converted, the columns of tasks without test data. A mean is over what is known.
+Where nothing is, as in the transfer between tasks when there is one task, the functions return NaN
+and `summarize` None.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 def average_accuracy(accuracy: ArrayLike) -> float:
     """Mean accuracy over all tasks at the end of the stream.
 
-        acc = mean_j R[T-1][j]
+        acc = mean_j R[T-1][j]          over the known
 
     Example: (0.6 + 0.8 + 0.9) / 3 = 0.7667.
 
@@ -32,12 +35,13 @@ def average_accuracy(accuracy: ArrayLike) -> float:
       accuracy: `R`, `[T, T]`.
 
     Returns:
-      The mean of the last row.
+      The mean of the last row, NaN if it is unknown.
 
     Raises:
-      ValueError: if `R` is not square, is empty or has an entry that is not finite.
+      ValueError: if `R` is not square, is empty or has an infinite entry.
     """
-    return float(_checked_matrix(accuracy)[-1].mean())
+    last = _checked_matrix(accuracy)[-1]
+    return _mean(last[~np.isnan(last)])
 
 
 def backward_transfer(accuracy: ArrayLike) -> float:
@@ -45,21 +49,21 @@ def backward_transfer(accuracy: ArrayLike) -> float:
 
         bwt = mean_{j < T-1} (R[T-1][j] - R[j][j])
 
+    Where R[j][j] is unknown, the first R[i][j] known, j <= i < T-1, stands for it.
+
     Example: ((0.6 - 0.9) + (0.8 - 0.7)) / 2 = -0.1.
 
     Args:
       accuracy: `R`, `[T, T]`.
 
     Returns:
-      The backward transfer, NaN if T = 1.
+      The backward transfer, NaN if no entry is known that it needs, as for T = 1.
 
     Raises:
-      ValueError: if `R` is not square, is empty or has an entry that is not finite.
+      ValueError: if `R` is not square, is empty or has an infinite entry.
     """
     matrix = _checked_matrix(accuracy)
-    if len(matrix) == 1:
-        return math.nan
-    return float((matrix[-1] - np.diagonal(matrix))[:-1].mean())
+    return _mean([matrix[-1, task] - before[0] for task, before in _known_before(matrix)])
 
 
 def forward_transfer(accuracy: ArrayLike, random_init: ArrayLike) -> float:
@@ -74,11 +78,11 @@ def forward_transfer(accuracy: ArrayLike, random_init: ArrayLike) -> float:
       random_init: `b`, `[T]`.
 
     Returns:
-      The forward transfer, NaN if T = 1.
+      The forward transfer, NaN if no entry is known that it needs, as for T = 1.
 
     Raises:
-      ValueError: if `R` is not square, `b` has another length, either is empty, or an entry is not
-        finite.
+      ValueError: if `R` is not square, `b` has another length, either is empty, or an entry is
+        infinite.
     """
     matrix = _checked_matrix(accuracy)
     baseline = np.asarray(random_init, dtype=np.float64)
@@ -87,17 +91,16 @@ def forward_transfer(accuracy: ArrayLike, random_init: ArrayLike) -> float:
             f"random_init must have one entry for each of the {len(matrix)} tasks, "
             f"but its shape is {baseline.shape}"
         )
-    if not np.isfinite(baseline).all():
-        raise ValueError(f"random_init has an entry that is not finite: {baseline.tolist()}")
-    if len(matrix) == 1:
-        return math.nan
-    return float((np.diagonal(matrix, offset=1) - baseline[1:]).mean())
+    if np.isinf(baseline).any():
+        raise ValueError(f"random_init has an infinite entry: {baseline.tolist()}")
+    differences = np.diagonal(matrix, offset=1) - baseline[1:]
+    return _mean(differences[~np.isnan(differences)])
 
 
 def forgetting(accuracy: ArrayLike) -> float:
     """How far each earlier task fell, at the end, from the best it had been since its training.
 
-        forgetting = mean_{j < T-1} (max_{j <= i < T-1} R[i][j] - R[T-1][j])
+        forgetting = mean_{j < T-1} (max_{j <= i < T-1} R[i][j] - R[T-1][j])      over the known
 
     Example: ((max(0.9, 0.8) - 0.6) + (0.7 - 0.8)) / 2 = 0.1. A task that has only improved counts
     as negative, as here the second one.
@@ -106,16 +109,13 @@ def forgetting(accuracy: ArrayLike) -> float:
       accuracy: `R`, `[T, T]`.
 
     Returns:
-      The forgetting, NaN if T = 1.
+      The forgetting, NaN if no entry is known that it needs, as for T = 1.
 
     Raises:
-      ValueError: if `R` is not square, is empty or has an entry that is not finite.
+      ValueError: if `R` is not square, is empty or has an infinite entry.
     """
     matrix = _checked_matrix(accuracy)
-    earlier = range(len(matrix) - 1)
-    if not earlier:
-        return math.nan
-    return float(np.mean([matrix[j:-1, j].max() - matrix[-1, j] for j in earlier]))
+    return _mean([before.max() - matrix[-1, task] for task, before in _known_before(matrix)])
 
 
 def summarize(accuracy: ArrayLike, random_init: ArrayLike) -> dict[str, float | None]:
@@ -128,12 +128,12 @@ def summarize(accuracy: ArrayLike, random_init: ArrayLike) -> dict[str, float | 
       random_init: `b`, `[T]`.
 
     Returns:
-      Python floats under `acc`, `bwt`, `fwt` and `forgetting`; None, JSON's null, for what a single
-      task leaves undefined.
+      Python floats under `acc`, `bwt`, `fwt` and `forgetting`; None, JSON's null, where nothing is
+      known that a metric needs.
 
     Raises:
-      ValueError: if `R` is not square, `b` has another length, either is empty, or an entry is not
-        finite.
+      ValueError: if `R` is not square, `b` has another length, either is empty, or an entry is
+        infinite.
     """
     values = {
         "acc": average_accuracy(accuracy),
@@ -151,6 +151,20 @@ def _checked_matrix(accuracy: ArrayLike) -> NDArray[np.float64]:
             "the accuracy matrix must be square with a row and a column a task, "
             f"but its shape is {matrix.shape}"
         )
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"the accuracy matrix has entries that are not finite: {matrix.tolist()}")
+    if np.isinf(matrix).any():
+        raise ValueError(f"the accuracy matrix has infinite entries: {matrix.tolist()}")
     return matrix
+
+
+def _known_before(matrix: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Tasks whose last entry is known, each with its earlier known ones since its training."""
+    for task in range(len(matrix) - 1):
+        before = matrix[task:-1, task]
+        before = before[~np.isnan(before)]
+        if len(before) and not np.isnan(matrix[-1, task]):
+            yield task, before
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """The mean; NaN, without a warning, of nothing."""
+    return float(np.mean(values)) if np.size(values) else math.nan

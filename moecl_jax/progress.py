@@ -74,7 +74,7 @@ class MetricsLog:
           KeyError: if there is no `step`.
         """
         step = int(values["step"])
-        line = {key: _plain(value) for key, value in values.items()}
+        line = plain(values)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events is not None:
             for key, value in line.items():
@@ -186,7 +186,7 @@ def format_matrix(
       tasks: the names, in the order of training, T of them.
       accuracy: `R`, `[T, T]`, fractions; None or NaN, shown as `-`, where it was not measured.
       random_init: `b`, `[T]`, fractions.
-      metrics: `acc`, `bwt`, `fwt` and `forgetting` as fractions or None.
+      metrics: `acc`, `bwt`, `fwt` and `forgetting` as fractions; None, shown as `-`, if unknown.
 
     Returns:
       The lines, joined, without a final line end.
@@ -267,8 +267,16 @@ def _drop_lines(path: Path, last_step: int | None) -> None:
     os.replace(shortened, path)
 
 
-def _plain(value: Any) -> Any:
-    """A scalar as JSON has it."""
+def plain(content: Any) -> Any:
+    """Content as JSON has it: scalars as Python's, None for what is not finite."""
+    if isinstance(content, Mapping):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return _plain_scalar(content)
+
+
+def _plain_scalar(value: Any) -> Any:
     if isinstance(value, np.generic) or hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -288,7 +296,7 @@ def _cell(accuracy: float, *, trained: bool) -> str:
 
 def _percent(fraction: float | None, name: str) -> str:
     if fraction is None:
-        return "n/a"
+        return "-"
     # All but the accuracy are differences: their sign matters.
     return f"{100 * fraction:.1f}" if name == "acc" else f"{100 * fraction:+.1f}"
 

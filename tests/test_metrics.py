@@ -69,6 +69,53 @@ def test_summary_has_python_floats_also_from_single_precision():
     assert all(type(value) is float for value in metrics.summarize(matrix, [0.5, 0.5]).values())
 
 
+def test_a_converted_stream_is_measured_from_the_conversion_on():
+    # Tasks 0 and 1 were trained before a conversion, after which R[1] was measured; task 1 has no
+    # test data. Then tasks 2 and 3 were trained.
+    nan = math.nan
+    matrix = [
+        [nan, nan, nan, nan],
+        [0.8, nan, 0.4, 0.3],
+        [0.9, nan, 0.7, 0.5],
+        [0.6, nan, 0.5, 0.9],
+    ]
+    baseline = [0.5, nan, 0.25, nan]
+    assert metrics.average_accuracy(matrix) == pytest.approx((0.6 + 0.5 + 0.9) / 3)
+    assert metrics.backward_transfer(matrix) == pytest.approx(((0.6 - 0.8) + (0.5 - 0.7)) / 2)
+    assert metrics.forward_transfer(matrix, baseline) == pytest.approx(0.4 - 0.25)
+    assert metrics.forgetting(matrix) == pytest.approx(((0.9 - 0.6) + (0.7 - 0.5)) / 2)
+    # None, as results.json has it, is the same.
+    as_json = [[None if math.isnan(value) else value for value in row] for row in matrix]
+    assert metrics.summarize(as_json, [0.5, None, 0.25, None]) == metrics.summarize(
+        matrix, baseline
+    )
+
+
+def test_just_after_a_conversion_only_the_accuracy_is_known():
+    matrix = [[math.nan, math.nan], [0.5, 0.75]]
+    expected = {"acc": 0.625, "bwt": None, "fwt": None, "forgetting": None}
+    assert metrics.summarize(matrix, [0.5, 0.5]) == expected
+
+
+def test_without_any_test_data_nothing_is_known():
+    unknown = np.full((3, 3), math.nan)
+    assert set(metrics.summarize(unknown, unknown[0]).values()) == {None}
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 9, 40])
+def test_full_matrices_give_the_formulas_bit_for_bit(tasks):
+    generator = np.random.default_rng(tasks)
+    matrix, baseline = generator.random((tasks, tasks)), generator.random(tasks)
+    last = matrix[-1]
+    falls = [matrix[j:-1, j].max() - last[j] for j in range(tasks - 1)]
+    assert metrics.summarize(matrix, baseline) == {
+        "acc": float(last.mean()),
+        "bwt": float((last - np.diagonal(matrix))[:-1].mean()),
+        "fwt": float((np.diagonal(matrix, offset=1) - baseline[1:]).mean()),
+        "forgetting": float(np.mean(falls)),
+    }
+
+
 def test_inputs_are_not_mutated():
     matrix, baseline = np.array(R), np.array(B)
     matrix.flags.writeable = baseline.flags.writeable = False
@@ -83,8 +130,8 @@ def test_inputs_are_not_mutated():
         ([[0.5, 0.5]], r"square.*\(1, 2\)"),
         ([0.5], r"square.*\(1,\)"),
         (np.zeros((0, 0)), r"square.*\(0, 0\)"),
-        ([[0.5, math.nan], [0.5, 0.5]], "not finite"),
-        ([[0.5, 0.5], [0.5, math.inf]], "not finite"),
+        ([[0.5, 0.5], [0.5, math.inf]], "infinite entries"),
+        ([[0.5, -math.inf], [0.5, 0.5]], "infinite entries"),
     ],
 )
 def test_bad_matrix_raises(matrix, message):
@@ -98,7 +145,11 @@ def test_bad_matrix_raises(matrix, message):
 
 @pytest.mark.parametrize(
     ("baseline", "message"),
-    [([0.5], "each of the 2 tasks"), (0.5, "each of the 2 tasks"), ([0.5, math.nan], "not finite")],
+    [
+        ([0.5], "each of the 2 tasks"),
+        (0.5, "each of the 2 tasks"),
+        ([0.5, math.inf], "infinite entry"),
+    ],
 )
 def test_bad_random_init_raises(baseline, message):
     with pytest.raises(ValueError, match=message):

@@ -48,6 +48,11 @@ def test_scalars_become_plain_and_floats_that_are_not_finite_null(tmp_path):
     ]
 
 
+def test_unknown_entries_of_nested_content_become_null():
+    content = {"matrix": [[math.nan, 0.5]], "names": ("a",), "seconds": np.float64(1.5)}
+    assert progress.plain(content) == {"matrix": [[None, 0.5]], "names": ["a"], "seconds": 1.5}
+
+
 def test_a_line_needs_a_step(tmp_path):
     with progress.MetricsLog(tmp_path, tensorboard=False) as log, pytest.raises(KeyError):
         log.write({"loss": 1.0})
@@ -180,7 +185,7 @@ def test_matrix_marks_what_was_not_measured():
         ["a", "b"], [[None, math.nan], [1.0, 1.0]], [0.5, 0.5], dict.fromkeys(METRICS)
     )
     assert table.splitlines()[4] == "after a        -      (-)"
-    assert table.splitlines()[-1] == "acc n/a  bwt n/a  fwt n/a  forgetting n/a"
+    assert table.splitlines()[-1] == "acc -  bwt -  fwt -  forgetting -"
 
 
 def test_matrix_of_another_size_raises():
@@ -199,5 +204,5 @@ def test_comparison_has_a_line_a_run():
     assert progress.format_comparison([first, second]) == (
         "method           seed    acc   bwt   fwt  forgetting  wall time\n"
         "moe_cl              0   91.5  -2.5  +3.0        +2.5    0:02:03\n"
-        "sequential_lora    10  100.0   n/a   n/a         n/a    1:06:40"
+        "sequential_lora    10  100.0     -     -           -    1:06:40"
     )
