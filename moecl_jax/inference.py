@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from moecl_jax.checkpoint import TaskCheckpoints
-from moecl_jax.data.tasks import SPLITS
-from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_prompt
+from moecl_jax.data.tasks import LONE_SURROGATE, SPLITS, problem_with_ids
+from moecl_jax.data.tokenize import TokenizedExample, prompt_format, prompt_limit, tokenize_prompt
 from moecl_jax.errors import UserError
 from moecl_jax.evaluate import Scores, score
 from moecl_jax.experiment import Experiment, build, load_config, load_tasks
+from moecl_jax.progress import plain
 from moecl_jax.state import Stream
 from moecl_jax.train import Run, restore_stream, task_trees
 
@@ -28,7 +30,7 @@ def evaluate(workdir: Path, split: str) -> dict[str, Any]:
 
     Returns:
       `split`, `tasks` (finished ones), and by task `examples`, `accuracy`, `scored_accuracy` and
-      `log_likelihood`.
+      `log_likelihood`, null where they are not defined.
     """
     if split not in SPLITS:
         raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
@@ -45,7 +47,7 @@ def evaluate(workdir: Path, split: str) -> dict[str, Any]:
             "scored_accuracy": result.scored_accuracy,
             "log_likelihood": result.log_likelihood,
         }
-    return {"split": split, "tasks": by_task}
+    return {"split": split, "tasks": plain(by_task)}
 
 
 def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
@@ -81,7 +83,7 @@ def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
             f"task '{task}' has not been trained to its end in {workdir}; finished are "
             f"{', '.join(stream.finished)}"
         )
-    labeler = _Labeler(experiment, stream, index, config.data.max_length)
+    labeler = _Labeler(experiment, stream, index, config)
     bad = 0
     with source.open("rb") as lines, target.open("w", encoding="utf-8") as out:
         for chunk in _groups(lines, _LINES_A_CALL):
@@ -94,13 +96,23 @@ def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
 class _Labeler:
     """Labels lines with one task."""
 
-    def __init__(self, experiment: Experiment, stream: Stream, index: int, max_length: int):
+    def __init__(self, experiment: Experiment, stream: Stream, index: int, config: ConfigDict):
         self.experiment, self.index = experiment, index
         self.definition = experiment.definitions[index]
+        if self.definition.free_form:
+            raise UserError(
+                f"task '{self.definition.name}' answers in free text and has no labels to predict; "
+                "use 'moecl generate'"
+            )
         self.active = task_trees(experiment, stream, index)
-        # As in training, also where the answer is not text, so that texts are cut alike.
-        answers = tokenize_answers(self.definition.labels, experiment.tokenizer)
-        self.max_prompt = max_length - max(len(ids) for ids in answers)
+        self.prompt_format = prompt_format(self.definition, experiment.tokenizer)
+        # As in training, so that texts are cut alike.
+        self.max_prompt = prompt_limit(
+            self.definition,
+            experiment.answers[index],
+            config.data.max_length,
+            config.data.max_response,
+        )
 
     def label(self, lines: list[bytes]) -> list[dict[str, Any]]:
         """The output records of some input lines."""
@@ -127,32 +139,30 @@ class _Labeler:
             return {"error": f"not a line of UTF-8 JSON: {error}"}, None
         if not isinstance(record, dict):
             return {"error": "not a JSON object"}, None
+        if LONE_SURROGATE.search(json.dumps(record, ensure_ascii=False)):
+            return {"error": "holds half of a surrogate pair (\\ud800...)"}, None
         text, ids = record.get("text"), record.get("input_ids")
+        tokenizer, problem = self.experiment.tokenizer, None
         if isinstance(text, str) and text.strip() and ids is None:
-            prompt, _ = tokenize_prompt(
-                text.strip(),
-                self.definition.template,
-                self.experiment.tokenizer,
-                self.max_prompt,
-            )
-            return record, prompt
-        if text is None and ids is not None:
+            if tokenizer is not None:
+                text = text.strip()
+                prompt, _ = tokenize_prompt(text, self.prompt_format, tokenizer, self.max_prompt)
+                return record, prompt
+            problem = 'the model has no tokenizer for a text; give "input_ids"'
+        elif text is None and ids is not None:
             problem = self._problem_with_ids(ids)
             if problem is None:
                 return record, np.array(ids, np.int32)
-            return {**record, "error": problem}, None
-        problem = 'expected either "text", a text that is not empty, or "input_ids"'
+        else:
+            problem = 'expected either "text", a text that is not empty, or "input_ids"'
         return {**record, "error": problem}, None
 
     def _problem_with_ids(self, ids: Any) -> str | None:
         size = self.experiment.learner.method.config.vocabulary_size
-        if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
-            return "input_ids must be a list of integers that is not empty"
-        if not all(0 <= i < size for i in ids):
-            return f"input_ids must be between 0 and {size - 1}"
-        if len(ids) > self.max_prompt:
+        problem = problem_with_ids(ids, size)
+        if problem is None and len(ids) > self.max_prompt:
             return f"input_ids has {len(ids)} tokens; at most {self.max_prompt} fit"
-        return None
+        return problem
 
     def _score(self, examples: list[TokenizedExample]) -> Scores:
         return score(

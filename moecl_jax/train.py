@@ -102,6 +102,8 @@ class Run:
     def run(self) -> dict[str, Any]:
         """Trains what is not finished yet; returns the matrix and what is computed from it."""
         stream, history = restore_stream(self.experiment, self.checkpoints)
+        for task in self.tasks[len(stream.finished) :]:
+            task.require_training_examples()
         shared = self.experiment.initializer.shared(len(self.tasks))
         if history is None:
             print("evaluating the untrained model on every task", file=sys.stderr, flush=True)

@@ -140,6 +140,33 @@ def test_last_batch_is_filled_up_with_weight_0():
     assert full.weights.tolist() == [1, 1]
 
 
+FREE_FORM = tuple(
+    TokenizedExample(example.prompt, 0, response)
+    for example, response in zip(TWO_EXAMPLES, (ids(3, 2), ids(4, 1, 2)), strict=True)
+)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_free_form_example_has_its_own_response_behind_its_prompt(training):
+    layout = Layout(3, False, 16, continuations=2, answer_length=3)
+    batch = make_batch(FREE_FORM, (), layout, task_index=4, class_count=0, training=training)
+    assert_rows(batch.tokens, [5, 6, 3], [7, 8, 9, 4, 1], [])
+    assert_rows(batch.branches, [0, 0, 1], [0, 0, 0, 1, 1], [])
+    assert batch.answer_mask.shape == (3, 1, 16)  # of ROW_LENGTHS, whatever the labels' length
+    assert batch.answer_positions[:, 0, :3].tolist() == [[1, 2, 0], [18, 19, 20], [0, 0, 0]]
+    assert batch.answer_targets[:, 0, :3].tolist() == [[3, 2, 0], [4, 1, 2], [0, 0, 0]]
+    assert batch.answer_mask[:, 0].sum(axis=-1).tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize(("longest", "length"), [(2, 16), (16, 16), (17, 32), (33, 48)])
+def test_few_response_lengths_are_compiled(longest, length):
+    examples = [TokenizedExample(ids(5), 0, np.ones(count, np.int32)) for count in (1, longest)]
+    batch = make_batch(
+        examples, (), Layout(2, True, 64, 5, 3), task_index=0, class_count=0, training=True
+    )
+    assert batch.answer_mask.shape == (2, 1, length)
+
+
 def random_lengths(seed):
     generator = np.random.default_rng(seed)
     return generator.integers(1, 97, generator.integers(1, 65)).tolist()
@@ -177,6 +204,13 @@ def test_rows_are_long_enough_for_the_longest_example():
     assert place([5, 6], Layout(2, False, 128, 1, 1))[2] == (2, 16)
 
 
+def test_rows_padded_to_a_maximum_all_have_it_unless_one_is_longer():
+    layout = Layout(3, False, 16, 1, 1, padded_length=100)
+    assert place([5, 6], layout)[2] == (3, 100)
+    assert place([5, 100], layout)[2] == (3, 100)
+    assert place([5, 101], layout)[2] == (3, 128)  # in evaluation all labels follow the prompt
+
+
 def test_row_length_is_the_next_of_a_few():
     found = [row_length(longest) for longest in (1, 16, 17, 48, 49, 4096)]
     assert found == [16, 16, 32, 48, 64, 4096]
@@ -211,12 +245,17 @@ def test_an_epoch_shows_every_example_once(count):
 EXAMPLES = random_examples([5, 3, 9, 1, 7])
 
 
-def both_layouts(head, training):
+def all_layouts(head, training):
     batches = [
         batch_of(EXAMPLES, head, training=training, packed=packed, batch_size=6)
         for packed in (True, False)
     ]
-    assert batches[0].tokens.shape != batches[1].tokens.shape
+    to_max = Layout(6, False, 32, len(ANSWERS), max(map(len, ANSWERS)), padded_length=40)
+    answers = ANSWERS if head == "lm" else ()
+    batches.append(
+        make_batch(EXAMPLES, answers, to_max, task_index=1, class_count=3, training=training)
+    )
+    assert len({batch.tokens.shape for batch in batches}) == 3
     return batches
 
 
@@ -225,13 +264,14 @@ def test_packing_changes_no_training_loss(head):
     chosen = learner(head)
     state = init_train_state(chosen, random_active(chosen), jax.random.key(0))
     value = jax.jit(functools.partial(loss, learner=chosen))
-    packed, padded = (
+    packed, *padded = (
         value(state.active, state, frozen_params(), batch)[1]
-        for batch in both_layouts(head, training=True)
+        for batch in all_layouts(head, training=True)
     )
     assert packed.keys() >= {"loss", "loss_instruction", "loss_adversarial"}
     for name, number in packed.items():
-        np.testing.assert_allclose(number, padded[name], atol=1e-5, rtol=0, err_msg=name)
+        for other in padded:
+            np.testing.assert_allclose(number, other[name], atol=1e-5, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
@@ -239,9 +279,42 @@ def test_packing_changes_no_score(head):
     chosen = learner(head)
     step = jax.jit(functools.partial(evaluation_step, learner=chosen))
     active = random_active(chosen)
-    (packed, is_packed), (padded, is_padded) = (
-        step(active, frozen_params(), batch) for batch in both_layouts(head, training=False)
+    (packed, is_packed), *others = (
+        step(active, frozen_params(), batch) for batch in all_layouts(head, training=False)
     )
     assert packed.shape == (6, len(ANSWERS))
-    np.testing.assert_allclose(packed[:5], padded[:5], atol=1e-5, rtol=0)
-    np.testing.assert_array_equal(is_packed[:5], is_padded[:5])
+    for padded, is_padded in others:
+        np.testing.assert_allclose(packed[:5], padded[:5], atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(is_packed[:5], is_padded[:5])
+
+
+def test_a_response_scores_and_trains_as_a_label_of_the_same_text():
+    responses = [
+        TokenizedExample(example.prompt, 0, ANSWERS[example.label]) for example in EXAMPLES
+    ]
+    chosen = learner("lm")
+    active = random_active(chosen)
+    layout = Layout(6, True, 32, 1, 1)
+    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
+    state = init_train_state(chosen, active, jax.random.key(0))
+    value = jax.jit(jax.value_and_grad(functools.partial(loss, learner=chosen), has_aux=True))
+    free_form = [
+        make_batch(responses, (), layout, task_index=1, class_count=0, training=training)
+        for training in (True, False)
+    ]
+    (_, metrics), gradient = value(active, state, frozen_params(), free_form[0])
+    scores, answered = step(active, frozen_params(), free_form[1])
+    as_labels = [batch_of(EXAMPLES, "lm", training=t, batch_size=6) for t in (True, False)]
+    (_, metrics_of_labels), gradient_of_labels = value(active, state, frozen_params(), as_labels[0])
+    scores_of_labels, answered_of_labels = step(active, frozen_params(), as_labels[1])
+    at = np.arange(5), [example.label for example in EXAMPLES]
+    assert scores.shape == (6, 1)
+    np.testing.assert_allclose(scores[:5, 0], scores_of_labels[at], atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(answered[:5, 0], answered_of_labels[at])
+    for name, number in metrics.items():
+        np.testing.assert_allclose(number, metrics_of_labels[name], atol=1e-5, rtol=0)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-4),
+        gradient,
+        gradient_of_labels,
+    )

@@ -101,6 +101,8 @@ def test_catalog_tasks_load_without_importing_the_wheel(key: str) -> None:
     task = load_task(
         CATALOG[key],
         seed=0,
+        vocabulary_size=100,
+        validation_from="train",
         validation_fraction=0.1,
         train_examples=60,
         validation_examples=12,

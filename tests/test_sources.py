@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import pytest
 
+from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.sources import Record, read_split
-from moecl_jax.data.tasks import TaskDefinition
 from moecl_jax.errors import UserError
 
 

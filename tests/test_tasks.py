@@ -1,14 +1,20 @@
 """Definitions are checked; splits are disjoint, reproducible, balanced and nested."""
 
+import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from ml_collections import ConfigDict
 
 from moecl_jax.data.catalog import CATALOG, MTL5_LABELS, MTL5_ORDERS, cold, shared_mtl5
-from moecl_jax.data.tasks import Example, Task, TaskDefinition, load_task, normalise
+from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.tasks import Example, Task, load_task, normalise
+from moecl_jax.default_config import get_config
 from moecl_jax.errors import UserError
 
 Rows = list[tuple[str, object]]
@@ -37,6 +43,8 @@ def write(folder: Path, split: str, rows: Rows) -> None:
 def load(definition: TaskDefinition, **changes: Any) -> Task:
     values: dict[str, Any] = {
         "seed": 0,
+        "vocabulary_size": 100,
+        "validation_from": "train",
         "validation_fraction": 0.0,
         "train_examples": 0,
         "validation_examples": 0,
@@ -57,10 +65,12 @@ def texts(examples: tuple[Example, ...]) -> list[str]:
         ({"name": ".."}, r"a task is named '\.\.'"),
         ({"source": "xml"}, r"task 'toy': source = 'xml' must be one of json, jsonl, csv"),
         ({"source": "huggingface"}, r"task 'toy': path = '' must name the data set"),
-        ({"train": ""}, r"task 'toy': train = '' must not be empty"),
+        ({"source": "none"}, r"train = 'train.jsonl' must be empty: source 'none'"),
+        ({"validation": None}, "validation = None must be a text"),
         ({"text_fields": ()}, r"text_fields = \(\) must name at least one"),
         ({"text_fields": "text"}, r"text_fields = 'text' must be a sequence"),
         ({"labels": ("a",)}, r"labels = \('a',\) must hold at least two"),
+        ({"labels": ()}, r"labels = \(\) must hold at least two labels \(or name a response_field"),
         ({"labels": ("a", "a")}, r"holds 'a' twice"),
         ({"labels": ("a", " b")}, r"without white space around them, and ' b' is not"),
         ({"labels": ("a", 1)}, r"must be texts.* 1 is not"),
@@ -69,6 +79,14 @@ def texts(examples: tuple[Example, ...]) -> list[str]:
         ({"template": "Text:"}, r"template = 'Text:' must contain '\{text\}' exactly once"),
         ({"template": "{text} {text}:"}, "exactly once"),
         ({"template": "{text}: "}, "must not end in white space"),
+        ({"metric": "bleu"}, "metric = 'bleu' must be one of exact_match, rouge_l"),
+        ({"metric": "rouge_l"}, "metric = 'rouge_l' scores free text; it needs a response_field"),
+        ({"chat": "yes"}, "chat = 'yes' must be True or False"),
+        ({"response_field": "r"}, r"labels = \('a', 'b'\) must be empty: with a response_field"),
+        (
+            {"response_field": "r", "labels": (), "label_field": "label"},
+            "label_field = 'label' must be empty: with a response_field",
+        ),
     ],
 )
 def test_definition_names_its_mistake(changes: dict[str, Any], message: str) -> None:
@@ -162,6 +180,186 @@ def test_text_in_two_splits(tmp_path: Path, earlier: str, later: str) -> None:
     assert task.skipped == {f"{earlier} text also in {later}": 1}
 
 
+def write_records(folder: Path, split: str, *records: dict[str, object]) -> None:
+    lines = [json.dumps(record) for record in records]
+    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_a_record_may_hold_ids_in_place_of_the_text(tmp_path: Path) -> None:
+    write_records(
+        tmp_path,
+        "train",
+        {"input_ids": [5, 0, 99], "label": "b"},
+        {"text": "one", "label": "a"},
+        {"text": None, "input_ids": [7], "label": "a"},
+        {"text": "two", "input_ids": [8], "label": "a"},  # the task's fields come first
+    )
+    write(tmp_path, "test", TEST)
+    found = [(e.text, e.input_ids, e.label) for e in load(define(tmp_path)).train]
+    assert found == [("", (5, 0, 99), 1), ("one", (), 0), ("", (7,), 0), ("two", (), 0)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "must be a list of integers that is not empty"),
+        ("5 6", "must be a list of integers"),
+        ([5, 6.0], "must be a list of integers"),
+        ([5, True], "must be a list of integers"),
+        ([5, 100], "must be between 0 and 99"),
+        ([-1], "must be between 0 and 99"),
+    ],
+)
+def test_bad_ids_are_a_bad_example(tmp_path: Path, ids: object, message: str) -> None:
+    good: dict[str, object] = {"input_ids": [1], "label": "a"}
+    write_records(tmp_path, "train", good, {"input_ids": ids, "label": "a"})
+    write(tmp_path, "test", TEST)
+    with pytest.raises(UserError, match=rf"train\.jsonl:2: input_ids {message}"):
+        load(define(tmp_path))
+    task = load(define(tmp_path), on_bad_example="skip")
+    assert len(task.train) == 1
+    assert task.skipped == {"bad input_ids": 1}
+
+
+def test_leaks_are_found_among_ids_too(tmp_path: Path) -> None:
+    write_records(
+        tmp_path, "train", {"input_ids": [1, 2], "label": "a"}, {"input_ids": [12], "label": "b"}
+    )
+    write_records(
+        tmp_path, "test", {"input_ids": [1, 2], "label": "a"}, {"input_ids": [3], "label": "b"}
+    )
+    with pytest.raises(UserError, match=r"train\.jsonl:1: this train text is also in test.*1, 2"):
+        load(define(tmp_path))
+    task = load(define(tmp_path), on_bad_example="skip")
+    assert [example.input_ids for example in task.train] == [(12,)]
+    write_records(tmp_path, "test", *({"input_ids": i, "label": "a"} for i in ([12], [1, 2])))
+    with pytest.raises(UserError, match="train and test are different files or splits"):
+        load(define(tmp_path))
+
+
+def free_form(folder: Path, **changes: Any) -> TaskDefinition:
+    return define(folder, labels=(), response_field="response", **changes)
+
+
+def test_free_form_example_has_a_response(tmp_path: Path) -> None:
+    write_records(tmp_path, "train", {"text": "one", "response": " uno dos\n"})
+    write_records(tmp_path, "test", {"input_ids": [4], "response": "tres"})
+    definition = free_form(tmp_path, metric="rouge_l")
+    assert (definition.free_form, definition.label_field) == (True, "")
+    task = load(definition)
+    assert task.train == (Example("one", 0, f"{tmp_path}/train.jsonl:1", "uno dos"),)
+    assert task.test == (Example("", 0, f"{tmp_path}/test.jsonl:1", "tres", (4,)),)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "x"}, "no field 'response'"),
+        ({"text": "x", "response": "\n"}, r"the text \(response\) is empty"),
+        ({"text": "x", "response": 7}, "field 'response' is 7, not a text"),
+        ({"response": "y"}, "no field 'text'"),
+    ],
+)
+def test_bad_free_form_example(tmp_path: Path, record: dict[str, object], message: str) -> None:
+    write_records(tmp_path, "train", record)
+    write_records(tmp_path, "test", {"text": "z", "response": "y"})
+    with pytest.raises(UserError, match=rf"train\.jsonl:1: {message}"):
+        load(free_form(tmp_path))
+
+
+def test_a_free_form_task_is_one_class(tmp_path: Path) -> None:
+    records = [{"text": f"t {index}", "response": f"r {index}"} for index in range(40)]
+    write_records(tmp_path, "train", *records)
+    write_records(tmp_path, "test", {"text": "z", "response": "y"})
+    task = load(free_form(tmp_path), validation_fraction=0.25, train_examples=20)
+    assert (len(task.train), len(task.validation)) == (20, 10)
+    assert not set(texts(task.train)) & set(texts(task.validation))
+    assert [example.response[2:] for example in task.train] == [e.text[2:] for e in task.train]
+
+
+@pytest.mark.parametrize("kind", ["csv", "huggingface"])
+def test_other_sources_have_responses(tmp_path: Path, kind: str) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"text,response\n{split},uno\n", encoding="utf-8")
+    names = {split: f"{split}.csv" if kind == "csv" else split for split in ("train", "test")}
+    task = load(free_form(tmp_path, source=kind, **names))
+    assert [(e.text, e.response) for e in (*task.train, *task.test)] == [
+        ("train", "uno"),
+        ("test", "uno"),
+    ]
+
+
+def test_data_sets_may_hold_ids(tmp_path: Path) -> None:
+    for split, ids in (("train", [[1, 2], [3]]), ("test", [[9], [8]])):
+        rows = datasets.Dataset.from_dict({"input_ids": ids, "label": ["a", "b"]})
+        rows.save_to_disk(str(tmp_path / split))
+    definition = define(tmp_path, source="huggingface", train="train", test="test")
+    task = load(definition)
+    assert [(e.input_ids, e.label) for e in task.train] == [((1, 2), 0), ((3,), 1)]
+
+
+def test_a_task_without_data_is_empty() -> None:
+    task = load(define(source="none", path="", train="", test=""))
+    assert (task.train, task.validation, task.test) == ((), (), ())
+
+
+@pytest.mark.parametrize("absent", ["train", "test"])
+def test_a_split_may_be_absent(tmp_path: Path, absent: str) -> None:
+    write(tmp_path, "train", TRAIN)
+    write(tmp_path, "test", TEST)
+    task = load(define(tmp_path, **{absent: ""}), validation_fraction=0.5)
+    sizes = {split: len(getattr(task, split)) for split in ("train", "validation", "test")}
+    assert sizes == (
+        {"train": 0, "validation": 0, "test": 2}
+        if absent == "train"
+        else {"train": 2, "validation": 2, "test": 0}
+    )
+
+
+@pytest.mark.parametrize("validation", ["", "test.jsonl", "absent.jsonl"])
+def test_validation_can_be_the_test_split_when_asked_for(tmp_path: Path, validation: str) -> None:
+    write(tmp_path, "train", TRAIN)
+    write(tmp_path, "test", TEST)
+    task = load(
+        define(tmp_path, validation=validation), validation_from="test", validation_fraction=0.5
+    )
+    assert task.validation == task.test
+    assert (texts(task.test), len(task.train)) == (["five", "six"], 4)
+    with pytest.raises(UserError, match="train and test are the same data"):
+        load(define(tmp_path, train="test.jsonl"), validation_from="test")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "none", "lables": ("a", "b")}, "task 'toy' has an unknown field 'lables'"),
+        ({"labels": ("a", "b")}, "task 'toy' has no source; expected one of json"),
+    ],
+)
+def test_fields_of_a_config_are_named(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TaskDefinition.from_fields("toy", fields)
+
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "tasks.md"
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S))
+def test_definitions_in_the_documentation_are_right(code: str) -> None:
+    config = get_config()
+    exec(code, {"config": config, "ConfigDict": ConfigDict})
+    (name,) = config.tasks
+    definition = TaskDefinition.from_fields(name, config.definitions[name].to_dict())
+    assert definition.name == name
+
+
+def test_the_documentation_has_every_field() -> None:
+    document = DOCUMENT.read_text()
+    fields = {f"`{field.name}`" for field in dataclasses.fields(TaskDefinition)} - {"`name`"}
+    fields |= {f"`{key}`" for key in get_config().data}
+    assert {field for field in fields if field not in document} == set()
+
+
 def test_repeats_within_a_split_stay(tmp_path: Path) -> None:
     write(tmp_path, "train", [("one", "a"), ("one", "a"), ("one", "b")])
     write(tmp_path, "test", TEST)
@@ -194,6 +392,7 @@ def test_empty_split_is_an_error(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"on_bad_example": "ignore"}, "on_bad_example = 'ignore' must be 'error' or 'skip'"),
+        ({"validation_from": "dev"}, "validation_from = 'dev' must be 'train' or 'test'"),
         ({"validation_fraction": 1.0}, r"validation_fraction = 1.0 must be at least 0 and below 1"),
         ({"test_examples": -1}, r"test_examples = -1 must be 0 \(all\) or more"),
     ],
@@ -276,7 +475,7 @@ def test_mtl5_files(shared: Path, name: str, sizes: tuple[int, int, int]) -> Non
     task = load(shared_mtl5(shared / "data/mtl5", name))
     splits = (task.train, task.validation, task.test)
     assert tuple(len(examples) for examples in splits) == sizes
-    assert {example.label for example in task.test} == set(range(len(task.labels)))
+    assert {example.label for example in task.test} == set(range(len(task.definition.labels)))
     # In these files an object takes four lines, after a line with "[".
     assert [int(example.where.rsplit(":", 1)[1]) for example in task.test[:3]] == [2, 6, 10]
 

@@ -4,7 +4,7 @@ Axes: B examples, R rows, S slots a row, K continuations an example (1 in traini
 task's labels in evaluation), A tokens an answer.
 
 The layout is data: `packed` puts several examples in one row, told apart by segment ids;
-`padded` gives each example a row of its own. The same compiled step takes both.
+`padded` and `padded_to_max` give each example a row of its own. The same compiled step takes all.
 """
 
 import dataclasses
@@ -65,8 +65,10 @@ class Layout:
       batch_size: B.
       packed: several examples a row, or one.
       row_length: packed rows have at least this many slots.
-      continuations: K is padded to this in evaluation.
-      answer_length: A.
+      continuations: K is padded to this in the evaluation of label tasks.
+      answer_length: A of label tasks. Free-form tasks have a K of 1, and an A out of
+        `ROW_LENGTHS` that holds the batch's longest response.
+      padded_length: rows of one example have at least this many slots.
     """
 
     batch_size: int
@@ -74,6 +76,7 @@ class Layout:
     row_length: int
     continuations: int
     answer_length: int
+    padded_length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,8 @@ def make_batch(
 
     Args:
       examples: between 1 and B of them; missing ones get weight 0 and no slots.
-      answers: the answer's ids for each label, or empty for a classification head.
+      answers: the answer's ids for each label; empty for a classification head or free-form
+        examples, each of which has its own response as its one answer.
       layout: shapes and packing.
       task_index: place of the task in the stream.
       class_count: classes of the task.
@@ -131,15 +135,21 @@ def make_batch(
     """
     sequences = []
     for example in examples:
-        chosen = [answers[example.label]] if training and answers else answers
+        if example.response is not None:
+            chosen: Sequence[np.ndarray] = [example.response]
+        else:
+            chosen = [answers[example.label]] if training and answers else answers
         sequences.append(lay_out(example.prompt, chosen))
     lengths = [len(sequence.tokens) for sequence in sequences]
     rows, offsets, shape = place(lengths, layout)
 
     grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
     segments = np.zeros(shape, np.int32)
-    count = 1 if training else layout.continuations
-    answer_shape = (layout.batch_size, count, layout.answer_length)
+    count, answer_length = 1 if training else layout.continuations, layout.answer_length
+    if examples[0].response is not None:
+        longest = max(len(where) for sequence in sequences for where, _ in sequence.answers)
+        count, answer_length = 1, row_length(longest)
+    answer_shape = (layout.batch_size, count, answer_length)
     answer_positions = np.zeros(answer_shape, np.int32)
     answer_targets = np.zeros(answer_shape, np.int32)
     answer_mask = np.zeros(answer_shape, np.float32)
@@ -179,7 +189,8 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int],
     Packed: first fit, longest first, into rows of one length. Padded: one row each.
     """
     if not layout.packed:
-        slots = row_length(max(lengths))
+        longest = max(lengths)
+        slots = layout.padded_length if longest <= layout.padded_length else row_length(longest)
         return list(range(len(lengths))), [0] * len(lengths), (layout.batch_size, slots)
     slots = row_length(max(max(lengths), layout.row_length))
     used: list[int] = []

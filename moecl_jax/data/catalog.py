@@ -8,7 +8,7 @@ cold("data/cold", "race")                 data/cold/race/{train,val,test}.tsv
 
 from pathlib import Path
 
-from moecl_jax.data.tasks import TaskDefinition
+from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError
 
 _SENTIMENT = ("very negative", "negative", "neutral", "positive", "very positive")

@@ -14,10 +14,12 @@ from moecl_jax.data import quickstart
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from moecl_jax.data.tasks import TaskDefinition
+    from moecl_jax.data.definition import TaskDefinition
 
 FILE_SOURCES = ("json", "jsonl", "csv", "tsv")
-SOURCES = (*FILE_SOURCES, "huggingface", "quickstart")
+SOURCES = (*FILE_SOURCES, "huggingface", "quickstart", "none")
+INPUT_IDS = "input_ids"
+"""The field of a record that holds token ids in place of the text."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def read_split(definition: "TaskDefinition", split: str) -> list[Record]:
     if definition.source == "jsonl":
         return list(_read_jsonl(document))
     rows = _csv_rows(document) if definition.source == "csv" else _tsv_rows(document)
-    return list(_read_table(document, rows, (*definition.text_fields, definition.label_field)))
+    return list(_read_table(document, rows, (*definition.text_fields, definition.answer_field)))
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def _require_columns(names: Sequence[str], needed: Sequence[str], where: str) ->
         if name not in names:
             raise UserError(
                 f"{where}: no column '{name}'; the columns are {', '.join(names)}. Set "
-                "text_fields and label_field of the task to columns of the data."
+                "text_fields and label_field or response_field of the task to columns of the data."
             )
 
 
@@ -271,9 +273,12 @@ def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
     import datasets
 
     data = _open_huggingface(definition, split)
-    needed = (*definition.text_fields, definition.label_field)
+    columns = set(data.column_names)
+    as_ids = INPUT_IDS in columns and columns.isdisjoint(definition.text_fields)
+    texts = (INPUT_IDS,) if as_ids else definition.text_fields
+    needed = (*texts, definition.answer_field)
     _require_columns(data.column_names, needed, f"{definition.path} {split}")
-    feature = data.features[definition.label_field]
+    feature = data.features[definition.answer_field]
     raw_labels = definition.raw_labels or definition.labels
     names: Sequence[str] = ()
     by_number = all(str(label).isdecimal() for label in raw_labels)
@@ -281,9 +286,9 @@ def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
         names = feature.names
     records = []
     for index, fields in enumerate(data.select_columns(list(dict.fromkeys(needed)))):
-        label = fields[definition.label_field]
+        label = fields[definition.answer_field]
         if isinstance(label, int) and 0 <= label < len(names):
-            fields = {**fields, definition.label_field: names[label]}
+            fields = {**fields, definition.answer_field: names[label]}
         records.append(Record(fields, f"{definition.path} {split} row {index}"))
     return records
 

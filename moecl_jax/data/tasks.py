@@ -3,123 +3,55 @@
 import random
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 from pathlib import Path
+from typing import Any
 
 from moecl_jax.data import sources
-from moecl_jax.data.sources import BadExample, Record
+from moecl_jax.data.definition import TaskDefinition, label_key
+from moecl_jax.data.sources import INPUT_IDS, BadExample, Record
 from moecl_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskDefinition:
-    """What a classification task is and where its examples lie.
-
-    Attributes:
-        name: names the task in results and in checkpoint folders.
-        source: one of `sources.SOURCES`.
-        path: the folder of the files ("" for the working directory); with source "huggingface"
-            a hub name or a local folder; with "quickstart" a key of `quickstart.DATASETS`.
-        train, validation, test: file paths relative to `path`, or split names. An empty
-            `validation` means that it is carved from training.
-        text_fields: the fields of a record that make the text; several are joined by a space.
-        label_field: the field of a record that holds the label.
-        labels: the answers the language model writes, in class order.
-        raw_labels: what stands in the data for each label, in the same order (0 and "0" are
-            the same); empty when the data hold the labels themselves.
-        template: the instruction, with "{text}" exactly once; " " + label follows it.
-
-    Raises:
-        UserError: a value is not as described; the message names the task.
-    """
-
-    name: str
-    source: str
-    path: str = ""
-    train: str
-    validation: str = ""
-    test: str
-    text_fields: tuple[str, ...] = ("text",)
-    label_field: str = "label"
-    labels: tuple[str, ...]
-    raw_labels: tuple[str | int, ...] = ()
-    template: str
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name):
-            raise UserError(
-                f"a task is named {self.name!r}. A name becomes a folder of checkpoints: "
-                "give it letters, digits, '_', '-' and '.' only."
-            )
-        for attribute in ("text_fields", "labels", "raw_labels"):
-            if isinstance(getattr(self, attribute), str):
-                raise self._error(attribute, "must be a sequence of values, not one string")
-            object.__setattr__(self, attribute, tuple(getattr(self, attribute)))
-        self._check_source()
-        self._check_labels()
-        if self.template.count("{text}") != 1:
-            raise self._error("template", "must contain '{text}' exactly once")
-        if self.template != self.template.rstrip():
-            raise self._error(
-                "template", "must not end in white space: a space and the label are added to it"
-            )
-
-    def _error(self, attribute: str, advice: str) -> UserError:
-        value = getattr(self, attribute)
-        return UserError(f"task '{self.name}': {attribute} = {value!r} {advice}.")
-
-    def _check_source(self) -> None:
-        if self.source not in sources.SOURCES:
-            raise self._error("source", f"must be one of {', '.join(sources.SOURCES)}")
-        if self.source in ("huggingface", "quickstart") and not self.path:
-            raise self._error("path", f"must name the data set of source '{self.source}'")
-        for attribute in ("train", "test", "label_field"):
-            if not getattr(self, attribute):
-                raise self._error(attribute, "must not be empty")
-        if not self.text_fields or "" in self.text_fields:
-            raise self._error("text_fields", "must name at least one field")
-
-    def _check_labels(self) -> None:
-        if len(self.labels) < 2:
-            raise self._error("labels", "must hold at least two labels")
-        for label in self.labels:
-            if not isinstance(label, str) or not label or label != label.strip():
-                raise self._error(
-                    "labels", f"must be texts without white space around them, and {label!r} is not"
-                )
-        if self.raw_labels and len(self.raw_labels) != len(self.labels):
-            raise self._error("raw_labels", f"must hold one value for each of {self.labels}")
-        for attribute in ("labels", "raw_labels"):
-            keys = [_label_key(label) for label in getattr(self, attribute)]
-            repeated = [key for key, count in Counter(keys).items() if count > 1]
-            if repeated:
-                raise self._error(attribute, f"holds {repeated[0]!r} twice; name each class once")
-
-    def classes(self) -> dict[str, int]:
-        """The class of each label as it is written in the data."""
-        raw = self.raw_labels or self.labels
-        return {_label_key(label): index for index, label in enumerate(raw)}
+Key = str | tuple[int, ...]
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair, which JSON may hold as \\ud800 and no tokenizer takes."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text, its class, and where it stands: "file:line" or "data set split row n"."""
+    """A prompt's text or ids, its answer, and where it stands.
+
+    Attributes:
+        text: what stands for "{text}" of the template; "" when there are `input_ids`.
+        label: the class; 0 in a free-form task.
+        where: "file:line" or "data set split row n".
+        response: of a free-form task, else "".
+        input_ids: the whole prompt in token ids, in place of the text.
+    """
 
     text: str
     label: int
     where: str
+    response: str = ""
+    input_ids: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """What tells two prompts apart."""
+        return self.input_ids or normalise(self.text)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's examples; no text is in two splits. `skipped` counts those left out, by reason."""
+    """A task's examples; no prompt is in two splits, unless validation was asked to be test.
 
-    name: str
-    labels: tuple[str, ...]
-    template: str
+    `skipped` counts those left out, by reason.
+    """
+
+    definition: TaskDefinition
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
@@ -130,6 +62,8 @@ def load_task(
     definition: TaskDefinition,
     *,
     seed: int,
+    vocabulary_size: int,
+    validation_from: str,
     validation_fraction: float,
     train_examples: int,
     validation_examples: int,
@@ -144,28 +78,36 @@ def load_task(
     Args:
         definition: what to read.
         seed: draws the carved validation split and the sub-samples.
+        vocabulary_size: `input_ids` must be below it.
+        validation_from: "train", or "test" to use the test split for validation too, whatever the
+            definition says: selection then leaks.
         validation_fraction: the part of training, in [0, 1), that becomes validation when the
             definition has no validation split, class by class; 0 leaves validation empty.
         train_examples: at most so many training examples; 0 means all.
         validation_examples: likewise of validation.
         test_examples: likewise of test.
         on_bad_example: "error", or "skip" to leave out and count an example that cannot be used
-            (unknown label, empty text, missing field, invalid UTF-8, malformed row) or whose text
-            is also in another split (it stays in test rather than in validation, and there rather
-            than in training).
+            (unknown label, empty text or response, missing field, invalid UTF-8, malformed row,
+            ids outside the vocabulary) or whose prompt is also in another split (it stays in test
+            rather than in validation, and there rather than in training).
+
+    Returns:
+        The task; a split that the definition does not name is empty.
 
     Raises:
         UserError: a bad example (with its file and line) unless skipped; always for malformed
-            JSON, a repeated column, an empty split, or two splits that are the same.
+            JSON, a repeated column, an empty file, or two splits that are the same.
     """
     counts = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    _check_arguments(definition, validation_fraction, counts, on_bad_example)
-    _refuse_one_location_twice(definition)
+    _check_arguments(definition, validation_from, validation_fraction, counts, on_bad_example)
+    named = [split for split in SPLITS if getattr(definition, split)]
+    if validation_from == "test" and "validation" in named:
+        named.remove("validation")
+    _refuse_one_location_twice(definition, named)
     skipped: Counter[str] = Counter()
     splits = {
-        split: _read_examples(definition, split, on_bad_example, skipped)
-        for split in SPLITS
-        if getattr(definition, split)
+        split: _read_examples(definition, split, vocabulary_size, on_bad_example, skipped)
+        for split in named
     }
     _refuse_empty(definition, splits)
     _refuse_equal_splits(definition, splits)
@@ -175,23 +117,17 @@ def load_task(
                 definition, splits, kept, other, on_bad_example, skipped
             )
     _refuse_empty(definition, splits)
-    if "validation" not in splits:
+    if validation_from == "train" and "train" in splits and "validation" not in splits:
         splits["train"], splits["validation"] = _carve(
             definition, splits["train"], validation_fraction, seed
         )
     samples = {
-        split: _sample(examples, counts[split], _generator(definition, split, seed))
-        for split, examples in splits.items()
+        split: _sample(splits.get(split, ()), counts[split], _generator(definition, split, seed))
+        for split in SPLITS
     }
-    return Task(
-        name=definition.name,
-        labels=definition.labels,
-        template=definition.template,
-        train=samples["train"],
-        validation=samples["validation"],
-        test=samples["test"],
-        skipped=dict(skipped),
-    )
+    if validation_from == "test":
+        samples["validation"] = samples["test"]
+    return Task(definition, skipped=dict(skipped), **samples)
 
 
 Examples = tuple[Example, ...]
@@ -202,9 +138,13 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def _label_key(value: object) -> str:
-    """Makes a label from a typed source (0) and from a text file ("0") the same."""
-    return str(value).strip()
+def problem_with_ids(ids: Any, vocabulary_size: int) -> str | None:
+    """What is wrong with `input_ids`, if anything is."""
+    if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
+        return "input_ids must be a list of integers that is not empty"
+    if not all(0 <= i < vocabulary_size for i in ids):
+        return f"input_ids must be between 0 and {vocabulary_size - 1}"
+    return None
 
 
 def _generator(definition: TaskDefinition, purpose: str, seed: int) -> random.Random:
@@ -214,6 +154,7 @@ def _generator(definition: TaskDefinition, purpose: str, seed: int) -> random.Ra
 
 def _check_arguments(
     definition: TaskDefinition,
+    validation_from: str,
     validation_fraction: float,
     counts: dict[str, int],
     on_bad_example: str,
@@ -221,6 +162,10 @@ def _check_arguments(
     where = f"task '{definition.name}'"
     if on_bad_example not in ("error", "skip"):
         raise UserError(f"{where}: on_bad_example = {on_bad_example!r} must be 'error' or 'skip'.")
+    if validation_from not in ("train", "test"):
+        raise UserError(
+            f"{where}: validation_from = {validation_from!r} must be 'train' or 'test'."
+        )
     if not 0 <= validation_fraction < 1:
         raise UserError(
             f"{where}: validation_fraction = {validation_fraction} must be at least 0 and below 1."
@@ -239,12 +184,10 @@ def _leak(definition: TaskDefinition, first: str, second: str, what: str) -> Use
     )
 
 
-def _refuse_one_location_twice(definition: TaskDefinition) -> None:
-    """Raises when two splits are one file (links followed) or one named split."""
-    for first, second in combinations(SPLITS, 2):
+def _refuse_one_location_twice(definition: TaskDefinition, named: Iterable[str]) -> None:
+    """Raises when two of the named splits are one file (links followed) or one split."""
+    for first, second in combinations(named, 2):
         names = getattr(definition, first), getattr(definition, second)
-        if not all(names):
-            continue
         same = names[0] == names[1]
         if definition.source in sources.FILE_SOURCES:
             files = [(Path(definition.path) / name).expanduser().resolve() for name in names]
@@ -254,13 +197,10 @@ def _refuse_one_location_twice(definition: TaskDefinition) -> None:
 
 
 def _refuse_equal_splits(definition: TaskDefinition, splits: dict[str, Examples]) -> None:
-    """Raises when two splits, wherever they lie, hold the same set of texts."""
-    texts = {
-        split: {normalise(example.text) for example in examples}
-        for split, examples in splits.items()
-    }
-    for first, second in combinations(texts, 2):
-        if texts[first] == texts[second]:
+    """Raises when two splits, wherever they lie, hold the same set of prompts."""
+    keys = {split: {example.key for example in examples} for split, examples in splits.items()}
+    for first, second in combinations(keys, 2):
+        if keys[first] == keys[second]:
             raise _leak(definition, first, second, "different files or splits with the same texts")
 
 
@@ -275,13 +215,17 @@ def _refuse_empty(definition: TaskDefinition, splits: dict[str, Examples]) -> No
 
 
 def _read_examples(
-    definition: TaskDefinition, split: str, on_bad_example: str, skipped: Counter[str]
+    definition: TaskDefinition,
+    split: str,
+    vocabulary_size: int,
+    on_bad_example: str,
+    skipped: Counter[str],
 ) -> Examples:
     """The usable examples of a split, in order; the others raise or are counted in `skipped`."""
     classes = definition.classes()
     examples = []
     for record in sources.read_split(definition, split):
-        example = _example(record, definition, classes)
+        example = _example(record, definition, classes, vocabulary_size)
         if isinstance(example, Example):
             examples.append(example)
         elif on_bad_example == "skip":
@@ -295,33 +239,64 @@ def _read_examples(
 
 
 def _example(
-    record: Record, definition: TaskDefinition, classes: dict[str, int]
+    record: Record, definition: TaskDefinition, classes: dict[str, int], vocabulary_size: int
 ) -> Example | BadExample:
     """A record as an example, or what is wrong with it."""
     if record.problem is not None:
         return record.problem
-    for name in (*definition.text_fields, definition.label_field):
-        if name not in record.fields:
-            return BadExample(
-                "missing field", f"no field '{name}'; the fields are {', '.join(record.fields)}"
-            )
+    fields = record.fields
+    prompt = _prompt(record, definition.text_fields, vocabulary_size)
+    if isinstance(prompt, BadExample):
+        return prompt
+    text, input_ids = prompt
+    if definition.answer_field not in fields:
+        return _missing(record, definition.answer_field)
+    if definition.free_form:
+        response = _text(record, (definition.response_field,))
+        if isinstance(response, BadExample):
+            return response
+        return Example(text, 0, record.where, response, input_ids)
+    label = label_key(fields[definition.label_field])
+    if label not in classes:
+        return BadExample(
+            "unknown label", f"unknown label {label!r}; the labels are {', '.join(classes)}"
+        )
+    return Example(text, classes[label], record.where, input_ids=input_ids)
+
+
+def _prompt(
+    record: Record, names: tuple[str, ...], vocabulary_size: int
+) -> tuple[str, tuple[int, ...]] | BadExample:
+    """The text of a record that has one of the fields, else its `input_ids`."""
+    ids: Any = record.fields.get(INPUT_IDS)
+    if ids is None or any(record.fields.get(name) is not None for name in names):
+        text = _text(record, names)
+        return text if isinstance(text, BadExample) else (text, ())
+    problem = problem_with_ids(ids, vocabulary_size)
+    return BadExample("bad input_ids", problem) if problem else ("", tuple(ids))
+
+
+def _text(record: Record, names: tuple[str, ...]) -> str | BadExample:
+    """The texts of some fields, less white space around them, joined by a space."""
     parts = []
-    for name in definition.text_fields:
+    for name in names:
+        if name not in record.fields:
+            return _missing(record, name)
         value = record.fields[name]
         if not isinstance(value, str | None):
             return BadExample("text is no string", f"field '{name}' is {value!r}, not a text")
         parts.append((value or "").strip())
     text = " ".join(part for part in parts if part)
     if not text:
-        return BadExample("empty text", f"the text ({', '.join(definition.text_fields)}) is empty")
-    if re.search("[\ud800-\udfff]", text):
+        return BadExample("empty text", f"the text ({', '.join(names)}) is empty")
+    if LONE_SURROGATE.search(text):
         return BadExample("invalid UTF-8", "the text holds half of a surrogate pair (\\ud800...)")
-    label = _label_key(record.fields[definition.label_field])
-    if label not in classes:
-        return BadExample(
-            "unknown label", f"unknown label {label!r}; the labels are {', '.join(classes)}"
-        )
-    return Example(text=text, label=classes[label], where=record.where)
+    return text
+
+
+def _missing(record: Record, name: str) -> BadExample:
+    fields = ", ".join(record.fields)
+    return BadExample("missing field", f"no field '{name}'; the fields are {fields}")
 
 
 def _without_overlap(
@@ -332,18 +307,19 @@ def _without_overlap(
     on_bad_example: str,
     skipped: Counter[str],
 ) -> Examples:
-    """The examples of split `other` whose texts are not in split `kept`."""
-    seen = {normalise(example.text): example for example in splits[kept]}
+    """The examples of split `other` whose prompts are not in split `kept`."""
+    seen = {example.key: example for example in splits[kept]}
     alone: list[Example] = []
     shared: list[Example] = []
     for example in splits[other]:
-        (shared if normalise(example.text) in seen else alone).append(example)
+        (shared if example.key in seen else alone).append(example)
     if shared and on_bad_example == "error":
         first = shared[0]
+        begin = first.text[:60] or str(first.input_ids)[:60]
         raise UserError(
             f"{first.where}: this {other} text is also in {kept}, at "
-            f"{seen[normalise(first.text)].where} (task '{definition.name}'; {len(shared)} such "
-            f"{other} examples; the text begins {first.text[:60]!r}). Splits that share texts "
+            f"{seen[first.key].where} (task '{definition.name}'; {len(shared)} such "
+            f"{other} examples; it begins {begin!r}). Splits that share texts "
             "score what was learnt by heart. Remove it from one of them, or set "
             f"on_bad_example='skip' to drop such examples from {other}."
         )
@@ -361,15 +337,14 @@ def _carve(
     """
     if fraction == 0:
         return examples, ()
-    texts_of_class: defaultdict[int, list[str]] = defaultdict(list)
-    known: set[str] = set()
+    texts_of_class: defaultdict[int, list[Key]] = defaultdict(list)
+    known: set[Key] = set()
     for example in examples:
-        text = normalise(example.text)
-        if text not in known:
-            known.add(text)
-            texts_of_class[example.label].append(text)
+        if example.key not in known:
+            known.add(example.key)
+            texts_of_class[example.label].append(example.key)
     generator = _generator(definition, "carve", seed)
-    chosen: set[str] = set()
+    chosen: set[Key] = set()
     for label in sorted(texts_of_class):
         texts = texts_of_class[label]
         generator.shuffle(texts)
@@ -381,8 +356,8 @@ def _carve(
             "validation split can be carved. Name a validation split, or set "
             "validation_fraction=0 to do without."
         )
-    train = tuple(example for example in examples if normalise(example.text) not in chosen)
-    validation = tuple(example for example in examples if normalise(example.text) in chosen)
+    train = tuple(example for example in examples if example.key not in chosen)
+    validation = tuple(example for example in examples if example.key in chosen)
     return train, validation
 
 

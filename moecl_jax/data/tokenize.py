@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moecl_jax.data.tasks import Example, Task
+from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.tasks import SPLITS, Example, Task
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,11 +18,37 @@ TEXTS_A_CALL = 1024
 
 
 @dataclass(frozen=True)
+class PromptFormat:
+    """How a task's prompts and answers are written.
+
+    Attributes:
+        template: contains "{text}" exactly once.
+        special_tokens: whether the tokenizer adds its own (such as a beginning of sequence); a
+            chat template holds them already.
+        answer_prefix: what stands between the prompt and an answer.
+    """
+
+    template: str
+    special_tokens: bool = True
+    answer_prefix: str = " "
+
+
+@dataclass(frozen=True)
 class TokenizedExample:
-    """A prompt's token ids, int32 [P], and the class of its answer."""
+    """A prompt and its answer.
+
+    Attributes:
+        prompt: token ids, int32 [P].
+        label: class of the answer; 0 in a free-form task.
+        response: of a free-form task, ids of the response with its end of sequence, int32 [A];
+            a response that was cut has no end. None in a label task.
+        response_text: of a free-form task, the whole response.
+    """
 
     prompt: np.ndarray
     label: int
+    response: np.ndarray | None = None
+    response_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,99 +56,252 @@ class TokenizedTask:
     """A task in token ids.
 
     Attributes:
-        name: the task's name.
-        labels: the answers as text, in class order.
-        answers: for each label the ids of " " + label followed by end of sequence, int32 [A].
+        definition: what was tokenised.
         splits: examples by "train", "validation" and "test".
-        truncated: by split, how many texts were cut to fit.
+        truncated: by split, how many prompts were cut to fit.
+        truncated_responses: by split, how many responses were cut to fit.
         dropped: by split, how many examples were left out because they did not fit.
     """
 
-    name: str
-    labels: tuple[str, ...]
-    answers: tuple[np.ndarray, ...]
+    definition: TaskDefinition
     splits: dict[str, tuple[TokenizedExample, ...]]
     truncated: dict[str, int]
+    truncated_responses: dict[str, int]
     dropped: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.definition.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The answers as text, in class order; none in a free-form task."""
+        return self.definition.labels
+
+    def require_training_examples(self) -> None:
+        """Raises unless there is something to train on.
+
+        Raises:
+            UserError: the training split is empty.
+        """
+        if not self.splits["train"]:
+            raise UserError(
+                f"task '{self.name}' has no training examples: its definition names no `train` "
+                "data. Set `train`, or take the task out of config.tasks."
+            )
+
+
+def prompt_format(
+    definition: TaskDefinition, tokenizer: "PreTrainedTokenizerBase | None"
+) -> PromptFormat:
+    """How a task's prompts and answers are written, in training and everywhere else.
+
+    Raises:
+        UserError: the task is a chat, and the tokenizer's chat template is missing or unfit.
+    """
+    if not definition.chat or tokenizer is None:
+        return PromptFormat(definition.template)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"task '{definition.name}' has chat = True, and the tokenizer has no chat template. "
+            "Set chat_template in its tokenizer_config.json, or chat = False."
+        )
+    turns = [{"role": "user", "content": definition.template}]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program, which may fail in any way
+        raise UserError(
+            f"task '{definition.name}': the tokenizer's chat template fails on one user turn "
+            f"({type(error).__name__}: {error}). Mend it, or set chat = False."
+        ) from error
+    if str(rendered).count("{text}") != 1:
+        raise UserError(
+            f"task '{definition.name}': the tokenizer's chat template must repeat once what the "
+            f"user says; of {definition.template!r} it makes {rendered!r}. Set chat = False."
+        )
+    return PromptFormat(str(rendered), special_tokens=False, answer_prefix="")
+
+
+def prompt_limit(
+    definition: TaskDefinition, answers: Sequence[np.ndarray], max_length: int, max_response: int
+) -> int:
+    """The most tokens of a prompt, so that it fits in max_length with any answer of the task.
+
+    Args:
+        definition: of the task.
+        answers: ids of each label's text; empty with a classification head.
+        max_length: tokens of a prompt and an answer together.
+        max_response: tokens of a free-form task's response.
+    """
+    longest = max_response if definition.free_form else max(map(len, answers), default=0)
+    return max_length - longest
 
 
 def tokenize_task(
-    task: Task, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, over_long: str
+    task: Task,
+    answers: Sequence[np.ndarray],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    max_length: int,
+    max_response: int,
+    over_long: str,
 ) -> TokenizedTask:
     """Tokenises a task so that every prompt with the task's longest answer fits in max_length.
 
     Args:
-        task: the task's texts.
-        tokenizer: a fast tokenizer (it must know which characters a token came from).
+        task: the task's examples.
+        answers: ids of each label's text; empty with a classification head or free-form answers.
+        tokenizer: a fast tokenizer (it must know which characters a token came from); None if the
+            model has none: then every example must be `input_ids`.
         max_length: tokens of a prompt and an answer together, special tokens included.
-        over_long: "truncate" cuts the end of a text that does not fit; "drop" leaves it out.
+        max_response: tokens of a free-form task's response, end of sequence included.
+        over_long: "truncate" cuts the end of a text, of `input_ids` or of a response that does
+            not fit; "drop" leaves the example out. A response that was cut does not end in end of
+            sequence, so that no end is learnt where there is none.
 
     Raises:
         UserError: the template and an answer alone do not fit, an example split is dropped
-            whole, or the tokenizer is slow or has no end-of-sequence token.
+            whole, a text has no tokenizer, or the tokenizer is slow or lacks end of sequence.
     """
     if over_long not in ("truncate", "drop"):
         raise UserError(f"over_long = {over_long!r} must be 'truncate' or 'drop'.")
-    answers = tokenize_answers(task.labels, tokenizer)
-    max_prompt = max_length - max(len(answer) for answer in answers)
+    definition = task.definition
+    prompt_form = prompt_format(definition, tokenizer)
+    max_prompt = prompt_limit(definition, answers, max_length, max_response)
     splits: dict[str, tuple[TokenizedExample, ...]] = {}
-    truncated, dropped = {}, {}
-    for split in ("train", "validation", "test"):
+    truncated, truncated_responses, dropped = {}, {}, {}
+    for split in SPLITS:
         examples: Sequence[Example] = getattr(task, split)
-        texts = [example.text for example in examples]
+        responses = _responses(task, examples, prompt_form, tokenizer, max_response)
+        _refuse_texts_without_tokenizer(task, examples, tokenizer)
         try:
-            prompts = list(_tokenize_prompts(texts, task.template, tokenizer, max_prompt))
+            prompts = _prompts(examples, prompt_form, tokenizer, max_prompt)
         except UserError as error:
             raise UserError(
-                f"task '{task.name}' with max_length = {max_length} (its longest answer takes "
-                f"{max_length - max_prompt}): {error}"
+                f"task '{definition.name}' with max_length = {max_length} (its longest answer "
+                f"takes {max_length - max_prompt}): {error}"
             ) from error
-        cut = sum(was_cut for _, was_cut in prompts)
-        truncated[split] = cut if over_long == "truncate" else 0
-        dropped[split] = cut if over_long == "drop" else 0
-        splits[split] = tuple(
-            TokenizedExample(prompt, example.label)
-            for (prompt, was_cut), example in zip(prompts, examples, strict=True)
-            if over_long == "truncate" or not was_cut
-        )
-        if examples and not splits[split]:
+        kept = [
+            TokenizedExample(prompt, example.label, response, example.response)
+            for example, (prompt, cut), (response, response_cut) in zip(
+                examples, prompts, responses, strict=True
+            )
+            if over_long == "truncate" or not (cut or response_cut)
+        ]
+        if examples and not kept:
             raise UserError(
-                f"task '{task.name}': no {split} example fits in max_length = {max_length} "
+                f"task '{definition.name}': no {split} example fits in max_length = {max_length} "
                 "tokens. Raise max_length, or set over_long='truncate'."
             )
-    return TokenizedTask(task.name, task.labels, answers, splits, truncated, dropped)
+        splits[split] = tuple(kept)
+        dropped[split] = len(examples) - len(kept)
+        truncate = over_long == "truncate"
+        truncated[split] = sum(cut for _, cut in prompts) if truncate else 0
+        truncated_responses[split] = sum(cut for _, cut in responses) if truncate else 0
+    return TokenizedTask(definition, splits, truncated, truncated_responses, dropped)
 
 
-def tokenize_answers(
-    labels: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[np.ndarray, ...]:
-    """The ids of " " + label and end of sequence for each label, int32 [A] each.
+def _refuse_texts_without_tokenizer(
+    task: Task, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase | None"
+) -> None:
+    first = next((example for example in examples if not example.input_ids), None)
+    if first is not None and tokenizer is None:
+        raise UserError(
+            f"{first.where}: this example of task '{task.definition.name}' is a text, and the "
+            "model has no tokenizer. Put its tokenizer.json into its folder, or give examples as "
+            "input_ids."
+        )
+
+
+def _prompts(
+    examples: Sequence[Example],
+    prompt_form: PromptFormat,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    max_prompt: int,
+) -> list[tuple[np.ndarray, bool]]:
+    """Ids of each prompt and whether it was cut."""
+    tokenized: Iterator[tuple[np.ndarray, bool]] = iter(())
+    if tokenizer is not None:
+        texts = [example.text for example in examples if not example.input_ids]
+        tokenized = _tokenize_prompts(texts, prompt_form, tokenizer, max_prompt)
+    return [
+        (np.array(example.input_ids[:max_prompt], np.int32), len(example.input_ids) > max_prompt)
+        if example.input_ids
+        else next(tokenized)
+        for example in examples
+    ]
+
+
+def _responses(
+    task: Task,
+    examples: Sequence[Example],
+    prompt_form: PromptFormat,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    max_response: int,
+) -> list[tuple[np.ndarray | None, bool]]:
+    """Ids of each response with its end and whether it was cut; (None, False) in a label task."""
+    if not task.definition.free_form or tokenizer is None or not examples:
+        return [(None, False)] * len(examples)
+    end = end_of_sequence(tokenizer)
+    encoding: Any = tokenizer(
+        [prompt_form.answer_prefix + example.response for example in examples],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    responses: list[tuple[np.ndarray | None, bool]] = []
+    for ids in encoding["input_ids"]:
+        whole = np.array([*ids, end], np.int32)
+        responses.append((whole[:max_response], len(whole) > max_response))
+    return responses
+
+
+def end_of_sequence(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that ends every answer.
 
     Raises:
-        UserError: the tokenizer has no end-of-sequence token, a label has no tokens, or two
-            labels have the same.
+        UserError: the tokenizer has none.
     """
-    if tokenizer.eos_token_id is None:
+    if not isinstance(tokenizer.eos_token_id, int):
         raise UserError(
             "the tokenizer has no end-of-sequence token, which ends every answer. Set eos_token "
             "in its tokenizer_config.json."
         )
+    return tokenizer.eos_token_id
+
+
+def tokenize_answers(
+    definition: TaskDefinition, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[np.ndarray, ...]:
+    """The ids of each label's text after a prompt, with end of sequence, int32 [A] each.
+
+    Raises:
+        UserError: the tokenizer has no end-of-sequence token, a label has no tokens, two labels
+            have the same, or what `prompt_format` raises.
+    """
+    prefix = prompt_format(definition, tokenizer).answer_prefix
+    end = end_of_sequence(tokenizer)
     label_of: dict[tuple[int, ...], str] = {}
-    for label in labels:
-        ids = tuple(tokenizer.encode(f" {label}", add_special_tokens=False))
+    for label in definition.labels:
+        ids = tuple(tokenizer.encode(prefix + label, add_special_tokens=False))
         if not ids:
-            raise UserError(f"the tokenizer gives no tokens for the label {label!r}; reword it.")
+            raise UserError(
+                f"task '{definition.name}': the tokenizer gives no tokens for the label {label!r}; "
+                "reword it."
+            )
         if ids in label_of:
             raise UserError(
-                f"the tokenizer gives the labels {label_of[ids]!r} and {label!r} the same tokens "
-                f"{list(ids)} (unknown words, or no capital letters?); reword one."
+                f"task '{definition.name}': the tokenizer gives the labels {label_of[ids]!r} and "
+                f"{label!r} the same tokens {list(ids)} (unknown words, or no capital letters?); "
+                "reword one."
             )
         label_of[ids] = label
-    return tuple(np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in label_of)
+    return tuple(np.array([*ids, end], dtype=np.int32) for ids in label_of)
 
 
 def tokenize_prompt(
-    text: str, template: str, tokenizer: "PreTrainedTokenizerBase", max_prompt: int
+    text: str, prompt_form: PromptFormat, tokenizer: "PreTrainedTokenizerBase", max_prompt: int
 ) -> tuple[np.ndarray, bool]:
     """The token ids of a template with its text, and whether the text was cut to fit.
 
@@ -135,7 +315,7 @@ def tokenize_prompt(
 
     Args:
         text: what stands for "{text}".
-        template: contains "{text}" exactly once.
+        prompt_form: of the task.
         tokenizer: a fast tokenizer.
         max_prompt: the most tokens of the result.
 
@@ -145,11 +325,14 @@ def tokenize_prompt(
     Raises:
         UserError: the template alone is longer than max_prompt, or the tokenizer is slow.
     """
-    return next(_tokenize_prompts([text], template, tokenizer, max_prompt))
+    return next(_tokenize_prompts([text], prompt_form, tokenizer, max_prompt))
 
 
 def _tokenize_prompts(
-    texts: Sequence[str], template: str, tokenizer: "PreTrainedTokenizerBase", max_prompt: int
+    texts: Sequence[str],
+    prompt_form: PromptFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_prompt: int,
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """`tokenize_prompt` for many texts."""
     if not tokenizer.is_fast:
@@ -157,11 +340,12 @@ def _tokenize_prompts(
             f"{type(tokenizer).__name__} does not tell which characters a token came from. Use a "
             "fast tokenizer: a folder with tokenizer.json."
         )
-    before, after = template.split("{text}")
+    before, after = prompt_form.template.split("{text}")
     for start in range(0, len(texts), TEXTS_A_CALL):
         chunk = texts[start : start + TEXTS_A_CALL]
         encoding: Any = tokenizer(
             [before + text + after for text in chunk],
+            add_special_tokens=prompt_form.special_tokens,
             return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,  # prompts longer than the model's context are cut below
