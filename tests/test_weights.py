@@ -97,14 +97,23 @@ def test_optional_keys_of_config_json(tmp_path, state):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "mamba"}, ["model_type is 'mamba'", "Supported: llama"]),
-        ({"model_type": None}, ["model_type is None", "Supported: llama"]),
-        ({"attention_bias": True}, ["attention_bias is True", "not supported yet"]),
+        ({"model_type": "mamba"}, ["model_type is 'mamba'", "Supported: gemma3_text, hunyuan"]),
+        ({"model_type": None}, ["key model_type is missing", '"model_type": "llama"', "Supported"]),
+        ({"model_type": "gemma2"}, ["model_type is 'gemma2', Gemma 2 caps its logits"]),
+        ({"model_type": "gemma3"}, ["Gemma 3 with images", "Gemma3ForCausalLM"]),
         ({"mlp_bias": True}, ["mlp_bias is True", "not supported yet"]),
-        ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "expected 'silu'"]),
+        (
+            {"hidden_act": "gelu"},
+            ["hidden_act is 'gelu'", "expected 'silu' or 'gelu_pytorch_tanh'"],
+        ),
+        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping is 30.0", "expected None"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config", "not supported yet"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling", "'linear'"]),
-        ({"rope_parameters": {"rope_type": "llama3"}}, ["rope_parameters", "'llama3'"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_scaling", "'yarn'", "llama3"]),
+        ({"rope_scaling": {"type": "dynamic", "alpha": 2.0}}, ["in hunyuan_v1_dense 'dynamic'"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_scaling.factor is None"]),
+        ({"rope_scaling": [1]}, ["rope_scaling is [1]; expected an object or null"]),
+        ({"rope_parameters": {"rope_type": "llama3"}}, ["rope_parameters.low_freq_factor is None"]),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["rope_parameters is {'partial"]),
         ({"rope_parameters": {"rope_theta": 9.0}}, ["disagree", "500.0", "9.0"]),
         ({"vocab_size": None}, ["vocab_size is None", "positive integer"]),
         ({"rms_norm_eps": "small"}, ["rms_norm_eps is 'small'", "positive number"]),
@@ -126,6 +135,7 @@ def test_wrong_tensors_are_named(tmp_path, state):
     surplus = state | {"model.layers.3.mlp.up_proj.weight": state[Q_PROJ]}
     message = message_of(write_folder(tmp_path / "surplus", surplus))
     assert "model.safetensors: tensor 'model.layers.3.mlp.up_proj.weight' is unexpected" in message
+    assert "a llama model of 3 layers has no place for it" in message
     message = message_of(write_folder(tmp_path / "shape", state | {Q_PROJ: state[Q_PROJ][:16]}))
     assert f"tensor '{Q_PROJ}' has shape [16, 32], expected [32, 32]" in message
     integers = state | {Q_PROJ: state[Q_PROJ].astype(np.int8)}

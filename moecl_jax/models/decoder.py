@@ -1,4 +1,6 @@
-"""A frozen decoder of the Llama family (arXiv 2302.13971) with a hook for low-rank experts.
+"""A frozen decoder of Llama's kind (arXiv 2302.13971) with a hook for low-rank experts.
+
+What model families add to Llama is told by `DecoderConfig`; what is off there costs nothing here.
 
 Axes: R rows, S slots a row, N = R * S tokens, D width, F ffn width, H query heads, G key and
 value heads, K head width, L layers, V vocabulary.
@@ -8,6 +10,7 @@ apart alternative continuations of one example, which all see its prompt (branch
 another. Masks come from these alone, never from token ids.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,11 +18,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.config import AttentionKind, DecoderConfig
 from moecl_jax.models.linear import dot, from_bits
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
-from moecl_jax.models.moe_ffn import FeedForward, FrozenFfn, frozen_ffn
+from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -30,6 +34,8 @@ REMAT_POLICIES = {
 @flax.struct.dataclass
 class AttentionContext:
     """What all layers' attention shares.
+
+    With several kinds of attention, mask, cos and sin have a leading axis for the kind.
 
     Attributes:
       mask: `[R, 1, S, C]`, which of C keys each query sees; C is S, or the slots of a cache.
@@ -42,6 +48,12 @@ class AttentionContext:
     cos: jax.Array
     sin: jax.Array
     cache_slots: jax.Array | None = None
+
+    def of_kind(self, kind: jax.Array | None) -> "AttentionContext":
+        """That of the layers of one kind; `None` where there is but one."""
+        if kind is None:
+            return self
+        return AttentionContext(self.mask[kind], self.cos[kind], self.sin[kind], self.cache_slots)
 
 
 @flax.struct.dataclass
@@ -83,16 +95,21 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map without bias; parameter `kernel` `[I, O]`."""
+    """A linear map; parameter `kernel` `[I, O]`, and `bias` `[O]` if it has one."""
 
     features: int
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
         """Maps `[N, I]` to `[N, O]`, in `dtype` (default: that of `x`)."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
-        return dot(x, from_bits(kernel), dtype)
+        if not self.use_bias:
+            return dot(x, from_bits(kernel), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        out = dot(x, from_bits(kernel), jnp.float32) + from_bits(bias)[None].astype(jnp.float32)
+        return out.astype(dtype or x.dtype)
 
 
 class Embedder(nn.Module):
@@ -101,6 +118,7 @@ class Embedder(nn.Module):
     vocabulary_size: int
     width: int
     dtype: Any
+    scale: float
 
     def setup(self) -> None:
         """Declares the table."""
@@ -109,7 +127,8 @@ class Embedder(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Embeds `[N]` ids to `[N, D]`."""
-        return from_bits(self.embedding[tokens])
+        embedded = from_bits(self.embedding[tokens])
+        return embedded if self.scale == 1.0 else embedded * self.scale
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[M, V]` in float32 of `[M, D]` against the table itself (tied embeddings)."""
@@ -136,7 +155,8 @@ class Attention(nn.Module):
         rows, slots = context.cos.shape[:2]
 
         def project(name: str, features: int, states: jax.Array) -> jax.Array:
-            out = Projection(features, name=name)(states, jnp.float32)
+            projection = Projection(features, name in config.attention_bias, name=name)
+            out = projection(states, jnp.float32)
             term = self.term(name, states, adapter, layer)
             return (out if term is None else out + term).astype(x.dtype)
 
@@ -144,18 +164,28 @@ class Attention(nn.Module):
             projected = project(name, count * config.head_width, x)
             return projected.reshape(rows, slots, count, config.head_width)
 
-        query = rotate(heads("q_proj", config.heads), context)
-        key = rotate(heads("k_proj", config.kv_heads), context)
+        def positioned(states: jax.Array, norm: str) -> jax.Array:
+            if config.qk_norm == "none":
+                return rotate(states, context)
+            normalise = RMSNorm(config.norm_epsilon, name=norm)
+            if config.qk_norm == "before_rotary":
+                return rotate(normalise(states), context)
+            return normalise(rotate(states, context))
+
+        query = positioned(heads("q_proj", config.heads), "q_norm")
+        key = positioned(heads("k_proj", config.kv_heads), "k_norm")
         value = heads("v_proj", config.kv_heads)
         if cache is not None and context.cache_slots is not None:
             cache = cache.write(key, value, context.cache_slots)
             key, value = cache.key, cache.value
-        out = jax.nn.dot_product_attention(query, key, value, mask=context.mask)
+        out = jax.nn.dot_product_attention(
+            query, key, value, mask=context.mask, scale=config.attention_scale
+        )
         return project("o_proj", config.width, out.reshape(rows * slots, -1)), cache
 
 
 class FeedForwardLayer(nn.Module):
-    """Holds the frozen SwiGLU projections and hands them to `feed_forward`."""
+    """Holds the frozen projections of a gated network and hands them to `feed_forward`."""
 
     config: DecoderConfig
     feed_forward: FeedForward
@@ -170,7 +200,8 @@ class FeedForwardLayer(nn.Module):
         self, x: jax.Array, adapter: Any, context: LayerContext
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Maps `[N, D]` to `[N, D]` and what the adapter reports of this layer."""
-        frozen = FrozenFfn(self.gate_proj, self.up_proj, self.down_proj)
+        activation = ACTIVATIONS[self.config.activation]
+        frozen = FrozenFfn(self.gate_proj, self.up_proj, self.down_proj, activation)
         return self.feed_forward(frozen, x, adapter, context)
 
 
@@ -190,17 +221,19 @@ class Block(nn.Module):
         cache: KeyValueCache | None,
         membership: jax.Array,
         attention_context: AttentionContext,
+        kind: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], KeyValueCache | None]]:
         """Maps the residual stream `[N, D]`; gives the adapter's report and the layer's cache."""
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
         layer = LayerContext(membership, seed)
         attention = Attention(self.config, self.attention_term, name="attention")
         normed = norm(name="input_norm")(x)
-        out, cache = attention(normed, adapter, layer, attention_context, cache)
-        x = x + out
+        out, cache = attention(normed, adapter, layer, attention_context.of_kind(kind), cache)
+        x = x + (norm(name="attention_output_norm")(out) if self.config.post_norms else out)
         feed_forward = FeedForwardLayer(self.config, self.feed_forward, name="feed_forward")
         out, report = feed_forward(norm(name="post_attention_norm")(x), adapter, layer)
-        return x + out, (report, cache)
+        x = x + (norm(name="feed_forward_output_norm")(out) if self.config.post_norms else out)
+        return x, (report, cache)
 
 
 class Decoder(nn.Module):
@@ -223,7 +256,9 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Declares the embedding, the scanned blocks and the output projection."""
         config = self.config
-        self.embedder = Embedder(config.vocabulary_size, config.width, self.dtype)
+        self.embedder = Embedder(
+            config.vocabulary_size, config.width, self.dtype, config.embedding_scale
+        )
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -231,7 +266,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, 0),
             length=config.layers,
         )(config, self.feed_forward, self.attention_term)
         self.final_norm = RMSNorm(config.norm_epsilon)
@@ -264,7 +299,8 @@ class Decoder(nn.Module):
         """
         context = attention_context(self.config, positions, segments, branches, self.dtype)
         x = self.embedder(tokens.reshape(-1))
-        x, (reports, _) = self.layers(x, adapter, seeds, None, membership, context)
+        kinds = layer_kinds(self.config)
+        x, (reports, _) = self.layers(x, adapter, seeds, None, membership, context, kinds)
         x = self.final_norm(x)
         if self.is_initializing():
             self.logits(x)
@@ -290,7 +326,8 @@ class Decoder(nn.Module):
         context = cached_attention_context(self.config, positions, cache.key.shape[2], self.dtype)
         x = self.embedder(tokens.reshape(-1))
         nothing_pooled = jnp.zeros((0, x.shape[0]))
-        out: Any = self.layers(x, adapter, None, cache, nothing_pooled, context)
+        kinds = layer_kinds(self.config)
+        out: Any = self.layers(x, adapter, None, cache, nothing_pooled, context, kinds)
         x, (_, cache) = out
         return self.final_norm(x), cache
 
@@ -299,6 +336,11 @@ class Decoder(nn.Module):
         if self.config.tied_embeddings:
             return self.embedder.logits(hidden)
         return self.lm_head(hidden, jnp.float32)
+
+
+def layer_kinds(config: DecoderConfig) -> jax.Array | None:
+    """Each layer's kind of attention `[L]`; `None` where there is but one."""
+    return jnp.array(config.layer_kinds, jnp.int32) if config.layer_kinds else None
 
 
 def attention_context(
@@ -311,34 +353,54 @@ def attention_context(
     """Mask and rotary factors from `[R, S]` positions, segments and branches.
 
     A token sees itself and the tokens before it in its row that belong to the same segment and
-    either to the prompt or to its own branch. Padding sees padding, so that no row of the
-    softmax is empty.
+    either to the prompt or to its own branch; and none that a sliding window, counted in
+    positions, leaves behind. Padding sees padding, so that no row of the softmax is empty.
     """
     slots = positions.shape[1]
     causal = jnp.tril(jnp.ones((slots, slots), bool))[None]
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-    mask = (causal & same_segment & visible)[:, None]
-    return AttentionContext(mask, *rotary_factors(config, positions, dtype))
+    distance = positions[:, :, None] - positions[:, None, :]
+    return _context_of_kinds(config, causal & same_segment & visible, distance, positions, dtype)
 
 
 def cached_attention_context(
     config: DecoderConfig, positions: jax.Array, slots: int, dtype: Any
 ) -> AttentionContext:
     """The same where keys come from a cache: a token sees the slots up to its own position."""
-    mask = (jnp.arange(slots)[None, None] <= positions[:, :, None])[:, None]
-    return AttentionContext(mask, *rotary_factors(config, positions, dtype), positions)
+    distance = positions[:, :, None] - jnp.arange(slots)[None, None]
+    context = _context_of_kinds(config, distance >= 0, distance, positions, dtype)
+    return dataclasses.replace(context, cache_slots=positions)
 
 
-def rotary_factors(
-    config: DecoderConfig, positions: jax.Array, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Cos and sin `[R, S, 1, K]` of the rotary angles at `[R, S]` positions."""
-    half = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-    frequency = config.rope_theta**-half
-    angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
-    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
-    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+def _context_of_kinds(
+    config: DecoderConfig, mask: jax.Array, distance: jax.Array, positions: jax.Array, dtype: Any
+) -> AttentionContext:
+    """Applies each kind's window to a mask `[R, S, C]`, given how far back each key lies."""
+    contexts = []
+    for kind in config.attention_kinds:
+        seen = mask if kind.window is None else mask & (distance < kind.window)
+        angle = positions[..., None].astype(jnp.float32) * rotary_frequencies(config, kind)
+        angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+        cos, sin = jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+        contexts.append(AttentionContext(seen[:, None], cos, sin))
+    if len(contexts) == 1:
+        return contexts[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
+
+
+def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray:
+    """Angle a position [radians] of each pair of a head's axes, `[1, 1, K / 2]` in float32."""
+    exponent = np.arange(0, config.head_width, 2) / config.head_width
+    frequency: np.ndarray = (kind.rope_theta or config.rope_theta) ** -exponent
+    if kind.scaling is not None:
+        kept = np.zeros_like(frequency)
+        if kind.scaling.band is not None:
+            shortest, longest = kind.scaling.band
+            turns = frequency / (2 * np.pi)
+            kept = np.clip((turns - 1 / longest) / (1 / shortest - 1 / longest), 0, 1)
+        frequency = kept * frequency + (1 - kept) * frequency / kind.scaling.factor
+    return frequency.astype(np.float32)[None, None]
 
 
 def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:

@@ -3,6 +3,7 @@
 Axes: N tokens, B examples, D width, F ffn width, r rank, E experts.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,14 +14,20 @@ import jax.numpy as jnp
 from moecl_jax.models.linear import dot
 from moecl_jax.models.lora import Adapter, Expert, LayerContext, dropout, low_rank, site_seed
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
 
 @flax.struct.dataclass
 class FrozenFfn:
-    """The frozen projections of one layer's SwiGLU network: functions of `[N, I]` and a dtype."""
+    """The frozen projections of one layer's gated network: functions of `[N, I]` and a dtype."""
 
     gate_proj: Callable[[jax.Array, Any], jax.Array]
     up_proj: Callable[[jax.Array, Any], jax.Array]
     down_proj: Callable[[jax.Array, Any], jax.Array]
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
 
 
 FeedForward = Callable[
@@ -31,10 +38,10 @@ FeedForward = Callable[
 def frozen_ffn(
     frozen: FrozenFfn, x: jax.Array, adapter: Adapter, context: LayerContext
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The model's own SwiGLU network: W_d (silu(W_g x) * W_u x)."""
+    """The model's own gated network: W_d (act(W_g x) * W_u x), act being silu in most models."""
     del adapter, context
     gate, up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
-    return frozen.down_proj((jax.nn.silu(gate) * up).astype(x.dtype), x.dtype), {}
+    return frozen.down_proj((frozen.activation(gate) * up).astype(x.dtype), x.dtype), {}
 
 
 def mixture(
@@ -52,7 +59,7 @@ def mixture(
 
     An expert e's output is (MoE-CL, eq. 3 and 4; c = lora_alpha / r)
 
-        a_e = silu(W_g x + c B_g^e A_g^e drop(x)) * (W_u x + c B_u^e A_u^e drop(x))
+        a_e = act(W_g x + c B_g^e A_g^e drop(x)) * (W_u x + c B_u^e A_u^e drop(x))
         z_e = W_d a_e + c B_d^e A_d^e drop(a_e)
 
     and since W_d is linear, exactly
@@ -85,7 +92,7 @@ def mixture(
             gate = gate + low_rank(dropped, expert["gate_proj"], scale)
         if "up_proj" in expert:
             up = up + low_rank(dropped, expert["up_proj"], scale)
-        activation = jax.nn.silu(gate) * up
+        activation = frozen.activation(gate) * up
         mixed = mixed + (activation if weight is None else weight * activation)
         if "down_proj" in expert:
             dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1))

@@ -2,6 +2,7 @@
 
 `huggingface` and `gguf` each describe a checkpoint on disk as a `Checkpoint`; `load` turns any of
 them into the parameter tree of the decoder. The two classes here are all that they share.
+`families` knows what Hugging Face's config.json means for each kind of model.
 """
 
 import dataclasses
@@ -43,12 +44,14 @@ class Checkpoint:
 
     Attributes:
       location: the file or folder, for messages.
+      family: its name in config.json or in the GGUF file, for messages.
       config: the architecture.
       names: the name of the tensor behind each parameter; "{layer}" stands for the layer's index.
       tensors: every tensor that has a meaning, by name.
     """
 
     location: Path
+    family: str
     config: DecoderConfig
     names: Mapping[TreePath, str]
     tensors: Mapping[str, StoredTensor]

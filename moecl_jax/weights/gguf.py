@@ -89,7 +89,7 @@ def read_checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
     for layer in range(config.layers):
         _undo_permutation(tensors, f"blk.{layer}.attn_q.weight", config.heads)
         _undo_permutation(tensors, f"blk.{layer}.attn_k.weight", config.kv_heads)
-    return Checkpoint(file, config, names, tensors), metadata
+    return Checkpoint(file, "llama", config, names, tensors), metadata
 
 
 def parse_config(metadata: dict[str, Any], file: Path, tied: bool) -> DecoderConfig:

@@ -5,9 +5,11 @@ the tensors' bytes): the numpy side of the safetensors package knows no bfloat16
 bytes serve the fingerprint too. Specification: https://github.com/huggingface/safetensors#format
 """
 
+import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +18,12 @@ import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.weights import Checkpoint, StoredTensor, TreePath
+from moecl_jax.weights import Checkpoint, StoredTensor, families
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-
-_LLAMA_NAMES: dict[TreePath, str] = {
-    ("embedder", "embedding"): "model.embed_tokens.weight",
-    ("layers", "input_norm", "scale"): "model.layers.{layer}.input_layernorm.weight",
-    **{
-        ("layers", "attention", name, "kernel"): f"model.layers.{{layer}}.self_attn.{name}.weight"
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-    },
-    ("layers", "post_attention_norm", "scale"): (
-        "model.layers.{layer}.post_attention_layernorm.weight"
-    ),
-    **{
-        ("layers", "feed_forward", name, "kernel"): f"model.layers.{{layer}}.mlp.{name}.weight"
-        for name in ("gate_proj", "up_proj", "down_proj")
-    },
-    ("final_norm", "scale"): "model.norm.weight",
-    ("lm_head", "kernel"): "lm_head.weight",
-}
-
-# Tensor names by the `model_type` of config.json; a further family needs one more entry.
-_NAMES = {"llama": _LLAMA_NAMES}
-
-# Keys of config.json that change what the model computes, with the one value that is implemented.
-_ONLY_VALUE: dict[str, Any] = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
 }
 
 
@@ -63,109 +35,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     config_file = folder / "config.json"
     raw = _read_json(config_file)
-    model_type = raw.get("model_type")
-    if model_type not in _NAMES:
-        raise UserError(
-            f"{config_file}: model_type is {model_type!r}, which is not supported. "
-            f"Supported: {', '.join(sorted(_NAMES))}."
-        )
-    config = parse_config(raw, config_file)
-    names = dict(_NAMES[model_type])
+    config = families.parse_config(raw, config_file)
+    model_type = raw["model_type"]
     tensors = _open_all(_weight_files(folder))
     _drop_redundant(tensors, config)
-    if config.tied_embeddings:
-        del names[("lm_head", "kernel")]
-    return Checkpoint(folder, config, names, tensors)
-
-
-def parse_config(raw: dict[str, Any], file: Path) -> DecoderConfig:
-    """Turns the content of config.json into a DecoderConfig.
-
-    What a Llama config may leave out gets the default of transformers' LlamaConfig.
-
-    Args:
-      raw: the content of config.json.
-      file: where it came from, for messages.
-
-    Raises:
-      UserError: a key is missing, malformed, or asks for something that is not implemented.
-    """
-    for key, only in _ONLY_VALUE.items():
-        if raw.get(key, only) not in (only, None):
-            raise UserError(
-                f"{file}: {key} is {raw[key]!r}, which is not supported yet; expected {only!r}. "
-                "Use a model without it."
-            )
-    heads = _positive_integer(raw, "num_attention_heads", file)
-    width = _positive_integer(raw, "hidden_size", file)
-    try:
-        return DecoderConfig(
-            vocabulary_size=_positive_integer(raw, "vocab_size", file),
-            width=width,
-            ffn_width=_positive_integer(raw, "intermediate_size", file),
-            layers=_positive_integer(raw, "num_hidden_layers", file),
-            heads=heads,
-            kv_heads=_positive_integer(raw, "num_key_value_heads", file, default=heads),
-            head_width=_positive_integer(raw, "head_dim", file, default=width // heads),
-            rope_theta=_rope_theta(raw, file),
-            norm_epsilon=_number(raw, "rms_norm_eps", file, default=1e-6),
-            tied_embeddings=_tied(raw, file),
-            context_length=_positive_integer(raw, "max_position_embeddings", file, default=2048),
-        )
-    except ValueError as error:
-        raise UserError(f"{file}: {error}. Download the file again.") from error
-
-
-def _rope_theta(raw: dict[str, Any], file: Path) -> float:
-    """Base of the rotary embedding; old files have `rope_theta`, new ones `rope_parameters`."""
-    found = {}
-    if raw.get("rope_theta") is not None:
-        found["rope_theta"] = _number(raw, "rope_theta", file)
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = raw.get(key) or {}
-        if not isinstance(rope, dict):
-            raise UserError(f"{file}: {key} is {rope!r}; expected an object or null.")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        unknown = set(rope) - {"rope_type", "type", "rope_theta"}
-        if kind != "default" or unknown:
-            raise UserError(
-                f"{file}: {key} is {rope!r}, which is not supported yet; expected no more than "
-                "rope_theta and rope_type 'default'. Use a model without scaled positions."
-            )
-        if "rope_theta" in rope:
-            found[f"{key}.rope_theta"] = _number(rope, "rope_theta", file)
-    if len(set(found.values())) > 1:
-        raise UserError(f"{file}: the values disagree: {found}. Keep the right one only.")
-    return next(iter(found.values()), 10000.0)
-
-
-def _tied(raw: dict[str, Any], file: Path) -> bool:
-    value = raw.get("tie_word_embeddings", False)
-    if not isinstance(value, bool):
-        raise UserError(f"{file}: tie_word_embeddings is {value!r}; expected true or false.")
-    return value
-
-
-def _positive_integer(raw: dict[str, Any], key: str, file: Path, default: int | None = None) -> int:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(
-            f"{file}: {key} is {value!r}; expected a positive integer. Download the file again."
-        )
-    return value
-
-
-def _number(raw: dict[str, Any], key: str, file: Path, default: float | None = None) -> float:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(
-            f"{file}: {key} is {value!r}; expected a positive number. Download the file again."
-        )
-    return float(value)
+    names = families.tensor_names(model_type, config)
+    if offset := families.norm_offset(model_type):
+        for name, tensor in tensors.items():
+            if name.endswith("norm.weight"):
+                decode = functools.partial(_add, offset, tensor.decode)
+                tensors[name] = dataclasses.replace(tensor, decode=decode)
+    return Checkpoint(folder, model_type, config, names, tensors)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -291,17 +171,21 @@ def _decode(stored: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
     return np.frombuffer(stored, dtype).reshape(shape)
 
 
+def _add(offset: float, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    return decode().astype(np.float32) + np.float32(offset)
+
+
 def _drop_redundant(tensors: dict[str, StoredTensor], config: DecoderConfig) -> None:
     """Removes tensors that carry no information: rotary tables, and a copy of tied embeddings."""
     for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
         del tensors[name]
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    head, embedding = tensors.get(families.OUTPUT_PROJECTION), tensors.get(families.EMBEDDING)
     if not config.tied_embeddings or head is None or embedding is None:
         return
     if head.encoding != embedding.encoding or not np.array_equal(head.stored, embedding.stored):
         raise UserError(
             f"{head.file}: tie_word_embeddings is true in config.json, but tensor "
-            "'lm_head.weight' differs from 'model.embed_tokens.weight'. Set tie_word_embeddings "
+            f"{head.name!r} differs from {embedding.name!r}. Set tie_word_embeddings "
             "to false if the model has an output projection of its own."
         )
-    del tensors["lm_head.weight"]
+    del tensors[families.OUTPUT_PROJECTION]

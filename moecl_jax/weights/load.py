@@ -37,7 +37,11 @@ class Backbone:
         layers.attention.{q,k,v,o}_proj.kernel [L, D, HK], [L, D, JK], [L, D, JK], [L, HK, D];
         layers.post_attention_norm.scale [L, D]; layers.feed_forward.{gate,up,down}_proj.kernel
         [L, D, F], [L, D, F], [L, F, D]; final_norm.scale [D]; lm_head.kernel [D, V], which is
-        absent when config.tied_embeddings. Norm scales are float32, all else the dtype asked for.
+        absent when config.tied_embeddings; and where the config says so
+        layers.attention.{q,k,v,o}_proj.bias [L, HK], [L, JK], [L, JK], [L, D];
+        layers.attention.{q,k}_norm.scale [L, K];
+        layers.{attention,feed_forward}_output_norm.scale [L, D].
+        Norm scales are float32, all else the dtype asked for.
       tokenizer: the model's tokenizer; None when the checkpoint holds none.
       fingerprint: 16 hexadecimal digits that identify architecture and weights as stored,
         whatever the dtype asked for, the file's name, or how it is cut into shards.
@@ -101,7 +105,7 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
     shapes = _tree_shapes(checkpoint.config)
     sources = {path: _tensor_names(checkpoint, path) for path in checkpoint.names}
     _check_tensors(checkpoint, sources, shapes)
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(checkpoint.config)).encode())
+    digest = hashlib.sha256(json.dumps(_fingerprinted(checkpoint.config)).encode())
     params: dict[TreePath, np.ndarray] = {}
     for path, names in sources.items():
         target = np.empty((len(names), *shapes[path]), _dtype_of(path, dtype))
@@ -114,24 +118,41 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
     return traverse_util.unflatten_dict(params), digest.hexdigest()[:16]
 
 
+def _fingerprinted(config: DecoderConfig) -> dict[str, Any]:
+    """The part of the architecture that is hashed: all sizes, and what is no plain Llama's.
+
+    Fields that the decoder gains must not change the fingerprints in workdirs of before.
+    """
+    content = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if field.kw_only and getattr(config, field.name) == field.default:
+            del content[field.name]
+    return content
+
+
 def _tree_shapes(config: DecoderConfig) -> dict[TreePath, tuple[int, ...]]:
-    """Shape of every parameter, of one layer for those under "layers"."""
+    """Shape of every parameter a decoder can have, of one layer for those under "layers"."""
     width, ffn_width = config.width, config.ffn_width
     query, key = config.heads * config.head_width, config.kv_heads * config.head_width
-    return {
+    outputs = {"q_proj": query, "k_proj": key, "v_proj": key, "o_proj": width}
+    shapes: dict[TreePath, tuple[int, ...]] = {
         ("embedder", "embedding"): (config.vocabulary_size, width),
         ("layers", "input_norm", "scale"): (width,),
-        ("layers", "attention", "q_proj", "kernel"): (width, query),
-        ("layers", "attention", "k_proj", "kernel"): (width, key),
-        ("layers", "attention", "v_proj", "kernel"): (width, key),
-        ("layers", "attention", "o_proj", "kernel"): (query, width),
+        ("layers", "attention_output_norm", "scale"): (width,),
+        ("layers", "attention", "q_norm", "scale"): (config.head_width,),
+        ("layers", "attention", "k_norm", "scale"): (config.head_width,),
         ("layers", "post_attention_norm", "scale"): (width,),
         ("layers", "feed_forward", "gate_proj", "kernel"): (width, ffn_width),
         ("layers", "feed_forward", "up_proj", "kernel"): (width, ffn_width),
         ("layers", "feed_forward", "down_proj", "kernel"): (ffn_width, width),
+        ("layers", "feed_forward_output_norm", "scale"): (width,),
         ("final_norm", "scale"): (width,),
         ("lm_head", "kernel"): (width, config.vocabulary_size),
     }
+    for name, size in outputs.items():
+        shapes["layers", "attention", name, "kernel"] = (query if name == "o_proj" else width, size)
+        shapes["layers", "attention", name, "bias"] = (size,)
+    return shapes
 
 
 def _dtype_of(path: TreePath, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -171,9 +192,9 @@ def _check_tensors(
     surplus = [name for name in checkpoint.tensors if name not in expected]
     if surplus:
         raise UserError(
-            f"{checkpoint.tensors[surplus[0]].file}: {_some(surplus)} unexpected: a Llama of "
-            f"{checkpoint.config.layers} layers has no place for it. The config and the weights "
-            "disagree, or the architecture is not supported."
+            f"{checkpoint.tensors[surplus[0]].file}: {_some(surplus)} unexpected: a "
+            f"{checkpoint.family} model of {checkpoint.config.layers} layers has no place for it. "
+            "The config and the weights disagree, or the architecture is not supported."
         )
 
 
