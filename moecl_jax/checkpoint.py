@@ -64,6 +64,12 @@ class TaskCheckpoints:
         _save(self._finished(index, name), tree, record)
         self.clear_in_progress()
 
+    def finished_count(self) -> int:
+        """How many tasks are finished."""
+        if not self.folder.is_dir():
+            return 0
+        return sum(path.name != _IN_PROGRESS for path in self.folder.iterdir() if path.is_dir())
+
     def finished_record(self, index: int, name: str) -> dict[str, Any] | None:
         """The record of a finished task, or None if it has not been finished."""
         path = self._finished(index, name)

@@ -11,6 +11,9 @@ def get_config() -> ConfigDict:
     # lm: the answer is text, written by the LLM's own output layer (instruction tuning).
     # classification: one linear head a task, on the last real token of the prompt.
     config.head = "lm"
+    # One classification head for all tasks, carried on from task to task, as the original's code
+    # has it for Tencent3; every task then has equally many labels.
+    config.shared_head = False
     # In the order of training. Names out of moecl_jax/data/catalog.py or out of `definitions`.
     # Extend the list and run again with the same workdir to train the new tasks only.
     config.tasks = ("trec", "sms_spam")
@@ -33,6 +36,7 @@ def get_config() -> ConfigDict:
     config.adversarial = ConfigDict()
     config.adversarial.objective = "original"  # or paper, confusion, off: see moecl_jax/losses.py
     config.adversarial.alpha = 0.1
+    config.adversarial.reduction = "mean"  # of the loss over layers; or sum
 
     config.data = ConfigDict()
     config.data.max_length = 256  # tokens of a prompt with its answer

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,14 +15,19 @@ from moecl_jax.data.batching import Layout
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.tasks import Task, load_task
-from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
+from moecl_jax.data.tokenize import (
+    TokenizedTask,
+    prompt_limit,
+    tokenize_answers,
+    tokenize_task,
+)
 from moecl_jax.errors import UserError
-from moecl_jax.losses import OBJECTIVES
+from moecl_jax.losses import OBJECTIVES, REDUCTIONS
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.linear import as_bits
-from moecl_jax.models.lora import FFN_TARGETS
+from moecl_jax.models.lora import TARGETS
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Learner, evaluation_step, train_step
 from moecl_jax.weights.load import Backbone, load_backbone
@@ -32,7 +35,6 @@ from moecl_jax.weights.load import Backbone, load_backbone
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONFIG_NAME = "config.json"
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "linear": lambda done: 1.0 - done,
@@ -96,6 +98,7 @@ class Experiment:
       definitions: the tasks in order.
       answers: for each task the ids of its labels' texts; empty with classification heads and
         for free-form tasks.
+      prompt_limits: for each task the most tokens of a prompt, so that an answer fits after it.
       training: how a task is trained.
       training_layout: of training batches.
       evaluation_layout: of evaluation batches.
@@ -112,6 +115,7 @@ class Experiment:
     initializer: Initializer
     definitions: tuple[TaskDefinition, ...]
     answers: tuple[tuple[np.ndarray, ...], ...]
+    prompt_limits: tuple[int, ...]
     training: Training
     training_layout: Layout
     evaluation_layout: Layout
@@ -144,13 +148,18 @@ def build(config: ConfigDict) -> Experiment:
         rank=_at_least("lora.rank", config.lora.rank, 1),
         lora_alpha=config.lora.alpha,
         dropout=_at_least("lora.dropout", config.lora.dropout, 0.0),
-        targets=tuple(_choose("lora.targets", name, FFN_TARGETS) for name in config.lora.targets),
+        targets=tuple(_choose("lora.targets", name, TARGETS) for name in config.lora.targets),
         objective=_choose("adversarial.objective", config.adversarial.objective, OBJECTIVES),
         adversarial_alpha=config.adversarial.alpha,
+        adversarial_reduction=_choose(
+            "adversarial.reduction", config.adversarial.reduction, REDUCTIONS
+        ),
     )
     if settings.dropout >= 1.0:
         raise UserError(f"config: lora.dropout = {settings.dropout} must be below 1")
     definitions = _definitions(config)
+    if config.shared_head:
+        _check_shared_head(head, definitions)
     backbone = load_backbone(config.model.path, jnp.dtype(dtype))
     if config.data.max_length > backbone.config.context_length:
         raise UserError(
@@ -194,9 +203,13 @@ def build(config: ConfigDict) -> Experiment:
         fingerprint=backbone.fingerprint,
         model_path=config.model.path,
         learner=learner,
-        initializer=Initializer(method, config.seed, head, classes),
+        initializer=Initializer(method, config.seed, head, classes, config.shared_head),
         definitions=definitions,
         answers=answers,
+        prompt_limits=tuple(
+            prompt_limit(definition, ids, config.data.max_length, max_response)
+            for definition, ids in zip(definitions, answers, strict=True)
+        ),
         training=_training(config),
         training_layout=layout(_at_least("batch.size", config.batch.size, 1)),
         evaluation_layout=layout(
@@ -241,70 +254,6 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
     return tasks
 
 
-def save_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes `config.json`."""
-    text = json.dumps(json.loads(config.to_json()), indent=2)
-    (workdir / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-
-
-def load_config(workdir: Path) -> ConfigDict:
-    """Reads the `config.json` of a workdir.
-
-    Raises:
-      UserError: there is none, or it is broken.
-    """
-    path = workdir / CONFIG_NAME
-    try:
-        return ConfigDict(json.loads(path.read_text(encoding="utf-8"))).lock()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: {workdir} is no workdir. Name the --workdir of a training."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is broken: {error}") from error
-
-
-def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
-    """Compares with the config of an earlier run in this workdir.
-
-    Only what changes no result may differ, and tasks may be added at the end of the list.
-
-    Raises:
-      UserError: names the first key that differs and both values.
-    """
-    if not (workdir / CONFIG_NAME).exists():
-        return
-    old, new = load_config(workdir).to_dict(), json.loads(config.to_json())
-    known = list(old["tasks"])
-    if list(new["tasks"])[: len(known)] != known:
-        raise UserError(
-            f"{workdir} was begun with the tasks {', '.join(known)}; the list may only be "
-            f"extended at its end, and now it is {', '.join(new['tasks'])}. Use another --workdir."
-        )
-    for side in (old, new):
-        side["definitions"] = {k: v for k, v in side["definitions"].items() if k in known}
-        for key in ("tasks", "log_every", "checkpoint_every"):
-            side.pop(key)
-        side["batch"].pop("evaluation_size")
-    flat_old, flat_new = dict(_leaves(old)), dict(_leaves(new))
-    for key in sorted(flat_old.keys() | flat_new.keys()):
-        if flat_old.get(key) != flat_new.get(key):
-            raise UserError(
-                f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
-                f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with."
-            )
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves.append((prefix + key, list(value) if isinstance(value, tuple) else value))
-    return leaves
-
-
 def _definitions(config: ConfigDict) -> tuple[TaskDefinition, ...]:
     own = {
         name: TaskDefinition.from_fields(name, fields)
@@ -342,6 +291,18 @@ def _answers(
             "tokenizer.json there, or set head = 'classification' and give examples as input_ids"
         )
     return tuple(() if d.free_form else tokenize_answers(d, tokenizer) for d in definitions)
+
+
+def _check_shared_head(head: str, definitions: Sequence[TaskDefinition]) -> None:
+    if head != "classification":
+        raise UserError(f"config: shared_head needs head = 'classification'; it is {head!r}")
+    counts = {definition.name: len(definition.labels) for definition in definitions}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise UserError(
+            f"config: shared_head needs equally many labels in every task, but {listed}; set "
+            "shared_head = False for a head a task"
+        )
 
 
 def _training(config: ConfigDict) -> Training:

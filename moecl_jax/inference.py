@@ -1,4 +1,4 @@
-"""Use of a trained workdir: score its tasks again, or label new texts."""
+"""Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
 
 import json
 from collections.abc import Iterator
@@ -13,10 +13,12 @@ from moecl_jax.data.tasks import LONE_SURROGATE, SPLITS, problem_with_ids
 from moecl_jax.data.tokenize import TokenizedExample, prompt_format, prompt_limit, tokenize_prompt
 from moecl_jax.errors import UserError
 from moecl_jax.evaluate import Scores, score
-from moecl_jax.experiment import Experiment, build, load_config, load_tasks
+from moecl_jax.experiment import Experiment, build, load_tasks
 from moecl_jax.progress import plain
+from moecl_jax.resume import restore_stream, task_trees
 from moecl_jax.state import Stream
-from moecl_jax.train import Run, restore_stream, task_trees
+from moecl_jax.train import Run
+from moecl_jax.workdir import load_config
 
 _LINES_A_CALL = 256  # enough to fill batches, few enough that output keeps coming
 
@@ -70,120 +72,166 @@ def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
     Raises:
       UserError: the workdir or the files do not fit.
     """
+    _check_files(source, target)
+    trained = _Trained(workdir, task)
+    experiment, definition = trained.experiment, trained.definition
+    if definition.free_form:
+        raise UserError(
+            f"task '{task}' answers in free text and has no labels to predict; use 'moecl generate'"
+        )
+
+    def label(prompts: list[np.ndarray]) -> list[dict[str, Any]]:
+        scores = score(
+            experiment.evaluation_step,
+            trained.active,
+            experiment.frozen,
+            [TokenizedExample(prompt, 0) for prompt in prompts],
+            experiment.answers[trained.index],
+            experiment.evaluation_layout,
+            class_count=len(definition.labels),
+        )
+        return [_labelled(definition.labels, row) for row in scores.scores.astype(np.float64)]
+
+    return answer_lines(trained.reader, label, source, target)
+
+
+def generate(
+    workdir: Path,
+    task: str,
+    source: Path,
+    target: Path,
+    *,
+    max_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    base: bool = False,
+) -> int:
+    """Writes an answer to each line of a JSON-lines file.
+
+    Lines are as for `predict`; an output line adds `response`.
+
+    Args:
+      workdir: of a training.
+      task: a finished task of it.
+      source: input file.
+      target: output file.
+      max_tokens: of an answer; by default the workdir's data.max_response.
+      sampling: how tokens are chosen.
+      seed: of sampling.
+      base: whether the frozen model answers alone, as before any training.
+
+    Returns:
+      The number of bad lines.
+
+    Raises:
+      UserError: the workdir or the files do not fit, or the workdir has classification heads.
+    """
+    _check_files(source, target)
+    trained = _Trained(workdir, task, base=base)
+    writer = trained.writer
+
+    def write(prompts: list[np.ndarray]) -> list[dict[str, Any]]:
+        written = writer.write(
+            trained.active,
+            prompts,
+            max_tokens=max_tokens or trained.max_response,
+            sampling=sampling,
+            seed=seed,
+            batch_size=trained.experiment.evaluation_layout.batch_size,
+        )
+        return [{"response": trained.text(ids)} for ids in written]
+
+    return answer_lines(trained.reader, write, source, target)
+
+
+def stream(
+    workdir: Path,
+    task: str,
+    text: str,
+    *,
+    max_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    base: bool = False,
+) -> Iterator[str]:
+    """The answer to one text, piece by piece as it is written; arguments as `generate`."""
+    trained = _Trained(workdir, task, base=base)
+    _, prompt = trained.reader.read(json.dumps({"text": text}).encode())
+    if prompt is None:
+        raise UserError("the prompt is empty, or the model has no tokenizer")
+    tokens = trained.writer.stream(
+        trained.active,
+        prompt,
+        max_tokens=max_tokens or trained.max_response,
+        sampling=sampling,
+        seed=seed,
+    )
+    ids: list[int] = []
+    shown = ""
+    for token in tokens:
+        ids.append(token)
+        written = trained.text(np.array(ids))
+        # A character of several tokens is not shown before its last one.
+        if not written.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield written[len(shown) :]
+            shown = written
+    yield trained.text(np.array(ids))[len(shown) :]
+
+
+class _Trained:
+    """A finished task of a workdir, ready to answer."""
+
+    def __init__(self, workdir: Path, task: str, *, base: bool = False):
+        config = load_config(workdir)
+        self.experiment = build(config)
+        self.index = self.experiment.index(task)
+        self.definition = self.experiment.definitions[self.index]
+        stream = _restore(self.experiment, workdir)
+        if task not in stream.finished:
+            raise UserError(
+                f"task '{task}' has not been trained to its end in {workdir}; finished are "
+                f"{', '.join(stream.finished)}"
+            )
+        if base:
+            initializer = self.experiment.initializer
+            shared = initializer.shared(len(self.experiment.names))
+            stream = Stream(shared, {})
+        self.active = task_trees(self.experiment, stream, self.index)
+        self.max_response: int = config.data.max_response
+        self.reader = PromptReader(self.experiment, self.index, config)
+
+    @property
+    def writer(self) -> Writer:
+        """What writes text, where the head is the LLM's own."""
+        if self.experiment.writer is None:
+            raise UserError(
+                f"task '{self.definition.name}' was trained with head = 'classification': it has "
+                "labels and writes no text; use 'moecl predict'"
+            )
+        return self.experiment.writer
+
+    def text(self, ids: np.ndarray) -> str:
+        """The text of an answer's ids, without the space that parts it from its prompt."""
+        tokenizer: Any = self.experiment.tokenizer
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
+    """What `predict` adds to a line whose labels have these scores."""
+    shares = np.exp(row - row.max())
+    shares /= shares.sum()
+    return {
+        "label": labels[int(row.argmax())],
+        "probabilities": dict(zip(labels, shares.tolist(), strict=True)),
+        "logits": row.tolist(),
+    }
+
+
+def _check_files(source: Path, target: Path) -> None:
     if not source.is_file():
         raise UserError(f"--input={source} does not exist")
     if target.exists() and source.samefile(target):
         raise UserError("--input and --output are the same file; name another --output")
-    config = load_config(workdir)
-    experiment = build(config)
-    index = experiment.index(task)
-    stream = _restore(experiment, workdir)
-    if task not in stream.finished:
-        raise UserError(
-            f"task '{task}' has not been trained to its end in {workdir}; finished are "
-            f"{', '.join(stream.finished)}"
-        )
-    labeler = _Labeler(experiment, stream, index, config)
-    bad = 0
-    with source.open("rb") as lines, target.open("w", encoding="utf-8") as out:
-        for chunk in _groups(lines, _LINES_A_CALL):
-            for record in labeler.label(chunk):
-                bad += "error" in record
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return bad
-
-
-class _Labeler:
-    """Labels lines with one task."""
-
-    def __init__(self, experiment: Experiment, stream: Stream, index: int, config: ConfigDict):
-        self.experiment, self.index = experiment, index
-        self.definition = experiment.definitions[index]
-        if self.definition.free_form:
-            raise UserError(
-                f"task '{self.definition.name}' answers in free text and has no labels to predict; "
-                "use 'moecl generate'"
-            )
-        self.active = task_trees(experiment, stream, index)
-        self.prompt_format = prompt_format(self.definition, experiment.tokenizer)
-        # As in training, so that texts are cut alike.
-        self.max_prompt = prompt_limit(
-            self.definition,
-            experiment.answers[index],
-            config.data.max_length,
-            config.data.max_response,
-        )
-
-    def label(self, lines: list[bytes]) -> list[dict[str, Any]]:
-        """The output records of some input lines."""
-        records: list[dict[str, Any]] = []
-        examples: list[TokenizedExample] = []
-        places: list[int] = []
-        for line in lines:
-            record, prompt = self._read(line)
-            if prompt is not None:
-                places.append(len(records))
-                examples.append(TokenizedExample(prompt, 0))
-            records.append(record)
-        if examples:
-            scores = self._score(examples)
-            for place, row in zip(places, scores.scores.astype(np.float64), strict=True):
-                records[place] |= self._answer(row)
-        return records
-
-    def _read(self, line: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
-        """A line's record and prompt, or its record with `error`."""
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            return {"error": f"not a line of UTF-8 JSON: {error}"}, None
-        if not isinstance(record, dict):
-            return {"error": "not a JSON object"}, None
-        if LONE_SURROGATE.search(json.dumps(record, ensure_ascii=False)):
-            return {"error": "holds half of a surrogate pair (\\ud800...)"}, None
-        text, ids = record.get("text"), record.get("input_ids")
-        tokenizer, problem = self.experiment.tokenizer, None
-        if isinstance(text, str) and text.strip() and ids is None:
-            if tokenizer is not None:
-                text = text.strip()
-                prompt, _ = tokenize_prompt(text, self.prompt_format, tokenizer, self.max_prompt)
-                return record, prompt
-            problem = 'the model has no tokenizer for a text; give "input_ids"'
-        elif text is None and ids is not None:
-            problem = self._problem_with_ids(ids)
-            if problem is None:
-                return record, np.array(ids, np.int32)
-        else:
-            problem = 'expected either "text", a text that is not empty, or "input_ids"'
-        return {**record, "error": problem}, None
-
-    def _problem_with_ids(self, ids: Any) -> str | None:
-        size = self.experiment.learner.method.config.vocabulary_size
-        problem = problem_with_ids(ids, size)
-        if problem is None and len(ids) > self.max_prompt:
-            return f"input_ids has {len(ids)} tokens; at most {self.max_prompt} fit"
-        return problem
-
-    def _score(self, examples: list[TokenizedExample]) -> Scores:
-        return score(
-            self.experiment.evaluation_step,
-            self.active,
-            self.experiment.frozen,
-            examples,
-            self.experiment.answers[self.index],
-            self.experiment.evaluation_layout,
-            class_count=len(self.definition.labels),
-        )
-
-    def _answer(self, row: np.ndarray) -> dict[str, Any]:
-        shares = np.exp(row - row.max())
-        shares /= shares.sum()
-        labels = self.definition.labels
-        return {
-            "label": labels[int(row.argmax())],
-            "probabilities": dict(zip(labels, shares.tolist(), strict=True)),
-            "logits": row.tolist(),
-        }
 
 
 def _restore(experiment: Experiment, workdir: Path) -> Stream:
@@ -191,16 +239,3 @@ def _restore(experiment: Experiment, workdir: Path) -> Stream:
     if history is None:
         raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
     return stream
-
-
-def _groups(lines: Any, size: int) -> Iterator[list[bytes]]:
-    """Lines that are not blank, `size` at a time."""
-    group: list[bytes] = []
-    for line in lines:
-        if line.strip():
-            group.append(line)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

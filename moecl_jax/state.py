@@ -30,10 +30,15 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Shared trees of the moment and the finished tasks by name."""
+    """Shared trees of the moment and the finished tasks by name, in their order."""
 
     shared: Tree
     finished: Mapping[str, Finished]
+
+    @property
+    def last_head(self) -> Tree | None:
+        """The head of the task that was finished last."""
+        return list(self.finished.values())[-1].head if self.finished else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Initializer:
       seed: of the run.
       head: "lm" or "classification".
       classes: classes of the widest task.
+      shared_head: whether one classification head is carried on from task to task.
     """
 
     method: Method
     seed: int
     head: Head
     classes: int
+    shared_head: bool = False
 
     def shared(self, task_count: int) -> Tree:
         """The shared trees before the first of `task_count` tasks."""
@@ -60,12 +67,20 @@ class Initializer:
         """Shared trees of a shorter stream, ready for `task_count` tasks."""
         return self.method.extend_shared(shared, self._key(_SHARED, 0), task_count)
 
-    def begin(self, shared: Tree, task_index: int) -> Active:
-        """What is trained when a task begins, or stands for one that has not begun."""
+    def begin(self, shared: Tree, task_index: int, last_head: Tree | None = None) -> Active:
+        """What is trained when a task begins, or stands for one that has not begun.
+
+        Args:
+          shared: the shared trees of the moment.
+          task_index: place of the task.
+          last_head: of the task finished last, with which a shared head goes on.
+        """
         expert = self.method.init_task_expert(self._key(_EXPERT, task_index))
         if self.head == "lm":
             return Active(shared, expert, {})
-        key = self._key(_HEAD, task_index)
+        if self.shared_head and last_head is not None:
+            return Active(shared, expert, _padded(last_head, self.classes))
+        key = self._key(_HEAD, 0 if self.shared_head else task_index)
         return Active(shared, expert, init_head(key, self.method.config.width, self.classes))
 
     def training_key(self, task_index: int) -> jax.Array:
@@ -85,18 +100,23 @@ def finish(stream: Stream, name: str, active: Active, class_count: int) -> Strea
     return Stream(active.shared, {**stream.finished, name: done})
 
 
-def look_up(stream: Stream, name: str, classes: int) -> Active:
+def look_up(stream: Stream, name: str, classes: int, *, shared_head: bool = False) -> Active:
     """A finished task's parts with the shared trees of the moment, on the device.
 
     Args:
       stream: the stream.
       name: a finished task.
       classes: the head is padded with zeros to this many; they are masked out.
+      shared_head: whether the head is that of the task finished last, or the task's own.
     """
     done = stream.finished[name]
-
-    def pad(kernel: np.ndarray) -> jax.Array:
-        return jnp.pad(kernel, ((0, 0), (0, classes - kernel.shape[1])))
-
     expert = jax.tree.map(jnp.asarray, done.expert)
-    return Active(jax.tree.map(jnp.asarray, stream.shared), expert, jax.tree.map(pad, done.head))
+    head = _padded(stream.last_head if shared_head else done.head, classes)
+    return Active(jax.tree.map(jnp.asarray, stream.shared), expert, head)
+
+
+def _padded(head: Tree, classes: int) -> Tree:
+    """A head's kernel `[D, C]` as `[D, classes]` on the device; `{}` of the LM head as it is."""
+    return jax.tree.map(
+        lambda kernel: jnp.pad(kernel, ((0, 0), (0, classes - kernel.shape[1]))), head
+    )

@@ -1,8 +1,7 @@
 """The task loop: train, select, evaluate on every task, save; then the next task."""
 
 import dataclasses
-import json
-import os
+import math
 import platform
 import sys
 import time
@@ -21,42 +20,25 @@ from moecl_jax.data.batching import chunks, epoch_order, make_batch
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.evaluate import Evaluation, evaluate_examples, score
-from moecl_jax.experiment import (
-    Experiment,
-    build,
-    load_tasks,
-    refuse_other_config,
-    save_config,
-)
-from moecl_jax.methods.base import Tree
+from moecl_jax.experiment import Experiment, build, load_tasks
 from moecl_jax.metrics import summarize
-from moecl_jax.progress import MetricsLog, Progress
-from moecl_jax.state import Finished, Stream, finish, look_up
+from moecl_jax.progress import MetricsLog, Progress, plain
+from moecl_jax.resume import (
+    NO_SCORE,
+    History,
+    check_fingerprint,
+    in_progress_tree,
+    restore_stream,
+    restore_task,
+    save_finished,
+    save_in_progress,
+    task_trees,
+)
+from moecl_jax.state import Finished, Stream, finish
 from moecl_jax.steps import Active, Metrics, init_train_state
+from moecl_jax.workdir import RESULTS_NAME, refuse_other_config, save_config, write_json
 
-RESULTS_NAME = "results.json"
 _VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
-
-
-@dataclasses.dataclass
-class History:
-    """Accuracies so far: rows after each finished task, columns all tasks of the stream.
-
-    Attributes:
-      random_init: accuracy on each task before any training.
-      accuracy: the matrix R.
-      scored: the same, by scoring the labels' texts.
-      validation: of the weights kept of each task.
-      global_step: steps done in all finished tasks.
-      wall_seconds: spent until the last task was finished.
-    """
-
-    random_init: list[float]
-    accuracy: list[list[float]] = dataclasses.field(default_factory=list)
-    scored: list[list[float]] = dataclasses.field(default_factory=list)
-    validation: list[float | None] = dataclasses.field(default_factory=list)
-    global_step: int = 0
-    wall_seconds: float = 0.0
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -77,13 +59,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     experiment = build(config)
     run = Run(experiment, load_tasks(config, experiment), workdir)
     save_config(config, workdir)
-    results = {
-        "method": config.method,
-        "tasks": experiment.names,
-        **run.run(),
-        "seed": config.seed,
-        "versions": versions(),
-    }
+    results = plain(
+        {
+            "method": config.method,
+            "tasks": experiment.names,
+            **run.run(),
+            "seed": config.seed,
+            "versions": versions(),
+        }
+    )
     write_json(workdir / RESULTS_NAME, results)
     return results
 
@@ -108,6 +92,8 @@ class Run:
         if history is None:
             print("evaluating the untrained model on every task", file=sys.stderr, flush=True)
             history = History([e.accuracy for e in self.evaluate_all(Stream(shared, {}))])
+        elif len(history.accuracy) == history.converted:
+            self._measure_converted(stream, history)
         else:
             self._fill_columns(history)
         finished = len(history.accuracy)
@@ -115,6 +101,7 @@ class Run:
         record = self.checkpoints.in_progress_record()
         if record is not None and record["task"] in self.experiment.names[finished:]:
             check_fingerprint(self.experiment, record)
+            self._refuse_other_tasks(record)
             resumed_step += record["step"]
         with MetricsLog(self.workdir, resumed_step=resumed_step) as log:
             for index in range(finished, len(self.tasks)):
@@ -127,24 +114,12 @@ class Run:
         training = TaskTraining(self, index, stream, history, log)
         active, validation = training.run()
         stream = finish(stream, task.name, active, len(task.labels))
-        evaluations = self.evaluate_all(stream)
-        history.accuracy.append([e.accuracy for e in evaluations])
-        history.scored.append([e.scored_accuracy for e in evaluations])
+        history.append_row(self.evaluate_all(stream))
         history.validation.append(validation)
         history.global_step += training.total_steps
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
-        done = stream.finished[task.name]
-        self.checkpoints.save_finished(
-            index,
-            task.name,
-            {"shared": stream.shared, "expert": done.expert, "head": done.head},
-            {
-                **dataclasses.asdict(history),
-                "tasks": self.experiment.names,
-                "fingerprint": self.experiment.fingerprint,
-            },
-        )
+        save_finished(self.experiment, self.checkpoints, stream, history)
         return stream
 
     def evaluate_all(self, stream: Stream) -> list[Evaluation]:
@@ -181,14 +156,39 @@ class Run:
         for column in range(known, count):
             history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
         for row, name in enumerate(self.experiment.names[: len(history.accuracy)]):
+            if row < history.converted - 1:  # its shared trees of that time are not known
+                for matrix in (history.accuracy, history.scored):
+                    matrix[row] += [math.nan] * (count - known)
+                continue
             record = self.checkpoints.finished_record(row, name) or {}
             task_count = len(record["random_init"])
-            shared = restore_task(self.experiment, self.checkpoints, row, task_count)["shared"]
-            stream = Stream(self.experiment.initializer.extend(shared, count), {})
+            tree = restore_task(self.experiment, self.checkpoints, row, task_count)
+            shared = self.experiment.initializer.extend(tree["shared"], count)
+            stream = Stream(shared, {name: Finished(tree["expert"], tree["head"])})
             for column in range(known, count):
                 evaluation = self.evaluate_task(stream, column, "test")
                 history.accuracy[row].append(evaluation.accuracy)
                 history.scored[row].append(evaluation.scored_accuracy)
+
+    def _measure_converted(self, stream: Stream, history: History) -> None:
+        """Evaluates the state that was converted, which is what its last task left."""
+        print("evaluating the converted model on every task", file=sys.stderr, flush=True)
+        initial = Stream(self.experiment.initializer.shared(len(self.tasks)), {})
+        history.random_init = [e.accuracy for e in self.evaluate_all(initial)]
+        history.accuracy, history.scored = [], []
+        for _ in range(history.converted - 1):
+            history.append_unknown_row()
+        history.append_row(self.evaluate_all(stream))
+
+    def _refuse_other_tasks(self, record: Mapping[str, Any]) -> None:
+        """Refuses to go on inside a task with sizes that depend on other tasks."""
+        names = record.get("tasks", self.experiment.names)
+        if names != self.experiment.names:
+            raise UserError(
+                f"training stopped inside task '{record['task']}' of {', '.join(names)}. Finish it "
+                f"with these tasks first (config.tasks is {', '.join(self.experiment.names)}); "
+                "then add others."
+            )
 
     def _results(self, history: History) -> dict[str, Any]:
         results = {
@@ -223,11 +223,11 @@ class TaskTraining:
         self.total_steps = self.epoch_steps * experiment.training.epochs
         self.earlier_steps = history.global_step
 
-        active = experiment.initializer.begin(stream.shared, index)
+        active = task_trees(experiment, stream, index)
         key = experiment.initializer.training_key(index)
         self.state = init_train_state(experiment.learner, copy_tree(active), key)
         self.step = 0
-        self.best, self.best_score = active, (-1.0, -np.inf)
+        self.best, self.best_score = active, NO_SCORE
         self.validates = bool(self.task.splits["validation"])
         if experiment.training.best and not self.validates:
             raise UserError(
@@ -316,26 +316,17 @@ class TaskTraining:
     def _save(self, progress: Progress) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""
         self._write_pending(progress)
-        tree = {
-            "active": self.state.active,
-            "optimizer_state": self.state.optimizer_state,
-            "best": self.best,
-        }
-        record = {
-            "task": self.task.name,
-            "step": self.step,
-            "best_score": list(self.best_score),
-            "fingerprint": self.experiment.fingerprint,
-        }
-        self.parent.checkpoints.save_in_progress(tree, record)
+        save_in_progress(
+            self.experiment,
+            self.parent.checkpoints,
+            self.index,
+            self.state,
+            best=self.best,
+            best_score=self.best_score,
+        )
 
     def _restore(self, record: Mapping[str, Any]) -> None:
-        template = {
-            "active": self.state.active,
-            "optimizer_state": self.state.optimizer_state,
-            "best": self.best,
-        }
-        tree = self.parent.checkpoints.restore_in_progress(template)
+        tree = self.parent.checkpoints.restore_in_progress(in_progress_tree(self.state, self.best))
         self.step = int(record["step"])
         self.best = tree["best"]
         self.best_score = tuple(record["best_score"])
@@ -344,78 +335,6 @@ class TaskTraining:
             step=jnp.asarray(self.step, jnp.int32),
             active=tree["active"],
             optimizer_state=tree["optimizer_state"],
-        )
-
-
-def restore_stream(
-    experiment: Experiment, checkpoints: TaskCheckpoints
-) -> tuple[Stream, History | None]:
-    """The stream after its last finished task, and what was measured; None if there is none.
-
-    Raises:
-      UserError: the checkpoints were made with another frozen model, or cannot be read.
-    """
-    initializer, count = experiment.initializer, len(experiment.definitions)
-    shared, finished, history = initializer.shared(count), {}, None
-    for index, name in enumerate(experiment.names):
-        record = checkpoints.finished_record(index, name)
-        if record is None:
-            break
-        check_fingerprint(experiment, record)
-        history = History(**{f.name: record[f.name] for f in dataclasses.fields(History)})
-        tree = restore_task(experiment, checkpoints, index, len(history.random_init))
-        finished[name] = Finished(tree["expert"], tree["head"])
-        shared = initializer.extend(tree["shared"], count)
-    return Stream(shared, finished), history
-
-
-def restore_task(
-    experiment: Experiment, checkpoints: TaskCheckpoints, index: int, task_count: int
-) -> dict[str, Tree]:
-    """A finished task's `shared`, `expert` and `head` as NumPy.
-
-    Args:
-      experiment: the run.
-      checkpoints: of its workdir.
-      index: place of the task.
-      task_count: tasks of the stream when it was saved.
-    """
-    definition = experiment.definitions[index]
-
-    def begin() -> Active:
-        return experiment.initializer.begin(experiment.initializer.shared(task_count), index)
-
-    shapes = jax.eval_shape(begin)
-    head = jax.tree.map(
-        lambda kernel: jax.ShapeDtypeStruct(
-            (kernel.shape[0], len(definition.labels)), kernel.dtype
-        ),
-        shapes.head,
-    )
-    template = {"shared": shapes.shared, "expert": shapes.expert, "head": head}
-    return dict(checkpoints.restore_finished(index, definition.name, template))
-
-
-def task_trees(experiment: Experiment, stream: Stream, index: int) -> Active:
-    """The trees that answer for a task: its finished ones, or those it will start from."""
-    name = experiment.names[index]
-    if name in stream.finished:
-        return look_up(stream, name, experiment.initializer.classes)
-    return experiment.initializer.begin(stream.shared, index)
-
-
-def check_fingerprint(experiment: Experiment, record: Mapping[str, Any]) -> None:
-    """Refuses checkpoints that were made with another frozen model.
-
-    Raises:
-      UserError: the fingerprints differ.
-    """
-    ours, theirs = experiment.fingerprint, record["fingerprint"]
-    if ours != theirs:
-        raise UserError(
-            f"the checkpoints were trained on a frozen model with fingerprint {theirs}, and "
-            f"{experiment.model_path} has {ours}. Experts fit only the model they were "
-            "trained in: set config.model.path to that model."
         )
 
 
@@ -428,10 +347,3 @@ def versions() -> dict[str, str]:
     """Versions of Python and of what results depend on."""
     packages = {name: metadata.version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **packages, "backend": jax.default_backend()}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)

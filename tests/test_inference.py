@@ -8,9 +8,9 @@ from streams import tiny_config
 
 from moecl_jax.cli import main
 from moecl_jax.errors import UserError
-from moecl_jax.experiment import save_config
 from moecl_jax.inference import evaluate, predict
 from moecl_jax.train import train
+from moecl_jax.workdir import save_config
 
 
 @pytest.fixture(scope="module", params=["lm", "classification"])

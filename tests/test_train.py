@@ -14,8 +14,9 @@ from moecl_jax import steps
 from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.errors import UserError
 from moecl_jax.experiment import build, load_tasks
+from moecl_jax.resume import restore_stream
 from moecl_jax.testing import write_model
-from moecl_jax.train import Run, TaskTraining, restore_stream, train
+from moecl_jax.train import Run, TaskTraining, train
 
 METHODS = ("moe_cl", "sequential_lora")
 

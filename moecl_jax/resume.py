@@ -1,0 +1,199 @@
+"""A stream of tasks and its history, to and from the checkpoints of a workdir."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.errors import UserError
+from moecl_jax.evaluate import Evaluation
+from moecl_jax.experiment import Experiment
+from moecl_jax.methods.base import Tree
+from moecl_jax.progress import plain
+from moecl_jax.state import Finished, Stream, look_up
+from moecl_jax.steps import Active, TrainState
+
+NO_SCORE = (-1.0, -math.inf)  # validation accuracy and likelihood before any epoch
+
+
+@dataclasses.dataclass
+class History:
+    """Accuracies so far: rows after each finished task, columns all tasks of the stream.
+
+    NaN stands for what was not measured: columns of tasks without test examples, and all rows but
+    the last of tasks that were finished before a conversion.
+
+    Attributes:
+      random_init: accuracy on each task before any training.
+      accuracy: the matrix R.
+      scored: the same, by scoring the labels' texts.
+      validation: of the weights kept of each task.
+      global_step: steps done in all finished tasks.
+      wall_seconds: spent until the last task was finished.
+      converted: how many of the finished tasks came with a converted checkpoint.
+    """
+
+    random_init: list[float]
+    accuracy: list[list[float]] = dataclasses.field(default_factory=list)
+    scored: list[list[float]] = dataclasses.field(default_factory=list)
+    validation: list[float | None] = dataclasses.field(default_factory=list)
+    global_step: int = 0
+    wall_seconds: float = 0.0
+    converted: int = 0
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "History":
+        """The history in the record of a checkpoint, whose null is NaN."""
+        known = {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
+        for name in ("random_init", "accuracy", "scored"):
+            known[name] = np.array(known[name], np.float64).tolist()
+        return cls(**known)
+
+    def append_row(self, evaluations: Sequence[Evaluation]) -> None:
+        """Adds the results on all tasks after a task."""
+        self.accuracy.append([e.accuracy for e in evaluations])
+        self.scored.append([e.scored_accuracy for e in evaluations])
+
+    def append_unknown_row(self) -> None:
+        """Adds the row of a task after which nothing was measured."""
+        for matrix in (self.accuracy, self.scored):
+            matrix.append([math.nan] * len(self.random_init))
+
+
+def restore_stream(
+    experiment: Experiment, checkpoints: TaskCheckpoints
+) -> tuple[Stream, History | None]:
+    """The stream after its last finished task, and what was measured; None if there is none.
+
+    Raises:
+      UserError: the checkpoints were made with another frozen model, or cannot be read.
+    """
+    initializer, count = experiment.initializer, len(experiment.definitions)
+    shared, finished, history = initializer.shared(count), {}, None
+    for index, name in enumerate(experiment.names):
+        record = checkpoints.finished_record(index, name)
+        if record is None:
+            break
+        check_fingerprint(experiment, record)
+        history = History.from_record(record)
+        tree = restore_task(experiment, checkpoints, index, len(history.random_init))
+        finished[name] = Finished(tree["expert"], tree["head"])
+        shared = initializer.extend(tree["shared"], count)
+    return Stream(shared, finished), history
+
+
+def restore_task(
+    experiment: Experiment, checkpoints: TaskCheckpoints, index: int, task_count: int
+) -> dict[str, Tree]:
+    """A finished task's `shared`, `expert` and `head` as NumPy.
+
+    Args:
+      experiment: the run.
+      checkpoints: of its workdir.
+      index: place of the task.
+      task_count: tasks of the stream when it was saved.
+    """
+    definition = experiment.definitions[index]
+
+    def begin() -> Active:
+        return experiment.initializer.begin(experiment.initializer.shared(task_count), index)
+
+    shapes = jax.eval_shape(begin)
+    head = jax.tree.map(
+        lambda kernel: jax.ShapeDtypeStruct(
+            (kernel.shape[0], len(definition.labels)), kernel.dtype
+        ),
+        shapes.head,
+    )
+    template = {"shared": shapes.shared, "expert": shapes.expert, "head": head}
+    return dict(checkpoints.restore_finished(index, definition.name, template))
+
+
+def save_finished(
+    experiment: Experiment, checkpoints: TaskCheckpoints, stream: Stream, history: History
+) -> None:
+    """Saves the task that was finished last.
+
+    Args:
+      experiment: the run.
+      checkpoints: of its workdir.
+      stream: after that task.
+      history: with that task's row.
+    """
+    index = len(stream.finished) - 1
+    name = experiment.names[index]
+    done = stream.finished[name]
+    checkpoints.save_finished(
+        index,
+        name,
+        {"shared": stream.shared, "expert": done.expert, "head": done.head},
+        plain(
+            {
+                **dataclasses.asdict(history),
+                "tasks": experiment.names,
+                "fingerprint": experiment.fingerprint,
+            }
+        ),
+    )
+
+
+def save_in_progress(
+    experiment: Experiment,
+    checkpoints: TaskCheckpoints,
+    index: int,
+    state: TrainState,
+    *,
+    best: Active,
+    best_score: Sequence[float] = NO_SCORE,
+) -> None:
+    """Saves a state inside a task.
+
+    Args:
+      experiment: the run.
+      checkpoints: of its workdir.
+      index: place of the task.
+      state: of its training.
+      best: the trees that are kept unless a later epoch validates better.
+      best_score: their validation accuracy and likelihood.
+    """
+    record = {
+        "task": experiment.names[index],
+        "tasks": experiment.names,
+        "step": int(state.step),
+        "best_score": list(best_score),
+        "fingerprint": experiment.fingerprint,
+    }
+    checkpoints.save_in_progress(in_progress_tree(state, best), record)
+
+
+def in_progress_tree(state: TrainState, best: Active) -> dict[str, Any]:
+    """What is saved of a state inside a task."""
+    return {"active": state.active, "optimizer_state": state.optimizer_state, "best": best}
+
+
+def task_trees(experiment: Experiment, stream: Stream, index: int) -> Active:
+    """The trees that answer for a task: its finished ones, or those it will start from."""
+    name = experiment.names[index]
+    if name in stream.finished:
+        initializer = experiment.initializer
+        return look_up(stream, name, initializer.classes, shared_head=initializer.shared_head)
+    return experiment.initializer.begin(stream.shared, index, stream.last_head)
+
+
+def check_fingerprint(experiment: Experiment, record: Mapping[str, Any]) -> None:
+    """Refuses checkpoints that were made with another frozen model.
+
+    Raises:
+      UserError: the fingerprints differ.
+    """
+    ours, theirs = experiment.fingerprint, record["fingerprint"]
+    if ours != theirs:
+        raise UserError(
+            f"the checkpoints were trained on a frozen model with fingerprint {theirs}, and "
+            f"{experiment.model_path} has {ours}. Experts fit only the model they were "
+            "trained in: set config.model.path to that model."
+        )
