@@ -130,6 +130,58 @@ def _build_parser() -> argparse.ArgumentParser:
         "the exit status is 1 if there was an error",
     )
 
+    convert = add(
+        "convert",
+        "make a workdir of a checkpoint of the original implementation",
+        "moecl convert official --base=llama --adapter=run/amazon_finetuned --workdir=runs/amazon",
+    )
+    convert.add_argument("format", choices=("official",), help="the format of the checkpoint")
+    convert.add_argument(
+        "--base",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the Hugging Face folder of the model that the checkpoint was trained on",
+    )
+    convert.add_argument(
+        "--adapter",
+        required=True,
+        type=Path,
+        metavar="PREFIX",
+        help="PREFIX.bin, or else PREFIX.safetensors, with PREFIX.json beside it",
+    )
+    _add_workdir(convert, "the workdir to make")
+    convert.add_argument(
+        "--tasks",
+        default="",
+        metavar="NAME,NAME,...",
+        help="names of the tasks, in the order of their experts, where the checkpoint has one head "
+        "for all of them (default: task1,task2,...)",
+    )
+    convert.add_argument(
+        "--continue",
+        dest="continue_task",
+        metavar="NAME",
+        help="make this task the last one, to be trained further by 'moecl train'",
+    )
+
+    export = add(
+        "export",
+        "write a workdir in another program's format",
+        "moecl export --workdir=runs/amazon --format=official --output=exported/amazon_finetuned",
+    )
+    _add_workdir(export, "a workdir whose tasks are all trained")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("official", "safetensors"),
+        help="official: PREFIX.bin and PREFIX.json of the original implementation (needs torch); "
+        "safetensors: the same tensors in PREFIX.safetensors",
+    )
+    export.add_argument(
+        "--output", required=True, type=Path, metavar="PREFIX", help="where to write"
+    )
+
     compare = add(
         "compare",
         "print the accuracy matrices and metrics of finished runs side by side",
@@ -162,8 +214,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from moecl_jax.inference import evaluate
+    from moecl_jax.progress import plain
 
-    print(json.dumps(evaluate(arguments.workdir, arguments.split), indent=2))
+    print(json.dumps(plain(evaluate(arguments.workdir, arguments.split)), indent=2))
     return 0
 
 
@@ -173,6 +226,31 @@ def _predict(arguments: argparse.Namespace) -> int:
     bad_lines = predict(arguments.workdir, arguments.task, arguments.input, arguments.output)
     print(f"Predictions: {arguments.output}; bad lines: {bad_lines}")
     return 1 if bad_lines else 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from moecl_jax.convert import convert_official
+
+    tasks = convert_official(
+        arguments.base,
+        arguments.adapter,
+        arguments.workdir,
+        tasks=[name.strip() for name in arguments.tasks.split(",") if name.strip()],
+        continue_task=arguments.continue_task,
+    )
+    print(f"Converted into {arguments.workdir}, tasks {', '.join(tasks)}")
+    if arguments.continue_task:
+        config = arguments.workdir / "config.json"
+        print(f"Train {tasks[-1]}: moecl train --config={config} --workdir={arguments.workdir}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from moecl_jax.export import export
+
+    files = export(arguments.workdir, arguments.format, arguments.output)
+    print(f"Written: {', '.join(map(str, files))}")
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,110 @@
+"""State dicts in torch's own format. The only module that imports torch, and only when called."""
+
+import io
+import os
+import pickle
+import re
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from moecl_jax.errors import UserError, one_line
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def read_state(file: Path) -> dict[str, np.ndarray]:
+    """Reads a dictionary of tensors; nothing else in the file is made or executed.
+
+    Returns:
+      Arrays in float32, float16 or bfloat16, in the file's order.
+
+    Raises:
+      UserError: torch is not installed, or the file is missing, damaged, no dictionary of dense
+        floating point tensors, or holds objects or code, which are refused.
+    """
+    torch = _import_torch(f"{file} is in torch's format")
+    if not file.is_file():
+        raise UserError(f"{file}: no such file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # on how the file was pickled, which is no user's choice
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = one_line(error)
+        blocked = re.search(r"GLOBAL (\S+)", reason)
+        what = f"{blocked[1]}, which is code" if blocked else "something that is no tensor"
+        raise UserError(
+            f"{file}: refused, because it asks for {what} or an object and not a tensor; nothing "
+            "of it was executed. Expected a dictionary of tensors, as torch.save(state_dict) "
+            "writes it. Do not open this file by other means unless you trust its source."
+        ) from error
+    except Exception as error:  # whatever torch raises here, the file is at fault
+        raise UserError(
+            f"{file}: truncated, damaged or not in torch's format "
+            f"({type(error).__name__}: {one_line(error)[:200]}). It has {file.stat().st_size} "
+            "bytes; copy it again."
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(
+            f"{file}: holds a {type(state).__name__}; expected a dictionary of tensors."
+        )
+    return {_checked_name(name, file): _array(name, value, file) for name, value in state.items()}
+
+
+def write_state(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes what `read_state` reads, whole or not at all.
+
+    Raises:
+      UserError: torch is not installed.
+    """
+    torch = _import_torch(f"{file} is to be in torch's format")
+    state = {}
+    for name, array in tensors.items():
+        if array.dtype == _BFLOAT16:
+            state[name] = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(array.copy())
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    beside = file.with_name(file.name + ".part")
+    beside.write_bytes(buffer.getvalue())
+    os.replace(beside, file)
+
+
+def _import_torch(why: str) -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{why}, and torch is not installed. Install it with: pip install 'moecl_jax[torch]' "
+            "(from a checkout: pip install -e '.[torch]'), or use safetensors."
+        ) from error
+    return torch
+
+
+def _checked_name(name: Any, file: Path) -> str:
+    if not isinstance(name, str):
+        raise UserError(f"{file}: holds an entry named {name!r}; expected names of tensors.")
+    return name
+
+
+def _array(name: Any, value: Any, file: Path) -> np.ndarray:
+    import torch
+
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    if not dense or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        found = f"a {value.dtype} tensor" if dense else f"a {type(value).__name__}"
+        raise UserError(
+            f"{file}: '{name}' is {found}; expected a dense tensor in float32, float16 or bfloat16."
+        )
+    value = value.detach()
+    if value.dtype == torch.bfloat16:
+        return np.asarray(value.contiguous().view(torch.int16).numpy()).view(_BFLOAT16)
+    return np.asarray(value.numpy())
