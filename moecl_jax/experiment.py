@@ -15,12 +15,7 @@ from moecl_jax.data.batching import Layout
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.tasks import Task, load_task
-from moecl_jax.data.tokenize import (
-    TokenizedTask,
-    prompt_limit,
-    tokenize_answers,
-    tokenize_task,
-)
+from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
 from moecl_jax.losses import OBJECTIVES, REDUCTIONS
 from moecl_jax.methods import METHODS, MethodSettings
@@ -98,7 +93,6 @@ class Experiment:
       definitions: the tasks in order.
       answers: for each task the ids of its labels' texts; empty with classification heads and
         for free-form tasks.
-      prompt_limits: for each task the most tokens of a prompt, so that an answer fits after it.
       training: how a task is trained.
       training_layout: of training batches.
       evaluation_layout: of evaluation batches.
@@ -115,7 +109,6 @@ class Experiment:
     initializer: Initializer
     definitions: tuple[TaskDefinition, ...]
     answers: tuple[tuple[np.ndarray, ...], ...]
-    prompt_limits: tuple[int, ...]
     training: Training
     training_layout: Layout
     evaluation_layout: Layout
@@ -206,10 +199,6 @@ def build(config: ConfigDict) -> Experiment:
         initializer=Initializer(method, config.seed, head, classes, config.shared_head),
         definitions=definitions,
         answers=answers,
-        prompt_limits=tuple(
-            prompt_limit(definition, ids, config.data.max_length, max_response)
-            for definition, ids in zip(definitions, answers, strict=True)
-        ),
         training=_training(config),
         training_layout=layout(_at_least("batch.size", config.batch.size, 1)),
         evaluation_layout=layout(
