@@ -238,7 +238,7 @@ def layout(packed: bool) -> tuple[np.ndarray, ...]:
     return tokens, positions, segments, np.zeros_like(tokens)
 
 
-def with_lora(config: DecoderConfig) -> tuple[Decoder, Any]:
+def with_lora(config: DecoderConfig, dtype: Any = jnp.float32) -> tuple[Decoder, Any]:
     """The decoder with a LoRA on every projection, and its factors."""
     expert = {
         target: {
@@ -251,6 +251,7 @@ def with_lora(config: DecoderConfig) -> tuple[Decoder, Any]:
     settings: Any = {"scale": SCALE, "dropout_rate": 0.0}
     decoder = Decoder(
         config,
+        dtype,
         feed_forward=functools.partial(lora_ffn, **settings),
         attention_term=functools.partial(lora_term, experts=("expert",), **settings),
     )

@@ -33,6 +33,7 @@ from moecl_jax.models.decoder import (
     empty_cache,
     rotary_frequencies,
 )
+from moecl_jax.models.linear import as_bits
 from moecl_jax.weights.families import parse_config, tensor_names
 from moecl_jax.weights.load import load_backbone
 
@@ -103,6 +104,24 @@ def test_a_cache_gives_what_the_whole_text_gives(shipped, case):
         parts.append(logits)
     whole = shipped[f"{case}/logits"][:length]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["Qwen2", "Gemma 3"])
+def test_weights_stored_as_bits_give_the_same_bits(tmp_path, case):
+    backbone = load_backbone(write_folder(tmp_path / "model", CASES[case]), jnp.bfloat16)
+    decoder, adapter = with_lora(backbone.config, jnp.bfloat16)
+    stored = jax.tree.map(jnp.asarray, backbone.params)
+    apply = functools.partial(texts_logits, decoder, packed=True)
+    run = jax.jit(apply, compiler_options=QUICK_COMPILATION)
+    logits = run(stored, adapter)
+    np.testing.assert_array_equal(logits, run(as_bits(stored), adapter))
+    assert np.abs(logits - found(case).packed.logits).max() < 0.3
+
+
+def test_the_documented_table_has_every_case(repository):
+    table = (repository / "docs" / "parity.md").read_text(encoding="utf-8")
+    for case, config in CASES.items():
+        assert f"| {case} | `{config['model_type']}` |" in table
 
 
 def test_the_program_does_not_grow_with_depth():

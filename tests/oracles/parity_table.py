@@ -44,7 +44,7 @@ python tests/oracles/parity_table.py
 """
 
 LEGEND = """
-Logits: the largest absolute difference over all tokens and the vocabulary; logits reach about 5.
+Logits: the largest absolute difference over all tokens and the vocabulary; logits reach about 4.
 Gradients: for each factor the largest absolute difference over the largest absolute entry; the
 worst of the 14 factors is shown. Float32 itself keeps about 1e-7 of a number.
 """
