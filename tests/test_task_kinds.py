@@ -82,20 +82,14 @@ def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, capsys):
     assert by_task["repeat"]["accuracy"] == results["accuracy_matrix"][1][1]
     assert by_task["repeat"]["log_likelihood"] < 0
     assert "repeat: train 48, validation 12, test 12" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"task 'repeat' answers in free text.*moecl generate"):
+        source = tmp_path / "data" / "repeat_test.jsonl"
+        predict(tmp_path / "run", "repeat", source, tmp_path / "out.jsonl")
 
 
 def test_labels_keep_their_shapes_beside_responses(mixed, tmp_path):
     alone = tiny_config(tmp_path, tasks=("two",))
     assert build(mixed).training_layout == build(alone).training_layout
-
-
-def test_no_label_can_be_predicted_in_free_text(mixed, tmp_path):
-    mixed.tasks = ("repeat",)
-    mixed.epochs = 1
-    train(mixed, tmp_path / "run")
-    with pytest.raises(UserError, match=r"task 'repeat' answers in free text.*moecl generate"):
-        source = tmp_path / "data" / "repeat_test.jsonl"
-        predict(tmp_path / "run", "repeat", source, tmp_path / "out.jsonl")
 
 
 @pytest.mark.parametrize(
