@@ -132,10 +132,11 @@ def _build_parser() -> argparse.ArgumentParser:
 
     convert = add(
         "convert",
-        "make a workdir of a checkpoint of the original implementation",
-        "moecl convert official --base=llama --adapter=run/amazon_finetuned --workdir=runs/amazon",
+        "make a workdir of a checkpoint of the original implementation, or of a PEFT adapter",
+        "moecl convert official --base=llama --adapter=run/amazon_finetuned --workdir=runs/amazon\n"
+        "  moecl convert peft --base=llama --adapter=adapter --workdir=runs/adapter --task=chat",
     )
-    convert.add_argument("format", choices=("official",), help="the format of the checkpoint")
+    convert.add_argument("format", choices=("official", "peft"), help="the format of the adapter")
     convert.add_argument(
         "--base",
         required=True,
@@ -147,22 +148,26 @@ def _build_parser() -> argparse.ArgumentParser:
         "--adapter",
         required=True,
         type=Path,
-        metavar="PREFIX",
-        help="PREFIX.bin, or else PREFIX.safetensors, with PREFIX.json beside it",
+        metavar="PATH",
+        help="official: PREFIX of PREFIX.bin, or else PREFIX.safetensors, with PREFIX.json beside "
+        "it; peft: the folder of adapter_config.json and adapter_model.safetensors",
     )
     _add_workdir(convert, "the workdir to make")
     convert.add_argument(
         "--tasks",
         default="",
         metavar="NAME,NAME,...",
-        help="names of the tasks, in the order of their experts, where the checkpoint has one head "
-        "for all of them (default: task1,task2,...)",
+        help="official: names of the tasks, in the order of their experts, where the checkpoint "
+        "has one head for all of them (default: task1,task2,...)",
     )
     convert.add_argument(
         "--continue",
         dest="continue_task",
         metavar="NAME",
-        help="make this task the last one, to be trained further by 'moecl train'",
+        help="official: make this task the last one, to be trained further by 'moecl train'",
+    )
+    convert.add_argument(
+        "--task", metavar="NAME", help="peft: name of the task that the adapter has learned"
     )
 
     export = add(
@@ -174,12 +179,18 @@ def _build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--format",
         required=True,
-        choices=("official", "safetensors"),
+        choices=("official", "safetensors", "peft"),
         help="official: PREFIX.bin and PREFIX.json of the original implementation (needs torch); "
-        "safetensors: the same tensors in PREFIX.safetensors",
+        "safetensors: the same tensors in PREFIX.safetensors; peft: a folder for PEFT, which takes "
+        "a single LoRA",
     )
     export.add_argument(
-        "--output", required=True, type=Path, metavar="PREFIX", help="where to write"
+        "--output", required=True, type=Path, metavar="PATH", help="the PREFIX or folder to write"
+    )
+    export.add_argument(
+        "--expert",
+        metavar="NAME",
+        help="peft: of a mixture of experts take this one alone, 'shared' or a task's",
     )
 
     compare = add(
@@ -229,6 +240,10 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    if arguments.format == "peft":
+        return _convert_peft(arguments)
+    if arguments.task is not None:
+        raise UserError("--task is of 'moecl convert peft'; official has --tasks and --continue")
     from moecl_jax.convert import convert_official
 
     tasks = convert_official(
@@ -245,10 +260,30 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from moecl_jax.export import export
+def _convert_peft(arguments: argparse.Namespace) -> int:
+    if arguments.tasks or arguments.continue_task:
+        raise UserError(
+            "--tasks and --continue are of 'moecl convert official'; for peft see --task"
+        )
+    from moecl_jax.adapters import convert_peft
 
-    files = export(arguments.workdir, arguments.format, arguments.output)
+    task = "adapter" if arguments.task is None else arguments.task
+    convert_peft(arguments.base, arguments.adapter, arguments.workdir, task=task)
+    print(f"Converted into {arguments.workdir}, task {task}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    if arguments.format == "peft":
+        from moecl_jax.adapters import export_peft
+
+        files = export_peft(arguments.workdir, arguments.output, expert=arguments.expert)
+    elif arguments.expert is not None:
+        raise UserError(f"--expert is of --format=peft; {arguments.format} has all experts")
+    else:
+        from moecl_jax.export import export
+
+        files = export(arguments.workdir, arguments.format, arguments.output)
     print(f"Written: {', '.join(map(str, files))}")
     return 0
 

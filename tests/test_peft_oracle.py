@@ -8,15 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from streams import ROOT
+from streams import ROOT, tiny_config
+from test_adapters import BLOG
 from test_decoder import logits_of
 from test_peft import random_adapter
 
+from moecl_jax import cli
+from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.experiment import build
 from moecl_jax.methods import MethodSettings, SequentialLora
 from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS, TARGETS
+from moecl_jax.resume import restore_stream
 from moecl_jax.steps import Learner
 from moecl_jax.weights.load import load_backbone
 from moecl_jax.weights.peft import read_adapter, write_adapter
+from moecl_jax.workdir import load_config
 
 pytestmark = [
     pytest.mark.oracle,
@@ -71,19 +77,24 @@ def our_logits(backbone, adapter):
     )
     method = SequentialLora(settings, backbone.config)
     learner = Learner(method, "lm", jnp.float32, remat="none", weight_decay=0.0, clip_norm=0.0)
+    return learner_logits(learner, backbone.params, adapter.expert)
+
+
+def learner_logits(learner, params, expert):
+    """The same of a sequential LoRA."""
     positions = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.shape)
     hidden, _ = learner.decoder(training=False).apply(
-        {"params": backbone.params},
+        {"params": params},
         TOKENS,
         positions,
         np.ones_like(TOKENS),
         np.zeros_like(TOKENS),
         jnp.ones((1, TOKENS.size)),
-        method.adapter({"expert": adapter.expert}, {}),
+        learner.method.adapter({"expert": expert}, {}),
         None,
     )
     hidden = hidden.reshape(*TOKENS.shape, -1)
-    return np.asarray(logits_of(backbone.config, backbone.params, hidden))
+    return np.asarray(logits_of(learner.method.config, params, hidden))
 
 
 def assert_equal_logits(ours, theirs, plain):
@@ -159,6 +170,25 @@ def test_a_rank_stabilised_lora_and_other_ways_to_name_targets(base, tmp_path, t
     assert_equal_logits(our_logits(backbone, adapter), theirs, plain)
     scaled = dataclasses.replace(adapter, lora_alpha=3.0)
     assert np.abs(our_logits(backbone, scaled) - theirs).max() > 0.1
+
+
+def test_what_was_trained_by_the_blog_s_recipe_gives_the_same_logits_in_peft(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config(tmp_path, tasks=("two",), epochs=1, method="sequential_lora")
+    (tmp_path / "tiny.json").write_text(config.to_json())
+    run, output = tmp_path / "run", tmp_path / "adapter"
+    assert cli.main(["train", f"--config={tmp_path / 'tiny.json'}", f"--workdir={run}", *BLOG]) == 0
+    assert cli.main(["export", f"--workdir={run}", "--format=peft", f"--output={output}"]) == 0
+
+    experiment = build(load_config(run))
+    stream, _ = restore_stream(experiment, TaskCheckpoints(run))
+    ours = learner_logits(experiment.learner, experiment.frozen, stream.shared["expert"])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    plain = torch_logits(base)
+    theirs = torch_logits(PeftModel.from_pretrained(base, output).eval())
+    assert_equal_logits(ours, theirs, plain)
 
 
 def save_random(model, config, folder):

@@ -69,8 +69,11 @@ class PeftAdapter:
     expert: Mapping[str, Mapping[str, np.ndarray]]
 
 
-def write_adapter(adapter: PeftAdapter, folder: Path) -> None:
+def write_adapter(adapter: PeftAdapter, folder: Path) -> list[Path]:
     """Writes an adapter that `PeftModel.from_pretrained(model, folder)` reads.
+
+    Returns:
+      The files written.
 
     Raises:
       UserError: the folder cannot be written.
@@ -83,7 +86,7 @@ def write_adapter(adapter: PeftAdapter, folder: Path) -> None:
         "r": adapter.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": list(adapter.expert),
+        "target_modules": [target for target in TARGETS if target in adapter.expert],
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
@@ -106,13 +109,15 @@ def write_adapter(adapter: PeftAdapter, folder: Path) -> None:
         for factor, stacked in (("A", factors["a"]), ("B", factors["b"]))
         for layer in range(len(stacked))
     }
+    files = [folder / CONFIG_NAME, folder / TENSORS_NAME]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
+        safetensors.numpy.save_file(tensors, files[1], metadata={"format": "pt"})
         text = json.dumps(content, indent=2, sort_keys=True)
-        (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        files[0].write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the adapter to {folder}: {one_line(error)}") from error
+    return files
 
 
 def read_adapter(folder: Path, config: DecoderConfig, base: str) -> PeftAdapter:

@@ -1,0 +1,146 @@
+"""PEFT adapters into and out of workdirs; `weights.peft` knows their files."""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.default_config import get_config
+from moecl_jax.errors import UserError
+from moecl_jax.experiment import Experiment, build
+from moecl_jax.models.lora import Expert
+from moecl_jax.resume import History, restore_stream, save_finished
+from moecl_jax.state import Finished, Stream
+from moecl_jax.weights import Checkpoint, huggingface
+from moecl_jax.weights.peft import PeftAdapter, read_adapter, write_adapter
+from moecl_jax.workdir import Origin, load_config, new_workdir, save_config
+
+SHARED = "shared"
+"""Names the shared expert where others are named by their task."""
+
+
+def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> list[Path]:
+    """Writes one expert of a trained workdir as a PEFT adapter.
+
+    Classification heads are no part of it; what is left out is said on standard error.
+
+    Args:
+      workdir: of a training.
+      output: folder for the adapter.
+      expert: of a method that mixes experts, which one: "shared", or a finished task's name.
+
+    Returns:
+      The files written.
+
+    Raises:
+      UserError: nothing is finished, or the method mixes experts and `expert` names none of them.
+    """
+    config = load_config(workdir)
+    experiment = build(config)
+    stream, history = restore_stream(experiment, TaskCheckpoints(workdir))
+    if history is None:
+        raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
+    chosen = _choose_expert(workdir, experiment, stream, expert)
+    if experiment.learner.head == "classification":
+        print(
+            "note: the classification heads are left out, as a PEFT LoRA has no place for them; "
+            "the adapter gives the hidden states that they read",
+            file=sys.stderr,
+        )
+    settings = experiment.learner.method.settings
+    factors = jax.tree.map(np.asarray, chosen)
+    adapter = PeftAdapter(
+        config.model.path, settings.rank, settings.lora_alpha, settings.dropout, factors
+    )
+    return write_adapter(adapter, output)
+
+
+def convert_peft(base: Path, adapter: Path, workdir: Path, *, task: str = "adapter") -> None:
+    """Makes a workdir of a PEFT adapter: that of a sequential LoRA after one task.
+
+    Args:
+      base: Hugging Face folder of the model that it was trained in.
+      adapter: folder of the adapter.
+      workdir: must not exist, or be empty; is written whole or not at all.
+      task: names the finished task; of its data nothing is known.
+
+    Raises:
+      UserError: a file is missing or damaged, or the adapter is not a plain LoRA for this base.
+    """
+    with new_workdir(workdir) as beside:
+        checkpoint = huggingface.read_checkpoint(base)
+        lora = read_adapter(adapter, checkpoint.config, str(base))
+        config = _config(lora, base, task, checkpoint)
+        experiment = build(config)
+        shared = {"expert": jax.tree.map(jnp.asarray, lora.expert)}
+        stream = Stream(shared, {task: Finished({}, {})})
+        history = History([math.nan], validation=[None], converted=1)
+        history.append_unknown_row()
+        save_finished(experiment, TaskCheckpoints(beside), stream, history)
+        Origin(settings={}, tasks=[task], finished=1, dtypes={}).save(beside)
+        save_config(config, beside)
+    if lora.base and Path(lora.base).name != base.name:
+        print(
+            f"note: the adapter was trained in {lora.base!r}. {base} has the same sizes; "
+            "whether it has the same weights cannot be told",
+            file=sys.stderr,
+        )
+
+
+def _choose_expert(
+    workdir: Path, experiment: Experiment, stream: Stream, expert: str | None
+) -> Expert:
+    method = experiment.learner.method
+    finished = list(stream.finished)
+    if len(method.experts) == 1:
+        if expert is not None:
+            raise UserError(
+                f"--expert={expert}: {workdir} was trained with {method.name}, which has one "
+                "expert; leave --expert out"
+            )
+        last = stream.finished[finished[-1]].expert
+        only: Expert = method.adapter(stream.shared, last)[method.experts[0]]
+        return only
+    names = (SHARED, *finished)
+    if expert is None:
+        raise UserError(
+            f"{workdir} was trained with {method.name} and cannot be merged or exported as one "
+            "LoRA: its gate weighs the shared and the task's expert anew for each token, so that "
+            "together they are no linear map. Use it with 'moecl generate' or 'moecl predict', or "
+            f"export one expert alone by --expert, one of {', '.join(names)}; alone it is not the "
+            "model that was trained"
+        )
+    if expert not in names:
+        raise UserError(f"--expert={expert} is not one of {', '.join(names)} (finished tasks)")
+    print(
+        f"note: the expert {expert!r} alone is not the model that was trained, in which a gate "
+        "mixes it with another for each token",
+        file=sys.stderr,
+    )
+    task = finished[-1] if expert == SHARED else expert
+    layers = method.adapter(stream.shared, stream.finished[task].expert)
+    chosen: Expert = layers["shared" if expert == SHARED else "task"]
+    return chosen
+
+
+def _config(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint) -> ConfigDict:
+    """The default config with what adapter and base say."""
+    config = get_config()
+    definition = TaskDefinition(name=task, source="none", response_field="response")
+    config.method, config.head, config.tasks = "sequential_lora", "lm", (task,)
+    config.definitions[task] = ConfigDict(dataclasses.asdict(definition))
+    stored = {tensor.encoding for tensor in checkpoint.tensors.values()}
+    config.model.path = str(base)
+    config.model.dtype = "bfloat16" if stored == {"BF16"} else "float32"
+    config.lora.rank, config.lora.alpha = adapter.rank, adapter.lora_alpha
+    config.lora.dropout, config.lora.targets = adapter.dropout, tuple(adapter.expert)
+    config.data.max_length = min(config.data.max_length, checkpoint.config.context_length)
+    config.data.max_response = min(config.data.max_response, config.data.max_length // 2)
+    return config.lock()
