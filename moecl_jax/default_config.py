@@ -63,6 +63,14 @@ def get_config() -> ConfigDict:
     config.batch.layout = "packed"
     config.batch.row_length = 128  # packed rows have at least this many slots
 
+    config.evaluation = ConfigDict()  # of the LM head
+    # scored: one pass tells whether greedy decoding would write exactly the right answer.
+    # generated: answers are decoded, token by token; so it is for tasks scored by rouge_l anyway.
+    config.evaluation.answers = "scored"
+    config.evaluation.temperature = 0.0  # 0: greedy; only for generated answers, like the next two
+    config.evaluation.top_k = 0  # 0: all tokens
+    config.evaluation.top_p = 1.0
+
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 2e-4
     config.optimizer.weight_decay = 0.01

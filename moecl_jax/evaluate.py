@@ -113,6 +113,31 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
     )
 
 
+def written_accuracy(
+    write: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+    read: Callable[[np.ndarray], str],
+    examples: Sequence[TokenizedExample],
+    answers: Sequence[np.ndarray],
+    metric: str,
+) -> float:
+    """Score of the answers that a model writes; NaN where there are no examples.
+
+    Args:
+      write: continues prompts, without end of sequence.
+      read: the text of ids.
+      examples: of one task.
+      answers: ids of each label's text with its end; empty in a free-form task.
+      metric: of a free-form task; in a label task the ids must be exactly the label's.
+    """
+    written = write([example.prompt for example in examples])
+    if answers:
+        right = [answers[example.label][:-1] for example in examples]
+        equal = [np.array_equal(*pair) for pair in zip(written, right, strict=True)]
+        return float(np.mean(equal)) if equal else math.nan
+    expected = [example.response_text for example in examples]
+    return score_texts([read(ids) for ids in written], expected, metric)
+
+
 def score_texts(generated: Sequence[str], expected: Sequence[str], metric: str) -> float:
     """Mean score in [0, 1] of generated texts; NaN where there are none.
 

@@ -15,8 +15,14 @@ from moecl_jax.data.batching import Layout
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.tasks import Task, load_task
-from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
+from moecl_jax.data.tokenize import (
+    TokenizedTask,
+    end_of_sequence,
+    tokenize_answers,
+    tokenize_task,
+)
 from moecl_jax.errors import UserError
+from moecl_jax.generation import Sampling, Writer, read_prompts, write_tokens
 from moecl_jax.losses import OBJECTIVES, REDUCTIONS
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
@@ -79,6 +85,21 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answering:
+    """How the LM head's answers are evaluated.
+
+    Attributes:
+      generated: whether they are decoded where one pass could tell as well.
+      sampling: how they are decoded.
+      max_response: tokens of a free-form answer.
+    """
+
+    generated: bool
+    sampling: Sampling
+    max_response: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """All that a run needs, but its data.
 
@@ -94,10 +115,12 @@ class Experiment:
       answers: for each task the ids of its labels' texts; empty with classification heads and
         for free-form tasks.
       training: how a task is trained.
+      answering: how answers are evaluated.
       training_layout: of training batches.
       evaluation_layout: of evaluation batches.
       train_step: compiled `steps.train_step`.
       evaluation_step: compiled `steps.evaluation_step`.
+      writer: writes text with the LM head; None with classification heads.
     """
 
     seed: int
@@ -110,15 +133,22 @@ class Experiment:
     definitions: tuple[TaskDefinition, ...]
     answers: tuple[tuple[np.ndarray, ...], ...]
     training: Training
+    answering: Answering
     training_layout: Layout
     evaluation_layout: Layout
     train_step: Callable[..., Any]
     evaluation_step: Callable[..., Any]
+    writer: Writer | None
 
     @property
     def names(self) -> list[str]:
         """The tasks' names in order."""
         return [definition.name for definition in self.definitions]
+
+    def evaluation_writer(self, index: int) -> Writer | None:
+        """What writes the answers that a task is evaluated by; None where one pass tells."""
+        needed = self.answering.generated or self.definitions[index].metric == "rouge_l"
+        return self.writer if needed else None
 
     def index(self, name: str) -> int:
         """Place of a task in the stream."""
@@ -187,11 +217,12 @@ def build(config: ConfigDict) -> Experiment:
         answer_length=max((len(ids) for labels in answers for ids in labels), default=1),
         padded_length=config.data.max_length if rows == "padded_to_max" else 0,
     )
+    frozen = jax.device_put(
+        as_bits(backbone.params) if jax.default_backend() == "cpu" else backbone.params
+    )
     return Experiment(
         seed=config.seed,
-        frozen=jax.device_put(
-            as_bits(backbone.params) if jax.default_backend() == "cpu" else backbone.params
-        ),
+        frozen=frozen,
         tokenizer=backbone.tokenizer,
         fingerprint=backbone.fingerprint,
         model_path=config.model.path,
@@ -200,12 +231,14 @@ def build(config: ConfigDict) -> Experiment:
         definitions=definitions,
         answers=answers,
         training=_training(config),
+        answering=_answering(config, max_response),
         training_layout=layout(_at_least("batch.size", config.batch.size, 1)),
         evaluation_layout=layout(
             _at_least("batch.evaluation_size", config.batch.evaluation_size, 1)
         ),
         train_step=jax.jit(functools.partial(train_step, learner=learner), donate_argnums=0),
         evaluation_step=jax.jit(functools.partial(evaluation_step, learner=learner)),
+        writer=_writer(learner, frozen, backbone) if head == "lm" else None,
     )
 
 
@@ -292,6 +325,30 @@ def _check_shared_head(head: str, definitions: Sequence[TaskDefinition]) -> None
             f"config: shared_head needs equally many labels in every task, but {listed}; set "
             "shared_head = False for a head a task"
         )
+
+
+def _answering(config: ConfigDict, max_response: int) -> Answering:
+    section = config.evaluation
+    answers = _choose("evaluation.answers", section.answers, ("scored", "generated"))
+    try:
+        sampling = Sampling(section.temperature, section.top_k, section.top_p)
+    except UserError as error:
+        raise UserError(f"config: evaluation: {error}") from error
+    return Answering(answers == "generated", sampling, max_response)
+
+
+def _writer(learner: Learner, frozen: Tree, backbone: Backbone) -> Writer:
+    assert backbone.tokenizer is not None  # the LM head has seen to it
+    end = end_of_sequence(backbone.tokenizer)
+    read = functools.partial(read_prompts, learner=learner, end=end)
+    write = functools.partial(write_tokens, learner=learner, end=end)
+    return Writer(
+        read_prompts=jax.jit(read, static_argnames=("sampling", "slots")),
+        write_tokens=jax.jit(write, static_argnames=("sampling", "count"), donate_argnums=2),
+        frozen=frozen,
+        end=end,
+        context_length=backbone.config.context_length,
+    )
 
 
 def _training(config: ConfigDict) -> Training:

@@ -247,11 +247,13 @@ class Writer:
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]
         total = int(lengths.max()) + max_tokens
-        if max_tokens < 1 or total > self.context_length:
+        if max_tokens < 1:
+            raise UserError(f"max_tokens = {max_tokens} must be at least 1")
+        if total > self.context_length:
             raise UserError(
                 f"a prompt of {lengths.max()} tokens and max_tokens = {max_tokens} exceed the "
-                f"{self.context_length} positions of the model, or max_tokens is below 1; "
-                "change max_tokens or shorten the prompt"
+                f"{self.context_length} positions of the model; lower max_tokens or shorten the "
+                "prompt"
             )
         padded = np.zeros((batch_size, row_length(int(lengths.max()))), np.int32)
         for row, ids in enumerate(rows):

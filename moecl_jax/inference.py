@@ -1,26 +1,25 @@
 """Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from moecl_jax.checkpoint import TaskCheckpoints
-from moecl_jax.data.tasks import LONE_SURROGATE, SPLITS, problem_with_ids
-from moecl_jax.data.tokenize import TokenizedExample, prompt_format, prompt_limit, tokenize_prompt
+from moecl_jax.data.tasks import SPLITS
+from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
-from moecl_jax.evaluate import Scores, score
+from moecl_jax.evaluate import score
 from moecl_jax.experiment import Experiment, build, load_tasks
+from moecl_jax.generation import GREEDY, Sampling, Writer
 from moecl_jax.progress import plain
+from moecl_jax.prompts import PromptReader, answer_lines
 from moecl_jax.resume import restore_stream, task_trees
 from moecl_jax.state import Stream
 from moecl_jax.train import Run
 from moecl_jax.workdir import load_config
-
-_LINES_A_CALL = 256  # enough to fill batches, few enough that output keeps coming
 
 
 def evaluate(workdir: Path, split: str) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def generate(
         written = writer.write(
             trained.active,
             prompts,
-            max_tokens=max_tokens or trained.max_response,
+            max_tokens=trained.max_response if max_tokens is None else max_tokens,
             sampling=sampling,
             seed=seed,
             batch_size=trained.experiment.evaluation_layout.batch_size,
@@ -162,7 +161,7 @@ def stream(
     tokens = trained.writer.stream(
         trained.active,
         prompt,
-        max_tokens=max_tokens or trained.max_response,
+        max_tokens=trained.max_response if max_tokens is None else max_tokens,
         sampling=sampling,
         seed=seed,
     )

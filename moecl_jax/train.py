@@ -1,6 +1,7 @@
 """The task loop: train, select, evaluate on every task, save; then the next task."""
 
 import dataclasses
+import functools
 import math
 import platform
 import sys
@@ -19,8 +20,9 @@ from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.data.batching import chunks, epoch_order, make_batch
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
-from moecl_jax.evaluate import Evaluation, evaluate_examples, score
+from moecl_jax.evaluate import Evaluation, evaluate_examples, score, written_accuracy
 from moecl_jax.experiment import Experiment, build, load_tasks
+from moecl_jax.generation import Writer
 from moecl_jax.metrics import summarize
 from moecl_jax.progress import MetricsLog, Progress, plain
 from moecl_jax.resume import (
@@ -142,7 +144,35 @@ class Run:
             self.experiment.evaluation_layout,
             class_count=len(task.labels),
         )
-        return evaluate_examples(scores, examples)
+        evaluation = evaluate_examples(scores, examples)
+        writer = self.experiment.evaluation_writer(index)
+        if writer is None:
+            return evaluation
+        accuracy = self._written_accuracy(writer, active, index, examples)
+        return dataclasses.replace(evaluation, accuracy=accuracy)
+
+    def _written_accuracy(
+        self, writer: Writer, active: Active, index: int, examples: Sequence[TokenizedExample]
+    ) -> float:
+        experiment, definition = self.experiment, self.tasks[index].definition
+        tokenizer: Any = experiment.tokenizer
+        answering, layout = experiment.answering, experiment.evaluation_layout
+        longest = answering.max_response if definition.free_form else layout.answer_length
+        write = functools.partial(
+            writer.write,
+            active,
+            max_tokens=longest,
+            sampling=answering.sampling,
+            seed=experiment.seed,
+            batch_size=layout.batch_size,
+        )
+        return written_accuracy(
+            write,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            examples,
+            experiment.answers[index],
+            definition.metric,
+        )
 
     def _fill_columns(self, history: History) -> None:
         """Adds the columns of tasks that were not in the stream when earlier ones were trained.
