@@ -122,23 +122,20 @@ def settings_content(settings: Settings, base: str) -> dict[str, Any]:
 
     Args:
       settings: with the content that the checkpoint was converted with, else empty.
-      base: name of the base model, where the content has none.
+      base: name of the base model, where there is no such content.
     """
     known = {ours: theirs for theirs, ours in _SETTINGS_NAMES.items()}
     whole = float(settings.lora_alpha).is_integer()
-    content = {
+    content = settings.content or {
         "bias": "none",
         "peft_type": "MIXLORA",
         "r": settings.rank,
         "lora_alpha": int(settings.lora_alpha) if whole else settings.lora_alpha,
         "target_modules": sorted(known[name] for name in settings.targets),
         "base_model_name_or_path": base,
-        **settings.content,
     }
-    return content | {
-        "lora_dropout": settings.dropout,
-        "num_experts": settings.task_count + 1,
-    }
+    changing = {"lora_dropout": settings.dropout, "num_experts": settings.task_count + 1}
+    return {**content, **changing}
 
 
 def tensor_names(
