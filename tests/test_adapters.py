@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,6 +19,7 @@ from moecl_jax.resume import restore_stream
 from moecl_jax.train import train
 from moecl_jax.weights.load import load_backbone
 from moecl_jax.weights.peft import PeftAdapter, read_adapter, write_adapter
+from moecl_jax.weights.safetensors_file import write_safetensors
 from moecl_jax.workdir import load_config
 
 # The settings of PEFT's much copied recipe for chat models.
@@ -131,6 +133,20 @@ def test_an_imported_adapter_is_a_finished_task_and_comes_back_unchanged(importe
     export_peft(folder / "run", folder / "again")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (folder / "again" / name).read_bytes() == (folder / "adapter" / name).read_bytes()
+
+
+def test_dtype_and_length_are_those_of_the_base(imported):
+    folder, _, _ = imported
+    base = folder / "model"
+    tensors = safetensors.numpy.load_file(base / "model.safetensors")
+    narrow = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
+    write_safetensors(base / "model.safetensors", narrow)
+    content = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": 48}
+    (base / "config.json").write_text(json.dumps(content))
+    convert_peft(base, folder / "adapter", folder / "other")
+    config = load_config(folder / "other")
+    assert config.model.dtype == "bfloat16"
+    assert (config.data.max_length, config.data.max_response) == (48, 24)
 
 
 def test_training_goes_on_from_an_imported_adapter(imported):
