@@ -130,6 +130,43 @@ def _build_parser() -> argparse.ArgumentParser:
         "the exit status is 1 if there was an error",
     )
 
+    generate = add(
+        "generate",
+        "write answers to one text, shown as it is written, or to the lines of a JSONL file",
+        "moecl generate --workdir=runs/first --task=NAME --prompt='What does BRB mean?'",
+    )
+    _add_workdir(generate, "the trained run")
+    generate.add_argument("--task", required=True, metavar="NAME", help="the task to apply")
+    generate.add_argument("--prompt", metavar="TEXT", help="the text to answer")
+    generate.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='instead: a JSON object a line, with "text" or "input_ids"',
+    )
+    generate.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='gets each object of --input with its "response", or with an "error"',
+    )
+    generate.add_argument(
+        "--max-tokens", type=int, metavar="N", help="of an answer (default: data.max_response)"
+    )
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, help="0: greedy (the default); above: sampled"
+    )
+    generate.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens")
+    generate.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from those that reach this probability"
+    )
+    generate.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    generate.add_argument(
+        "--base",
+        action="store_true",
+        help="answer with the frozen model alone, as before any training",
+    )
+
     convert = add(
         "convert",
         "make a workdir of a checkpoint of the original implementation, or of a PEFT adapter",
@@ -236,6 +273,30 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     bad_lines = predict(arguments.workdir, arguments.task, arguments.input, arguments.output)
     print(f"Predictions: {arguments.output}; bad lines: {bad_lines}")
+    return 1 if bad_lines else 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from moecl_jax.generation import Sampling
+    from moecl_jax.inference import generate, stream
+
+    files = (arguments.input, arguments.output)
+    if (arguments.prompt is None) == (files == (None, None)) or (None in files and any(files)):
+        raise UserError("give either --prompt, or both --input and --output")
+    options = {
+        "max_tokens": arguments.max_tokens,
+        "sampling": Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        "seed": arguments.seed,
+        "base": arguments.base,
+    }
+    workdir, task = arguments.workdir, arguments.task
+    if arguments.prompt is not None:
+        for piece in stream(workdir, task, arguments.prompt, **options):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    bad_lines = generate(workdir, task, arguments.input, arguments.output, **options)
+    print(f"Answers: {arguments.output}; bad lines: {bad_lines}")
     return 1 if bad_lines else 0
 
 
