@@ -54,13 +54,14 @@ def calls(monkeypatch):
     recorded = {}
 
     homes = {"train": "train", "evaluate": "inference", "predict": "inference"}
+    homes |= {"convert_official": "convert", "export": "export"}
     modules = {home: ModuleType(f"moecl_jax.{home}") for home in homes.values()}
     for module in modules.values():
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     def replace(name, result):
-        def function(*arguments):
-            recorded[name] = arguments
+        def function(*arguments, **options):
+            recorded[name] = (*arguments, options) if options else arguments
             if isinstance(result, BaseException):
                 raise result
             return result
@@ -70,6 +71,8 @@ def calls(monkeypatch):
     replace("train", RESULTS)
     replace("evaluate", {"split": "test", "accuracy": {"spam": 0.5}})
     replace("predict", 0)
+    replace("convert_official", ["spam", "irony"])
+    replace("export", [Path("p.bin"), Path("p.json")])
     recorded["replace"] = replace
     return recorded
 
@@ -89,12 +92,14 @@ def error_of(capsys, *argv):
     return captured.err.removeprefix("moecl: error: ").rstrip("\n")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "convert", "export", "compare"]
+)
 def test_help_of_each_command_has_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
     text = capsys.readouterr().out
-    assert f"example:\n  moecl {command} --" in text
+    assert f"\n  moecl {command} " in text.partition("example")[2]
     assert "--workdir" in text
 
 
@@ -331,6 +336,39 @@ def test_predict_fails_when_a_line_was_bad(calls, capsys, bad_lines, status):
     assert cli.main(argv) == status
     assert calls["predict"] == (Path("w"), "spam", Path("i.jsonl"), Path("o.jsonl"))
     assert capsys.readouterr().out == f"Predictions: o.jsonl; bad lines: {bad_lines}\n"
+
+
+def test_evaluate_prints_null_for_what_is_not_known(calls, capsys):
+    calls["replace"]("evaluate", {"accuracy": float("nan")})
+    assert cli.main(["evaluate", "--workdir=w"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"accuracy": None}
+
+
+def test_convert_names_the_command_that_goes_on(calls, capsys):
+    places = ["--base=b", "--adapter=p", "--workdir=w"]
+    argv = ["convert", "official", *places, "--tasks=spam, irony", "--continue=irony"]
+    assert cli.main(argv) == 0
+    options = {"tasks": ["spam", "irony"], "continue_task": "irony"}
+    assert calls["convert_official"] == (Path("b"), Path("p"), Path("w"), options)
+    assert capsys.readouterr().out == (
+        "Converted into w, tasks spam, irony\n"
+        "Train irony: moecl train --config=w/config.json --workdir=w\n"
+    )
+
+
+def test_export_lists_its_files(calls, capsys):
+    assert cli.main(["export", "--workdir=w", "--format=official", "--output=p"]) == 0
+    assert calls["export"] == (Path("w"), "official", Path("p"))
+    assert capsys.readouterr().out == "Written: p.bin, p.json\n"
+
+
+def test_the_formats_of_export_are_those_that_there_are(capsys):
+    from moecl_jax.export import FORMATS
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "--workdir=w", "--format=none", "--output=p"])
+    message = capsys.readouterr().err
+    assert all(name in message.rpartition("choose from")[2] for name in FORMATS)
 
 
 def write_results(workdir, **changes):

@@ -196,6 +196,16 @@ def test_a_task_can_be_added_to_a_finished_stream(tmp_path, method):
         assert_bit_equal(before.finished[name], after.finished[name])
 
 
+def test_tasks_are_not_added_inside_a_task(tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(tmp_path, tasks=("two",)), workdir)
+    with pytest.raises(UserError, match="stopped inside task 'two' of two. Finish it with these"):
+        train(tiny_config(tmp_path, tasks=("two", "five")), workdir)
+
+
 def test_added_columns_are_what_an_evaluation_at_that_time_gives(tmp_path):
     workdir = tmp_path / "added"
     train(tiny_config(tmp_path, method="sequential_lora", tasks=("two", "five")), workdir)
