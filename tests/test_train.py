@@ -202,7 +202,7 @@ def test_tasks_are_not_added_inside_a_task(tmp_path, monkeypatch):
         stop_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(tmp_path, tasks=("two",)), workdir)
-    with pytest.raises(UserError, match="stopped inside task 'two' of two. Finish it with these"):
+    with pytest.raises(UserError, match=r"stopped inside task 'two' of two\. Finish it with these"):
         train(tiny_config(tmp_path, tasks=("two", "five")), workdir)
 
 
