@@ -34,6 +34,7 @@ needs_wheel = pytest.mark.skipif(bool(REASON), reason=REASON)
         ("product_reviews", (1748, 361, 860)),
         ("editorials", (1761, 288, 882)),
         ("tweets", (1967, 328, 983)),
+        ("slang", (605, 109, 298)),
     ],
 )
 def test_sizes(key: str, sizes: tuple[int, int, int]) -> None:

@@ -124,6 +124,18 @@ _DEFINITIONS = (
     _quickstart("product_reviews", "Customer: {text}\nSentiment of this sentence:", _OPINIONS),
     _quickstart("editorials", "Newspaper editorial: {text}\nTone of the writer:", _OPINIONS),
     _quickstart("tweets", "Tweet: {text}\nMood of the tweet:", _OPINIONS),
+    TaskDefinition(
+        name="slang",
+        source="quickstart",
+        path="slang",
+        train="train",
+        validation="validation",
+        test="test",
+        response_field="response",
+        metric="rouge_l",
+        template="What does {text} mean in a text message?",
+        chat=True,
+    ),
     _hub("agnews", "fancyzhx/ag_news"),
     # The only one of the five whose hub copy is not the data of Zhang et al. (2015): theirs,
     # amazon_review_full, is no longer there in a form that loads without code.

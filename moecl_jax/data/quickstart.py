@@ -11,16 +11,21 @@ The wheel is never imported. What is read, and whose work it is:
     product_reviews  amazonReviewSnippets, editorials nytEditorialSnippets and tweets: texts with
                      the mean of 20 people's ratings from -4 to 4 (Hutto and Gilbert 2014)
 
+    slang            sms_slang_dict.txt: a saved web page with abbreviations of text messages and
+                     their meanings, a task of free text
+
 A rated text is positive or negative by the sign of its mean; one nearer to 0 than 0.5 is left out.
 
 The files have no splits of their own, so this module makes them, once and for all: the texts are
 ranked by a hash and 30 % of each class become test, 10 % validation and the rest training.
 Texts alike but for case, digits and punctuation (advertisements with another telephone number)
-are one text, the first. Sentences of one review or editorial are always in one split.
+are one text, the first. Sentences of one review or editorial are always in one split, and so are
+abbreviations of one meaning.
 """
 
 import csv
 import hashlib
+import html
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -40,12 +45,16 @@ NEUTRAL = 0.5
 
 @dataclass(frozen=True)
 class Snippet:
-    """A text with its label as in the data, where it stands, and the document it is part of."""
+    """A text with its label as in the data, where it stands, and the document it is part of.
+
+    The response of a task of free text stands in `response`, and its label is empty.
+    """
 
     text: str
     label: str
     where: str
     group: str = ""
+    response: str = ""
 
 
 class _Line(NamedTuple):
@@ -88,6 +97,17 @@ def _ratings(lines: Iterable[_Line], where: str) -> Iterator[Snippet]:
             yield Snippet(text.strip(), label, f"{where}:{line.number}", group)
 
 
+def _meanings(lines: Iterable[_Line], where: str) -> Iterator[Snippet]:
+    """Table cells "ABBREVIATION meaning" of a web page."""
+    for line in lines:
+        cell = re.search(r'js-file-line">(\S+) ([^<]+)</td>', line.text)
+        if cell:
+            abbreviation, meaning = map(html.unescape, cell.groups())
+            yield Snippet(
+                abbreviation, "", f"{where}:{line.number}", _letters(meaning), meaning.strip()
+            )
+
+
 DATASETS: dict[str, tuple[str, Callable[[Iterable[_Line], str], Iterator[Snippet]]]] = {
     "trec": ("question_labels.txt", _questions),
     "sms_spam": ("sms-spam.csv", _messages),
@@ -95,6 +115,7 @@ DATASETS: dict[str, tuple[str, Callable[[Iterable[_Line], str], Iterator[Snippet
     "product_reviews": ("hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt", _ratings),
     "editorials": ("hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt", _ratings),
     "tweets": ("hutto_ICWSM_2014/tweets_GroundTruth.txt", _ratings),
+    "slang": ("sms_slang_dict.txt", _meanings),
 }
 
 

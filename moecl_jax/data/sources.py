@@ -59,7 +59,10 @@ def read_split(definition: "TaskDefinition", split: str) -> list[Record]:
         return _read_huggingface(definition, getattr(definition, split))
     if definition.source == "quickstart":
         snippets = quickstart.read(definition.path, getattr(definition, split))
-        return [Record({"text": s.text, "label": s.label}, s.where) for s in snippets]
+        return [
+            Record({"text": s.text, "label": s.label, "response": s.response}, s.where)
+            for s in snippets
+        ]
     document = _open_document(definition, split)
     if definition.source == "json":
         return list(_read_json(document))
