@@ -153,6 +153,7 @@ def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
     config.model.path, config.model.dtype = str(base), "float32"
     config.lora.rank, config.lora.alpha = settings.rank, settings.lora_alpha
     config.lora.dropout, config.lora.targets = settings.dropout, settings.targets
+    config.lora.task_attention = False
     config.adversarial.objective = "original"
     config.data.max_length = min(config.data.max_length, source.config.context_length)
     config.tasks = tuple(order)
@@ -207,16 +208,11 @@ def _write(
 
 
 def _active(source: _Source, experiment: Experiment, shared: Any, index: int) -> Active:
-    """The trees of one task.
-
-    The original has one LoRA on attention for all tasks, which is the shared expert's here. That of
-    the task starts anew, and changes nothing before it is trained.
-    """
+    """The trees of one task."""
     task = experiment.names[index]
-    fresh = experiment.initializer.begin(shared, index)
     head = source.trees["head"] if source.shared_head else source.trees["heads"][task]
     padding = experiment.initializer.classes - head.shape[1]
-    expert = {**fresh.expert, **source.trees.get("experts", {}).get(task, {})}
+    expert = source.trees.get("experts", {}).get(task, {})
     return Active(
         shared=jax.tree.map(jnp.asarray, shared),
         expert=jax.tree.map(jnp.asarray, expert),

@@ -31,7 +31,11 @@ def get_config() -> ConfigDict:
     config.lora.rank = 8
     config.lora.alpha = 16.0  # an expert's output is scaled by alpha / rank
     config.lora.dropout = 0.05
+    # Adapted projections; also q_proj, k_proj, v_proj, o_proj. On attention the experts' terms are
+    # added without a gate, of the shared and the task's expert or, as in the original code, of the
+    # shared one alone.
     config.lora.targets = ("gate_proj", "up_proj", "down_proj")
+    config.lora.task_attention = True
 
     config.adversarial = ConfigDict()
     config.adversarial.objective = "original"  # or paper, confusion, off: see moecl_jax/losses.py

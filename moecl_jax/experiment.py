@@ -172,6 +172,7 @@ def build(config: ConfigDict) -> Experiment:
         lora_alpha=config.lora.alpha,
         dropout=_at_least("lora.dropout", config.lora.dropout, 0.0),
         targets=tuple(_choose("lora.targets", name, TARGETS) for name in config.lora.targets),
+        task_attention=config.lora.task_attention,
         objective=_choose("adversarial.objective", config.adversarial.objective, OBJECTIVES),
         adversarial_alpha=config.adversarial.alpha,
         adversarial_reduction=_choose(

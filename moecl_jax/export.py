@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.errors import UserError
 from moecl_jax.experiment import Experiment, build
-from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS
+from moecl_jax.models.lora import ATTENTION_TARGETS
 from moecl_jax.resume import check_fingerprint, in_progress_tree, restore_stream
 from moecl_jax.state import Stream, finish
 from moecl_jax.steps import init_train_state
@@ -83,7 +83,7 @@ def _official_checkpoint(workdir: Path) -> tuple[official.Tensors, dict[str, Any
             **stream.shared,
             "discriminator": np.asarray(stream.shared["discriminator"])[:, rows],
         },
-        "experts": {name: _own_expert(stream, name, workdir) for name in order},
+        "experts": {name: stream.finished[name].expert for name in order},
     }
     if config.shared_head:
         trees["head"] = stream.last_head
@@ -123,6 +123,12 @@ def _refuse_what_has_no_place(config: ConfigDict, workdir: Path) -> None:
             f"{workdir} was trained with adversarial.objective = 'off' and has no discriminator, "
             "which the original's format asks for"
         )
+    attention = [name for name in config.lora.targets if name in ATTENTION_TARGETS]
+    if attention and config.lora.task_attention:
+        raise UserError(
+            f"{workdir} was trained with experts of each task on {', '.join(attention)}; the "
+            "original's format has one LoRA for all tasks there (lora.task_attention = False)"
+        )
 
 
 def _whole_stream(experiment: Experiment, workdir: Path) -> Stream:
@@ -147,20 +153,6 @@ def _whole_stream(experiment: Experiment, workdir: Path) -> Stream:
             "'moecl train' before the export"
         )
     return stream
-
-
-def _own_expert(stream: Stream, name: str, workdir: Path) -> dict[str, Any]:
-    """A task's expert on the FFN; on attention the original has the shared one alone."""
-    expert = stream.finished[name].expert
-    for target in ATTENTION_TARGETS:
-        if target in expert and np.any(expert[target]["b"]):
-            raise UserError(
-                f"{workdir}: the expert of task '{name}' has learned a LoRA of its own on "
-                f"{target}; the original's format has one for all tasks on attention's "
-                "projections. It can only express lora.targets out of "
-                f"{', '.join(FFN_TARGETS)}."
-            )
-    return {target: factors for target, factors in expert.items() if target in FFN_TARGETS}
 
 
 def _narrowed(tensors: official.Tensors, origin: Origin | None) -> official.Tensors:

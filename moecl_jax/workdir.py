@@ -27,7 +27,15 @@ ORIGIN_NAME = "origin.json"
 # Keys that change no result and may differ when a run goes on.
 _FREE = ("tasks", "log_every", "checkpoint_every", "batch.evaluation_size")
 # Keys that a converted checkpoint fixes, whatever it is trained with.
-_FIXED = ("method", "head", "shared_head", "lora.rank", "lora.alpha", "lora.targets")
+_FIXED = (
+    "method",
+    "head",
+    "shared_head",
+    "lora.rank",
+    "lora.alpha",
+    "lora.targets",
+    "lora.task_attention",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,6 +120,21 @@ def test_each_expert_and_projection_draws_its_own_mask():
         assert abs(((first > 0) & (other > 0.1)).mean() - (1 - rate) ** 2) < 0.03
 
 
+def test_without_task_attention_the_shared_expert_adapts_it_alone():
+    shared_only = learner(targets=TARGETS, task_attention=False)
+    active, frozen = random_active(shared_only), frozen_params()
+    assert set(active.expert) == set(FFN_TARGETS)
+    assert set(active.shared["expert"]) == set(TARGETS)
+    batch = batch_of(random_examples([5, 3]), "lm", training=True)
+    hidden, _ = forward(active, frozen, batch, shared_only, seeds=None)
+    scale = shared_only.method.settings.scale
+    kernels = merged(frozen, [active.shared["expert"]], scale)
+    plain = learner()
+    expected, _ = forward(without_attention(active), kernels, batch, plain, seeds=None)
+    real = batch.segments.reshape(-1, 1) > 0
+    np.testing.assert_allclose(hidden * real, expected * real, atol=2e-5, rtol=0)
+
+
 def test_attention_targets_leave_the_ffn_experts_starting_values_alone():
     key = jax.random.key(3)
     full, ffn = (init_expert(key, CONFIG, 2, targets) for targets in (TARGETS, FFN_TARGETS))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from official_files import OUTPUT, class_logits, random_tensors, write_adapter, write_base
-from streams import logged
+from streams import logged, tiny_config
 
 from moecl_jax.cli import main
 from moecl_jax.testing import write_model
 from moecl_jax.weights.huggingface import open_safetensors
+from moecl_jax.workdir import save_config
 
 HEADS = {"tickets": 3, "amazon": 5, "agnews": 2}  # in the order of their experts
 PROMPTS = ([5, 9, 30, 2, 2, 17, 8], [1], [12, 11, 10, 0, 4])
@@ -115,7 +116,13 @@ def test_the_config_says_what_the_checkpoint_says(mtl):
         False,
     )
     targets = ["gate_proj", "up_proj", "down_proj", "q_proj", "v_proj"]
-    assert config["lora"] == {"rank": 3, "alpha": 6.0, "dropout": 0.05, "targets": targets}
+    assert config["lora"] == {
+        "rank": 3,
+        "alpha": 6.0,
+        "dropout": 0.05,
+        "targets": targets,
+        "task_attention": False,
+    }
     assert config["model"]["dtype"] == "float32"
     assert config["data"]["max_length"] == 40  # of the base
     definitions = config["definitions"]
@@ -383,15 +390,25 @@ def test_a_task_can_be_added_to_a_conversion(tencent, tmp_path):
     assert predicted(run, "chat", tmp_path) == predicted(tmp_path / "again", "chat", tmp_path)
 
 
-def test_an_own_lora_of_a_task_on_attention_is_refused(mtl, tmp_path, capsys):
-    folder, *_ = mtl
+def test_the_one_lora_on_attention_is_trained_on_and_exported(mtl, tmp_path):
+    folder, _, tensors = mtl
     run = tmp_path / "run"
     assert convert(folder / "base", folder / "adapter.v1", run, "--continue=agnews") == 0
     assert train(run, *FAST, *task_of_ids(tmp_path, "agnews", "01"), "log_every=1") == 0
-    capsys.readouterr()
-    assert export(run, tmp_path / "out") == 1
-    error = capsys.readouterr().err
-    assert "the expert of task 'agnews' has learned a LoRA of its own on q_proj" in error
+    assert export(run, tmp_path / "out") == 0
+    written = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    assert set(written) == set(tensors)
+    name = "seq_module_.layer0.wrapper_module_.self_attn_.wq_.loras_.expert0.lora_b_.weight"
+    assert not np.array_equal(written[name], tensors[name])
+
+
+def test_experts_of_each_task_on_attention_have_no_place(tmp_path, capsys):
+    config = tiny_config(tmp_path, head="classification", tasks=("two",), epochs=1)
+    config.lora.targets = ("gate_proj", "q_proj")
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run")
+    assert export(tmp_path / "run", tmp_path / "out") == 1
+    assert "trained with experts of each task on q_proj" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
 

@@ -34,6 +34,7 @@ class MethodSettings:
       lora_alpha: the experts' scale is lora_alpha / r.
       dropout: rate on the inputs of A.
       targets: adapted projections, out of `lora.TARGETS`.
+      task_attention: whether a task's own expert adapts attention too, or the shared one alone.
       objective: of the adversarial loss.
       adversarial_alpha: its weight alpha in eq. 10.
       adversarial_reduction: over layers.
@@ -46,6 +47,7 @@ class MethodSettings:
     objective: Objective
     adversarial_alpha: float
     adversarial_reduction: Reduction = "mean"
+    task_attention: bool = True
 
     @property
     def scale(self) -> float:
@@ -122,6 +124,8 @@ class Method(abc.ABC):
         del shared, reports, batch
         return jnp.zeros(()), {"loss_adversarial": jnp.zeros(()), "penalty": jnp.zeros(())}
 
-    def new_expert(self, key: jax.Array) -> Expert:
-        """A LoRA expert that changes nothing yet."""
-        return init_expert(key, self.config, self.settings.rank, self.settings.targets)
+    def new_expert(self, key: jax.Array, *, attention: bool = True) -> Expert:
+        """A LoRA expert that changes nothing yet, on attention's targets too or without them."""
+        out = () if attention else ATTENTION_TARGETS
+        targets = [name for name in self.settings.targets if name not in out]
+        return init_expert(key, self.config, self.settings.rank, targets)

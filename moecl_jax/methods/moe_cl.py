@@ -51,7 +51,7 @@ class MoeCl(Method):
 
     def init_task_expert(self, key: jax.Array) -> Tree:
         """The task's expert."""
-        return self.new_expert(key)
+        return self.new_expert(key, attention=self.settings.task_attention)
 
     def extend_shared(self, saved: Tree, key: jax.Array, task_count: int) -> Tree:
         """Adds the discriminator's rows of new tasks; what was learned stays."""
