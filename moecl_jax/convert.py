@@ -17,6 +17,7 @@ from moecl_jax.default_config import get_config
 from moecl_jax.errors import UserError
 from moecl_jax.experiment import Experiment, build
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.lora import ATTENTION_TARGETS
 from moecl_jax.resume import History, save_finished, save_in_progress
 from moecl_jax.state import Stream, finish
 from moecl_jax.steps import Active, init_train_state
@@ -153,7 +154,7 @@ def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
     config.model.path, config.model.dtype = str(base), "float32"
     config.lora.rank, config.lora.alpha = settings.rank, settings.lora_alpha
     config.lora.dropout, config.lora.targets = settings.dropout, settings.targets
-    config.lora.task_attention = False
+    config.lora.task_attention = not set(settings.targets) & set(ATTENTION_TARGETS)
     config.adversarial.objective = "original"
     config.data.max_length = min(config.data.max_length, source.config.context_length)
     config.tasks = tuple(order)
