@@ -1,6 +1,7 @@
 """A strict session: silent rank promotion is an error, and JAX sees eight virtual CPU devices."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Before jax is imported. On two cores the eight devices cost the tests about a tenth of their time.
@@ -10,6 +11,12 @@ os.environ["XLA_FLAGS"] = (
 )
 # No test may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests compile the same tiny steps again and again; this session's processes share the results.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="moecl_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
