@@ -73,6 +73,7 @@ class Training:
       epochs: passes over a task's training examples.
       schedule: of the learning rate.
       best: whether the epoch that validates best is kept, or the last.
+      validates_on_test: whether validation is the test split.
       log_every: steps.
       checkpoint_every: steps.
     """
@@ -80,6 +81,7 @@ class Training:
     epochs: int
     schedule: Schedule
     best: bool
+    validates_on_test: bool
     log_every: int
     checkpoint_every: int
 
@@ -360,6 +362,7 @@ def _training(config: ConfigDict) -> Training:
         epochs=_at_least("epochs", config.epochs, 1),
         schedule=Schedule(optimizer.learning_rate, schedule, optimizer.warmup_fraction),
         best=selection == "best",
+        validates_on_test=config.data.validation_from == "test",
         log_every=_at_least("log_every", config.log_every, 1),
         checkpoint_every=_at_least("checkpoint_every", config.checkpoint_every, 1),
     )

@@ -220,6 +220,13 @@ class Run:
                 "then add others."
             )
 
+    def _selection(self) -> str:
+        training = self.experiment.training
+        if not training.best:
+            return "last epoch"
+        split = "test (a leak)" if training.validates_on_test else "validation"
+        return f"best {split} accuracy over the epochs (ties: likelihood)"
+
     def _results(self, history: History) -> dict[str, Any]:
         results = {
             "accuracy_matrix": history.accuracy,
@@ -227,11 +234,7 @@ class Run:
             "metrics": summarize(np.array(history.accuracy), np.array(history.random_init)),
             "scored_accuracy_matrix": history.scored,
             "validation_accuracy": history.validation,
-            "selection": (
-                "best validation accuracy over the epochs (ties: likelihood)"
-                if self.experiment.training.best
-                else "last epoch"
-            ),
+            "selection": self._selection(),
             "wall_seconds": history.wall_seconds,
         }
         if self.experiment.learner.head == "classification":

@@ -224,6 +224,7 @@ def test_validation_can_be_the_test_split(tmp_path, capsys):
     config.definitions.two.validation = ""
     results = train(config, tmp_path / "run")
     assert results["validation_accuracy"][0] == results["accuracy_matrix"][0][0]
+    assert results["selection"].startswith("best test (a leak) accuracy")
     err = capsys.readouterr().err
     assert "two: train 48, validation 48, test 48" in err
     assert "validation is the test split (data.validation_from)" in err
