@@ -20,7 +20,7 @@ from moecl_jax.resume import History, restore_stream, save_finished
 from moecl_jax.state import Finished, Stream
 from moecl_jax.weights import Checkpoint, huggingface
 from moecl_jax.weights.peft import PeftAdapter, read_adapter, write_adapter
-from moecl_jax.workdir import Origin, load_config, new_workdir, save_config
+from moecl_jax.workdir import Origin, load_config, new_workdir, note_other_base, save_config
 
 SHARED = "shared"
 """Names the shared expert where others are named by their task."""
@@ -87,11 +87,7 @@ def convert_peft(base: Path, adapter: Path, workdir: Path, *, task: str = "adapt
         Origin(settings={}, tasks=[task], finished=1, dtypes={}).save(beside)
         save_config(config, beside)
     if lora.base and Path(lora.base).name != base.name:
-        print(
-            f"note: the adapter was trained in {lora.base!r}. {base} has the same sizes; "
-            "whether it has the same weights cannot be told",
-            file=sys.stderr,
-        )
+        note_other_base(lora.base, base)
 
 
 def _choose_expert(

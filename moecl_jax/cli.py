@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"moecl: error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"moecl: error: {place}{error.strerror or one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.data.batching import ROW_LENGTHS
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.default_config import get_config
@@ -21,8 +22,8 @@ from moecl_jax.models.lora import ATTENTION_TARGETS
 from moecl_jax.resume import History, save_finished, save_in_progress
 from moecl_jax.state import Stream, finish
 from moecl_jax.steps import Active, init_train_state
-from moecl_jax.weights import huggingface, official, tokenizer, torch_file
-from moecl_jax.workdir import Origin, new_workdir, save_config
+from moecl_jax.weights import huggingface, official, torch_file
+from moecl_jax.workdir import Origin, new_workdir, note_other_base, save_config
 
 
 def convert_official(
@@ -64,6 +65,9 @@ def convert_official(
         config = _config(source, order, base)
         _write(source, build(config), beside, continue_task)
         save_config(config, beside)
+    known_base = source.settings.content.get("base_model_name_or_path")
+    if isinstance(known_base, str) and known_base and Path(known_base).name != base.name:
+        note_other_base(known_base, base)
     return order
 
 
@@ -114,6 +118,8 @@ def _read(base: Path, adapter: Path, tasks: Sequence[str]) -> _Source:
 
 def _beside(prefix: Path, suffix: str) -> Path:
     """PREFIX with a suffix added; dots in PREFIX stay."""
+    if not prefix.name:
+        raise UserError(f"--adapter={prefix} names no file; expected PREFIX of PREFIX.bin")
     return prefix.with_name(prefix.name + suffix)
 
 
@@ -156,24 +162,27 @@ def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
     config.lora.dropout, config.lora.targets = settings.dropout, settings.targets
     config.lora.task_attention = not set(settings.targets) & set(ATTENTION_TARGETS)
     config.adversarial.objective = "original"
-    config.data.max_length = min(config.data.max_length, source.config.context_length)
+    config.data.max_length = min(source.config.context_length, ROW_LENGTHS[-1])
     config.tasks = tuple(order)
-    reads_text = tokenizer.from_folder(base) is not None
     for task in order:
-        definition = dataclasses.asdict(_definition(task, source.classes[task], reads_text))
+        definition = dataclasses.asdict(_definition(task, source.classes[task]))
         config.definitions[task] = ConfigDict(definition)
     return config.lock()
 
 
-def _definition(task: str, classes: int, reads_text: bool) -> TaskDefinition:
-    """The catalog's, where it fits; without data where there is none, or no way to read it."""
+def _definition(task: str, classes: int) -> TaskDefinition:
+    """A task without data, which no adapter holds; with the catalog's labels where they fit."""
     known = CATALOG.get(task)
+    numbers = tuple(range(classes))
     if known is None or len(known.labels) != classes:
-        labels = tuple(map(str, range(classes)))
-        return TaskDefinition(name=task, source="none", labels=labels)
-    if reads_text:
-        return known
-    return dataclasses.replace(known, source="none", path="", train="", validation="", test="")
+        return TaskDefinition(name=task, source="none", labels=tuple(map(str, numbers)))
+    return TaskDefinition(
+        name=task,
+        source="none",
+        labels=known.labels,
+        raw_labels=numbers,
+        template=known.template,
+    )
 
 
 def _write(

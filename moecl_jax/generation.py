@@ -4,6 +4,7 @@ Axes: R rows, each with one text; S slots of the longest prompt; V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature = {self.temperature} must be at least 0 (greedy)")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature = {self.temperature} must be a number of at least 0")
         if self.top_k < 0:
             raise UserError(f"top_k = {self.top_k} must be at least 0 (all tokens)")
         if not 0 < self.top_p <= 1:
@@ -247,6 +248,8 @@ class Writer:
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]
         total = int(lengths.max()) + max_tokens
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed = {seed} must be at least 0 and below 2**32")
         if max_tokens < 1:
             raise UserError(f"max_tokens = {max_tokens} must be at least 1")
         if total > self.context_length:

@@ -1,6 +1,7 @@
 """Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,11 @@ def evaluate(workdir: Path, split: str) -> dict[str, Any]:
 def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
     """Labels the lines of a JSON-lines file.
 
-    A line is `{"text": ...}` or `{"input_ids": [...]}`, the whole prompt in token ids, plus
-    anything else, which is copied. Its output line adds `label`, the best of `probabilities` (by
-    label), and `logits` (in label order; with the LM head the log-probability of each label's
-    text). A bad line stops nothing: its output line carries `error` instead.
+    A line is `{"text": ...}`, which is cut to fit (its output then says `"truncated": true`), or
+    `{"input_ids": [...]}`, the whole prompt in token ids; and anything else, which is copied. Its
+    output line adds `label`, the best of `probabilities` (by label), and `logits` (in label order;
+    with the LM head the log-probability of each label's text). A bad line stops nothing: its
+    output line carries `error` instead.
 
     Args:
       workdir: of a training.
@@ -155,10 +157,13 @@ def stream(
 ) -> Iterator[str]:
     """The answer to one text, piece by piece as it is written; arguments as `generate`."""
     trained = _Trained(workdir, task, base=base)
-    _, prompt = trained.reader.read(json.dumps({"text": text}).encode())
+    writer = trained.writer
+    record, prompt = trained.reader.read(json.dumps({"text": text}).encode())
     if prompt is None:
-        raise UserError("the prompt is empty, or the model has no tokenizer")
-    tokens = trained.writer.stream(
+        raise UserError(f"the prompt {text!r}: {record['error']}")
+    if "truncated" in record:
+        print(f"note: the prompt was cut to its first {len(prompt)} tokens", file=sys.stderr)
+    tokens = writer.stream(
         trained.active,
         prompt,
         max_tokens=trained.max_response if max_tokens is None else max_tokens,

@@ -29,10 +29,13 @@ class PromptReader:
         )
 
     def read(self, line: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
-        """A line's record and prompt, int32 `[P]`; or its record with `error`, and None."""
+        """A line's record and prompt, int32 `[P]`; or its record with `error`, and None.
+
+        The record of a text that was cut to fit says so by `truncated`.
+        """
         try:
-            record = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        except ValueError as error:
             return {"error": f"not a line of UTF-8 JSON: {error}"}, None
         if not isinstance(record, dict):
             return {"error": "not a JSON object"}, None
@@ -43,8 +46,8 @@ class PromptReader:
         if isinstance(text, str) and text.strip() and ids is None:
             if tokenizer is not None:
                 text = text.strip()
-                prompt, _ = tokenize_prompt(text, self.prompt_format, tokenizer, self.max_prompt)
-                return record, prompt
+                prompt, cut = tokenize_prompt(text, self.prompt_format, tokenizer, self.max_prompt)
+                return record | ({"truncated": True} if cut else {}), prompt
             problem = 'the model has no tokenizer for a text; give "input_ids"'
         elif text is None and ids is not None:
             problem = self._problem_with_ids(ids)
@@ -90,6 +93,10 @@ def answer_lines(
                 added = next(answers) if prompt is not None else {}
                 out.write(json.dumps(record | added, ensure_ascii=False) + "\n")
     return bad
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _groups(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,15 @@ def new_workdir(workdir: Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         os.replace(beside, workdir)
+
+
+def note_other_base(trained_in: str, base: Path) -> None:
+    """Says that an adapter names another base than the one it is read for."""
+    print(
+        f"note: the adapter was trained in {trained_in!r}. {base} has the same sizes; "
+        "whether it has the same weights cannot be told",
+        file=sys.stderr,
+    )
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:

@@ -132,19 +132,28 @@ def test_the_config_says_what_the_checkpoint_says(mtl):
     assert definitions["agnews"]["labels"] == ["0", "1"]  # the catalog's has four
 
 
-def test_a_base_with_a_tokenizer_gets_the_catalog_s_data(tmp_path):
+@pytest.mark.parametrize("task", ["amazon", "yahoo"])  # their hub copies name other fields
+def test_a_base_with_a_tokenizer_needs_data_of_the_continued_task_alone(tmp_path, task):
     write_model(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     width, ffn = config["hidden_size"], config["intermediate_size"]
-    small = random_tensors({"amazon": 5})
+    small = random_tensors({"agnews": 4, "amazon": 5, "dbpedia": 14, "yahoo": 10})
     tensors = {}
     for name, tensor in small.items():
         shape = [{24: width, 40: ffn}.get(size, size) for size in tensor.shape]
         tensors[name] = np.zeros(shape, np.float32)
     write_adapter(tmp_path / "adapter", tensors)
-    assert convert(tmp_path / "base", tmp_path / "adapter", tmp_path / "run") == 0
-    written = json.loads((tmp_path / "run" / "config.json").read_text())["definitions"]["amazon"]
-    assert written["source"] == "huggingface" and written["test"] == "test"
+    run = tmp_path / "run"
+    assert convert(tmp_path / "base", tmp_path / "adapter", run, f"--continue={task}") == 0
+    lines = [{"text": f"w{index} w7", "label": index} for index in range(4)]
+    data = tmp_path / "four.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields = {"source": "jsonl", "path": tmp_path, "train": data.name}
+    chosen = [f"definitions.{task}.{key}={value}" for key, value in fields.items()]
+    assert train(run, *FAST, *chosen, "log_every=1") == 0
+    assert [line["task"] for line in logged(run)] == [task]
+    matrix = json.loads((run / "results.json").read_text())["accuracy_matrix"]
+    assert matrix == [[None] * 4] * 4
 
 
 @pytest.mark.parametrize("arguments", [(), ("--continue=tickets",), ("--continue=amazon",)])

@@ -93,9 +93,11 @@ def test_a_bad_line_stops_nothing(trained, tmp_path):
         (["--prompt=w1", "--input=a", "--output=b"], "give either --prompt"),
         (["--input=a"], "give either --prompt"),
         (["--input=absent", "--output=b"], "--input=absent does not exist"),
-        (["--prompt= "], "the prompt is empty"),
+        (["--prompt= "], "the prompt ' ': expected either"),
         (["--prompt=w1", "--max-tokens=0"], "max_tokens = 0 must be at least 1"),
         (["--prompt=w1", "--max-tokens=5000"], "exceed the 2048 positions of the model"),
+        (["--prompt=w1", "--temperature=nan"], "temperature = nan must be a number"),
+        (["--prompt=w1", "--seed=4294967296"], "must be at least 0 and below 2**32"),
         (["--prompt=w1", "--top-p=2"], "top_p = 2.0 must be above 0 and at most 1"),
     ],
 )
@@ -103,6 +105,27 @@ def test_wrong_arguments_are_explained(trained, capsys, options, message):
     workdir = f"--workdir={trained[0] / 'run'}"
     assert main(["generate", workdir, "--task=repeat", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_cut_prompt_is_told(trained, tmp_path, capsys):
+    folder, _, _ = trained
+    source = tmp_path / "in.jsonl"
+    write(source, [{"text": "w11 " * 40}, {"text": "w11 w40"}])
+    assert ["truncated" in line for line in generate(folder, source)] == [True, False]
+    arguments = [f"--workdir={folder / 'run'}", "--task=repeat", f"--prompt={'w11 ' * 40}"]
+    assert main(["generate", *arguments]) == 0
+    assert "note: the prompt was cut to its first 20 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["", "absent/out.jsonl"])
+def test_an_output_that_cannot_be_written_is_named(trained, tmp_path, capsys, output):
+    source = tmp_path / "in.jsonl"
+    write(source, [{"text": "w1"}])
+    target = tmp_path / output
+    files = [f"--input={source}", f"--output={target}"]
+    workdir = f"--workdir={trained[0] / 'run'}"
+    assert main(["generate", workdir, "--task=repeat", *files]) == 1
+    assert capsys.readouterr().err.startswith(f"moecl: error: {target}: ")
 
 
 def test_classification_heads_write_no_text(tmp_path, capsys):

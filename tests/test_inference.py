@@ -45,9 +45,18 @@ def test_a_long_text_is_cut_as_in_training(tmp_path):
     assert predict(tmp_path / "run", "two", source, tmp_path / "out.jsonl") == 0
     truth = [line["label"] for line in read(source)]
     answered = [line["label"] for line in read(tmp_path / "out.jsonl")]
+    assert all(line["truncated"] for line in read(tmp_path / "out.jsonl"))
     right = np.mean([ours == label for ours, label in zip(answered, truth, strict=True)])
     expected = evaluate(tmp_path / "run", "test")["tasks"]["two"]["accuracy"]
     assert right == pytest.approx(expected)
+
+
+def test_a_line_with_nan_is_no_json(trained, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "w1", "x": NaN}\n{"text": "w1"}\n', encoding="utf-8")
+    assert predict(trained[0] / "run", "two", source, tmp_path / "out.jsonl") == 1
+    bad, good = read(tmp_path / "out.jsonl")
+    assert "NaN is no JSON" in bad["error"] and "label" in good
 
 
 def test_evaluate_refuses_an_unknown_split(trained):

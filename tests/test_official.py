@@ -109,6 +109,12 @@ def test_target_modules_are_a_list_or_truth_values(tmp_path):
         ({"r": True}, "r is True"),
         ({"num_experts": 1}, "num_experts is 1; expected an integer of at least 2"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number of at least 0"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is None; expected a number of at least 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000+; expected a number of at least 0"),
+        (
+            {"target_modules": [["w1_proj"]]},
+            r"target_modules is \[\['w1_proj'\]\]; expected a list",
+        ),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected at least 0 and below 1"),
         ({"target_modules": []}, r"target_modules is \[\]; expected a list of projections"),
         ({"target_modules": {"w1_proj": 1}}, "target_modules is {'w1_proj': 1}; expected a list"),
@@ -122,6 +128,12 @@ def test_settings_that_do_not_fit_are_named(tmp_path, change, message):
     file.write_text(json.dumps(settings_of(random_tensors({"x": 2}), **change)))
     with pytest.raises(UserError, match=f"{file}: {message}"):
         official.read_settings(file)
+
+
+def test_a_setting_that_is_no_json_and_means_nothing_here_becomes_null(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(settings_of(random_tensors({"x": 2}), best_acc=float("nan"))))
+    assert official.read_settings(file).content["best_acc"] is None
 
 
 @pytest.mark.parametrize("key", ["r", "lora_alpha", "lora_dropout", "num_experts"])

@@ -62,6 +62,7 @@ def texts(examples: tuple[Example, ...]) -> list[str]:
     ("changes", "message"),
     [
         ({"name": "a/b"}, r"a task is named 'a/b'.*letters, digits"),
+        ({"name": "a.b"}, r"a task is named 'a\.b'"),
         ({"name": ".."}, r"a task is named '\.\.'"),
         ({"source": "xml"}, r"task 'toy': source = 'xml' must be one of json, jsonl, csv"),
         ({"source": "huggingface"}, r"task 'toy': path = '' must name the data set"),

@@ -99,6 +99,8 @@ def test_optional_keys_of_config_json(tmp_path, state):
     [
         ({"model_type": "mamba"}, ["model_type is 'mamba'", "Supported: gemma3_text, hunyuan"]),
         ({"model_type": None}, ["key model_type is missing", '"model_type": "llama"', "Supported"]),
+        ({"model_type": ["llama"]}, ["model_type is ['llama'], which is not supported"]),
+        ({"hidden_act": ["silu"]}, ["config.json: "]),
         ({"model_type": "gemma2"}, ["model_type is 'gemma2', Gemma 2 caps its logits"]),
         ({"model_type": "gemma3"}, ["Gemma 3 with images", "Gemma3ForCausalLM"]),
         ({"mlp_bias": True}, ["mlp_bias is True", "not supported yet"]),

@@ -62,10 +62,10 @@ class TaskDefinition:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]*\w[\w-]*", self.name):
             raise UserError(
-                f"a task is named {self.name!r}. A name becomes a folder of checkpoints: "
-                "give it letters, digits, '_', '-' and '.' only."
+                f"a task is named {self.name!r}. A name becomes a config key and a folder of "
+                "checkpoints: give it letters, digits, '_' and '-' only."
             )
         for attribute in _TEXTS:
             if not isinstance(getattr(self, attribute), str):

@@ -111,10 +111,10 @@ def check_model_type(raw: dict[str, Any], file: Path) -> str:
             f"{file}: the key model_type is missing, so the model's family is not known. Download "
             f'the whole config.json, or add for example "model_type": "llama". {supported}'
         )
-    if model_type not in _DEFAULTS:
-        reason = _REFUSED.get(model_type, "which is not supported")
+    if not isinstance(model_type, str) or model_type not in _DEFAULTS:
+        reason = _REFUSED.get(str(model_type), "which is not supported")
         raise UserError(f"{file}: model_type is {model_type!r}, {reason}. {supported}")
-    return str(model_type)
+    return model_type
 
 
 def parse_config(raw: dict[str, Any], file: Path) -> DecoderConfig:
@@ -164,7 +164,7 @@ def parse_config(raw: dict[str, Any], file: Path) -> DecoderConfig:
             attention_kinds=tuple(kinds[kind] for kind in used),
             layer_kinds=tuple(map(used.index, layer_types)) if len(used) > 1 else (),
         )
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, TypeError) as error:
         raise UserError(f"{file}: {error}. Download the file again.") from error
 
 

@@ -57,6 +57,8 @@ _SETTINGS_NAMES = {
     "w3_proj": "up_proj",
     **{name: name for name in ATTENTION_TARGETS},
 }
+_HUGE = 1e9  # no setting reaches it
+
 # Settings that would change what the tensors compute, with the one value that is implemented.
 _ONLY_VALUE: dict[str, Any] = {"bias": "none", "use_dora": False, "use_rslora": False}
 
@@ -89,7 +91,8 @@ def read_settings(file: Path) -> Settings:
       UserError: it is missing, broken, or asks for something that is not implemented.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        # NaN and Infinity, which Python's json writes, are no JSON; null stands for them.
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except FileNotFoundError as error:
         raise UserError(
             f"{file}: no such file. A checkpoint of the original is PREFIX.bin with PREFIX.json "
@@ -193,6 +196,11 @@ def head_classes(tensors: Tensors, file: Path) -> dict[str | None, int]:
             raise UserError(
                 f"{file}: tensor '{name}' has shape {shape}; expected [classes, width]."
             )
+        if tensors[name].shape[0] < 2:
+            raise UserError(
+                f"{file}: tensor '{name}' is the head of {tensors[name].shape[0]} classes; "
+                "expected at least two."
+            )
     return {task: tensors[name].shape[0] for task, name in found.items()}
 
 
@@ -293,7 +301,7 @@ def _targets(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     given = content.get("target_modules")
     if isinstance(given, dict) and all(isinstance(value, bool) for value in given.values()):
         given = [name for name, chosen in given.items() if chosen]
-    if not isinstance(given, list) or not given:
+    if not isinstance(given, list) or not given or not all(isinstance(g, str) for g in given):
         raise UserError(
             f"{file}: target_modules is {content.get('target_modules')!r}; expected a list of "
             f"projections ({', '.join(_SETTINGS_NAMES)}) or an object of true and false by them."
@@ -320,10 +328,11 @@ def _integer(content: Mapping[str, Any], key: str, file: Path, lowest: int) -> i
 
 def _number(content: Mapping[str, Any], key: str, file: Path) -> float:
     value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+    if not 0 <= number < _HUGE:
         found = repr(value) if key in content else "missing"
         raise UserError(f"{file}: {key} is {found}; expected a number of at least 0.")
-    return float(value)
+    return float(number)
 
 
 def _transposed(path: TreePath) -> bool:
