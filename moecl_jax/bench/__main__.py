@@ -1,0 +1,173 @@
+"""Speed of this machine: `python -m moecl_jax.bench`.
+
+Measures how fast the machine multiplies matrices and, in the same run, training steps, evaluation
+steps, generation and the data pipeline. Speeds count real tokens and useful FLOPs alone
+(moecl_jax/bench/flops.py has the formula). docs/benchmark.md says what each number is and is not.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moecl_jax.bench.gauges import Row, forget_peak, format_table, measure_ceiling, peak_memory
+from moecl_jax.bench.inputs import LONGEST, SHAPES, Inputs, build
+from moecl_jax.bench.parts import (
+    measure_batching,
+    measure_evaluation,
+    measure_generation,
+    measure_tokenization,
+    measure_training,
+)
+from moecl_jax.errors import UserError
+from moecl_jax.methods import METHODS
+from moecl_jax.models.decoder import REMAT_POLICIES
+from moecl_jax.progress import plain
+from moecl_jax.train import versions
+from moecl_jax.workdir import write_json
+
+PARTS = ("train", "evaluate", "generate", "data")
+LAYOUTS = ("packed", "padded", "padded_to_max")
+
+
+def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures what was asked for and prints it; returns what goes into the JSON file.
+
+    Raises:
+      UserError: an argument is out of range, or what reading model and texts raises.
+    """
+    parts = arguments.parts.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise UserError(f"--parts: {unknown[0]!r} is not one of {', '.join(PARTS)}")
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"--output: {arguments.output.parent} is no folder; make it first")
+    inputs = build(arguments)
+    device = jax.devices()[0]
+    print(f"{device.device_kind}, {cores()} cores; {_describe(inputs)}", flush=True)
+    gauge_ceiling = functools.partial(measure_ceiling, inputs.frozen, inputs.learner.dtype)
+    before, rows = gauge_ceiling(), []
+    for measure in _measurements(parts, arguments.layout, texts=inputs.texts):
+        forget_peak()
+        row = measure(inputs)
+        rows.append(dataclasses.replace(row, peak_memory_bytes=peak_memory()))
+    ceiling = max(before, gauge_ceiling(), key=lambda each: each.flops_per_second)
+    rows = [row.against(ceiling) for row in rows]
+    print(f"ceiling: {ceiling.flops_per_second / 1e9:,.1f} GFLOP/s, {ceiling.products}")
+    print(format_table(rows))
+    files = {name: str(vars(arguments)[name] or "") for name in ("model", "texts", "output")}
+    result: dict[str, Any] = {
+        "settings": {**vars(arguments), "parts": parts, **files},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cores": cores(),
+        },
+        "versions": versions(),
+        "model": dataclasses.asdict(inputs.learner.method.config),
+        "ceiling": dataclasses.asdict(ceiling),
+        "parts": [dataclasses.asdict(row) for row in rows],
+    }
+    if arguments.layout == "padded_to_max" and "train" in parts:
+        packed, padded = (row for row in rows if row.part.startswith("train"))
+        ratio = padded.examples_per_second / packed.examples_per_second
+        print(f"padded_to_max trains {ratio:.2f} times as many examples/s as packed")
+        result["padded_to_max_over_packed"] = ratio
+    return result
+
+
+def _measurements(
+    parts: Sequence[str], layout: str, *, texts: bool
+) -> list[Callable[[Inputs], Row]]:
+    """What to run; padded_to_max concerns training alone, which is then run both ways."""
+    usual = "packed" if layout == "padded_to_max" else layout
+    measurements: dict[str, list[Callable[[Inputs], Row]]] = {
+        "train": [
+            functools.partial(measure_training, layout=name)
+            for name in dict.fromkeys((usual, layout))
+        ],
+        "evaluate": [functools.partial(measure_evaluation, layout=usual)],
+        "generate": [measure_generation],
+        "data": [
+            *([measure_tokenization] if texts else []),
+            functools.partial(measure_batching, layout=usual),
+        ],
+    }
+    return [measure for part in parts for measure in measurements[part]]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status is 1 after a mistake that standard error names."""
+    arguments = _parser().parse_args(argv)
+    try:
+        result = benchmark(arguments)
+    except UserError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 1
+    if arguments.output:
+        write_json(arguments.output, plain(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--shape",
+        choices=tuple(SHAPES),
+        default="smollm2-135m",
+        help="random weights of a model of these sizes (default: smollm2-135m)",
+    )
+    model.add_argument("--model", metavar="PATH", help="a model's folder or file in its place")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
+    add("--parts", default=",".join(PARTS), help="what is measured (default: %(default)s)")
+    add("--batch", type=int, default=8, metavar="B", help="examples a step (default: 8)")
+    add(
+        "--length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="slots that each text needs with all labels: random texts of this length, or texts "
+        f"cut to it (default: as AG News, about 60 tokens; cut to {LONGEST})",
+    )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default="packed",
+        help="of rows; padded_to_max trains both ways and compares (default: packed)",
+    )
+    add("--remat", choices=("none", *REMAT_POLICIES), default="full", help="default: full")
+    add("--dropout", type=float, default=0.05, help="of the experts (default: 0.05)")
+    add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
+    add("--method", choices=tuple(METHODS), default="moe_cl", help="default: moe_cl")
+    add("--texts", type=Path, metavar="FILE.json", help='a list of {"sentence": ...}')
+    add("--output", type=Path, metavar="FILE.json", help="gets all numbers")
+    return parser
+
+
+def _describe(inputs: Inputs) -> str:
+    lengths = [len(example.prompt) for example in inputs.examples]
+    return (
+        f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, mean "
+        f"{np.mean(lengths):.1f}, {inputs.batch_size} a batch; {inputs.steps} steps a part"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

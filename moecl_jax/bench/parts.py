@@ -1,0 +1,131 @@
+"""What is measured: training steps, evaluation steps, generation and the data pipeline."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moecl_jax.bench.flops import Work
+from moecl_jax.bench.gauges import WARM_UP, Compiled, Row, compile_shapes, steady
+from moecl_jax.bench.inputs import WRITTEN, Inputs
+from moecl_jax.data.batching import Batch, row_length
+from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.generation import Writer, read_prompts, write_tokens
+from moecl_jax.steps import evaluation_step, init_train_state, train_step
+
+TOKENIZED = 5  # times all texts are tokenised
+NO_END = -1  # no token ends a text, so that all are written to full length
+RATE = np.float32(2e-4)
+
+
+def measure_training(inputs: Inputs, layout: str) -> Row:
+    """Training steps with the making of their batches, as in moecl_jax/train.py."""
+    step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
+    key = inputs.initializer.training_key(0)
+    state = init_train_state(inputs.learner, inputs.begin(), key)
+    make = functools.partial(inputs.make_batch, layout=layout, training=True)
+    batches = [make(examples) for examples in inputs.batches]
+    compiled = compile_shapes(step, batches, lambda batch: (state, inputs.frozen, batch, RATE))
+
+    def run(examples: Sequence[TokenizedExample]) -> Any:
+        nonlocal state
+        batch = make(examples)
+        call = compiled.calls[batch.tokens.shape]
+        state, metrics = call(state, inputs.frozen, batch, RATE)
+        return metrics
+
+    seconds = steady(run, inputs.batches)
+    return _step_row(f"train, {layout}", seconds, inputs.formula.training, batches, compiled)
+
+
+def measure_evaluation(inputs: Inputs, layout: str) -> Row:
+    """Evaluation steps with the making of their batches: every label's text is scored."""
+    step = jax.jit(functools.partial(evaluation_step, learner=inputs.learner))
+    active = inputs.begin()
+    make = functools.partial(inputs.make_batch, layout=layout, training=False)
+    batches = [make(examples) for examples in inputs.batches]
+    compiled = compile_shapes(step, batches, lambda batch: (active, inputs.frozen, batch))
+
+    def run(examples: Sequence[TokenizedExample]) -> Any:
+        batch = make(examples)
+        return compiled.calls[batch.tokens.shape](active, inputs.frozen, batch)
+
+    seconds = steady(run, inputs.batches)
+    return _step_row(f"evaluate, {layout}", seconds, inputs.formula.forward, batches, compiled)
+
+
+def _step_row(
+    name: str,
+    seconds: np.ndarray,
+    flops: Callable[[Work], int],
+    batches: Sequence[Batch],
+    compiled: Compiled,
+) -> Row:
+    works = [Work.of_batch(batch) for batch in batches[WARM_UP:]]
+    slots = sum(batch.tokens.size for batch in batches[WARM_UP:])
+    return Row.of(
+        name,
+        seconds,
+        works,
+        flops,
+        real_share=sum(work.tokens for work in works) / slots,
+        compile_seconds=compiled.seconds,
+        compiled_shapes=len(compiled.calls),
+        step_memory_bytes=compiled.memory_bytes,
+    )
+
+
+def measure_generation(inputs: Inputs) -> Row:
+    """Reads the prompts of a batch and writes `WRITTEN` tokens after each, greedily.
+
+    What the first batch of each shape takes longer than the median is called compilation.
+    """
+    static: dict[str, Any] = {"learner": inputs.learner, "end": NO_END}
+    read = jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots"))
+    go_on = jax.jit(
+        functools.partial(write_tokens, **static),
+        static_argnames=("sampling", "count"),
+        donate_argnums=2,
+    )
+    context_length = inputs.learner.method.config.context_length
+    writer = Writer(read, go_on, inputs.frozen, NO_END, context_length)
+    prompts = [[example.prompt for example in examples] for examples in inputs.batches]
+    lengths = [[len(ids) for ids in rows] for rows in prompts]
+    shapes = {
+        (row_length(max(batch)), row_length(max(batch) + WRITTEN)): rows
+        for batch, rows in zip(lengths, prompts, strict=True)
+    }
+    write = functools.partial(
+        writer.write, inputs.begin(), max_tokens=WRITTEN, batch_size=inputs.batch_size
+    )
+    begun = time.perf_counter()
+    for rows in shapes.values():
+        write(rows)
+    first_calls = time.perf_counter() - begun
+    seconds = steady(write, prompts, dispatches=False)
+    return Row.of(
+        "generate",
+        seconds,
+        [Work.of_writing(batch, WRITTEN) for batch in lengths[WARM_UP:]],
+        inputs.formula.forward,
+        compile_seconds=max(0.0, first_calls - len(shapes) * float(np.median(seconds))),
+        compiled_shapes=len(shapes),
+    )
+
+
+def measure_tokenization(inputs: Inputs) -> Row:
+    """Tokenisation of all texts, as before a task's training."""
+    positions = [np.arange(len(example.prompt)) for example in inputs.examples]
+    work = Work(np.concatenate(positions), 0, len(positions))
+    seconds = steady(lambda _: inputs.tokenize(), range(WARM_UP + TOKENIZED), dispatches=False)
+    return Row.of("data, tokenise", seconds, [work] * TOKENIZED)
+
+
+def measure_batching(inputs: Inputs, layout: str) -> Row:
+    """The making of training batches out of tokenised texts."""
+    make = functools.partial(inputs.make_batch, layout=layout, training=True)
+    works = [Work.of_batch(make(examples)) for examples in inputs.batches[WARM_UP:]]
+    return Row.of("data, batch", steady(make, inputs.batches, dispatches=False), works)
