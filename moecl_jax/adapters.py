@@ -133,7 +133,7 @@ def _config(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint)
     config.method, config.head, config.tasks = "sequential_lora", "lm", (task,)
     config.definitions[task] = ConfigDict(dataclasses.asdict(definition))
     stored = {tensor.encoding for tensor in checkpoint.tensors.values()}
-    config.model.path = str(base)
+    config.model.path = str(base.absolute())
     config.model.dtype = "bfloat16" if stored == {"BF16"} else "float32"
     config.lora.rank, config.lora.alpha = adapter.rank, adapter.lora_alpha
     config.lora.dropout, config.lora.targets = adapter.dropout, tuple(adapter.expert)

@@ -157,7 +157,7 @@ def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
     """The defaults, with all that the checkpoint says."""
     config, settings = get_config(), source.settings
     config.method, config.head, config.shared_head = "moe_cl", "classification", source.shared_head
-    config.model.path, config.model.dtype = str(base), "float32"
+    config.model.path, config.model.dtype = str(base.absolute()), "float32"
     config.lora.rank, config.lora.alpha = settings.rank, settings.lora_alpha
     config.lora.dropout, config.lora.targets = settings.dropout, settings.targets
     config.lora.task_attention = not set(settings.targets) & set(ATTENTION_TARGETS)
