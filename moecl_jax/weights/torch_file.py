@@ -39,11 +39,11 @@ def read_state(file: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         reason = one_line(error)
         blocked = re.search(r"GLOBAL (\S+)", reason)
-        why = f"it asks for {blocked[1]}, which is code" if blocked else "it is damaged, or code"
+        why = f"asks for {blocked[1]}, which is code" if blocked else "is damaged, or holds code"
         raise UserError(
-            f"{file}: refused, because {why} or an object and not a tensor; nothing of it was "
-            "executed. Expected a dictionary of tensors, as torch.save(state_dict) writes it. Do "
-            "not open this file by other means unless you trust its source."
+            f"{file}: refused, because it {why}; nothing of it was executed. Expected a dictionary "
+            "of tensors, as torch.save(state_dict) writes it. Do not open this file by other means "
+            "unless you trust its source."
         ) from error
     except Exception as error:  # whatever torch raises here, the file is at fault
         raise UserError(
