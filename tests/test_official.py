@@ -193,7 +193,8 @@ class TestTorchFiles:
             torch.save(state, file, _use_new_zipfile_serialization=form == "torch")
         else:
             file.write_bytes(pickle.dumps({"code": Code()}, int(form[-1])))
-        with pytest.raises(UserError, match=rf"{file}: refused, because it .*; nothing of it was executed"):
+        message = rf"{file}: refused, because it .*; nothing of it was executed"
+        with pytest.raises(UserError, match=message):
             torch_file.read_state(file)
         assert not trace.exists()
 
