@@ -186,6 +186,30 @@ def test_saved_data_set_with_splits(tmp_path: Path, rows: datasets.Dataset) -> N
         read_split(define("huggingface", tmp_path / "saved"), "test")
 
 
+def test_a_subset_is_a_folder_of_the_local_folder(tmp_path: Path, rows: datasets.Dataset) -> None:
+    for subset, first in (("one", 0), ("two", 1)):
+        chosen = datasets.DatasetDict({"train": rows.select([first])})
+        chosen.save_to_disk(str(tmp_path / subset))
+    for subset, text in (("one", "one"), ("two", "two")):
+        records = read_split(define("huggingface", tmp_path, subset=subset), "train")
+        assert [record.fields["text"] for record in records] == [text]
+    with pytest.raises(UserError, match=f"of the data set '{tmp_path} three'"):
+        read_split(define("huggingface", tmp_path, subset="three"), "train")
+
+
+def test_a_subset_is_a_configuration_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*arguments: Any, **options: Any) -> datasets.Dataset:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_dict({"text": ["t"], "label": ["a"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    records = read_split(define("huggingface", "nyu-mll/glue", subset="mnli"), "train")
+    assert asked == [(("nyu-mll/glue", "mnli"), {"split": "train"})]
+    assert records[0].where == "nyu-mll/glue mnli train row 0"
+
+
 def test_class_labels_become_names_when_the_task_names_them(
     tmp_path: Path, rows: datasets.Dataset
 ) -> None:

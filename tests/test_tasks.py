@@ -70,6 +70,9 @@ def texts(examples: tuple[Example, ...]) -> list[str]:
         ({"validation": None}, "validation = None must be a text"),
         ({"text_fields": ()}, r"text_fields = \(\) must name at least one"),
         ({"text_fields": "text"}, r"text_fields = 'text' must be a sequence"),
+        ({"text_format": "text"}, r"text_format = 'text' must contain '\{text\}', one of the"),
+        ({"text_format": "{text} {body}"}, r"has '\{body\}', which is none of text_fields"),
+        ({"subset": "mnli"}, "subset = 'mnli' is of source 'huggingface' only"),
         ({"labels": ("a",)}, r"labels = \('a',\) must hold at least two"),
         ({"labels": ()}, r"labels = \(\) must hold at least two labels \(or name a response_field"),
         ({"labels": ("a", "a")}, r"holds 'a' twice"),
@@ -111,6 +114,25 @@ def test_example_has_text_class_and_place(tmp_path: Path) -> None:
         Example("two", 1, f"{tmp_path}/train.jsonl:2"),
     )
     assert (task.validation, task.skipped) == ((), {})
+
+
+def test_several_fields_are_put_into_a_format(tmp_path: Path) -> None:
+    (tmp_path / "train").write_text(
+        "premise,claim,label\n P {claim} ,C,0\n,C,1\n,,1\n", encoding="utf-8"
+    )
+    definition = define(
+        tmp_path,
+        source="csv",
+        train="train",
+        test="",
+        text_fields=("claim", "premise"),
+        text_format="{premise}\nClaim: {claim} {x",
+        raw_labels=(0, 1),
+    )
+    task = load(definition, on_bad_example="skip")
+    # What stands in the data is not taken for a place, and a lone brace is a brace.
+    assert texts(task.train) == ["P {claim}\nClaim: C {x", "\nClaim: C {x"]
+    assert task.skipped == {"empty text": 1}
 
 
 def test_several_fields_are_joined_and_numbers_match_their_text(tmp_path: Path) -> None:

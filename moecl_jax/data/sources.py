@@ -44,7 +44,12 @@ def location(definition: "TaskDefinition", split: str) -> str:
     name = getattr(definition, split)
     if definition.source in FILE_SOURCES:
         return str(Path(definition.path) / name)
-    return f"{definition.path} {name}"
+    return f"{_data_set(definition)} {name}"
+
+
+def _data_set(definition: "TaskDefinition") -> str:
+    """The data set's name, with that of its subset if there is one."""
+    return f"{definition.path} {definition.subset}".rstrip()
 
 
 def read_split(definition: "TaskDefinition", split: str) -> list[Record]:
@@ -280,7 +285,8 @@ def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
     as_ids = INPUT_IDS in columns and columns.isdisjoint(definition.text_fields)
     texts = (INPUT_IDS,) if as_ids else definition.text_fields
     needed = (*texts, definition.answer_field)
-    _require_columns(data.column_names, needed, f"{definition.path} {split}")
+    where = f"{_data_set(definition)} {split}"
+    _require_columns(data.column_names, needed, where)
     feature = data.features[definition.answer_field]
     raw_labels = definition.raw_labels or definition.labels
     names: Sequence[str] = ()
@@ -292,7 +298,7 @@ def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
         label = fields[definition.answer_field]
         if isinstance(label, int) and 0 <= label < len(names):
             fields = {**fields, definition.answer_field: names[label]}
-        records.append(Record(fields, f"{definition.path} {split} row {index}"))
+        records.append(Record(fields, f"{where} row {index}"))
     return records
 
 
@@ -300,21 +306,24 @@ def _open_huggingface(definition: "TaskDefinition", split: str) -> Any:
     """The `datasets.Dataset` of a split: saved with save_to_disk, a folder of files, or the hub."""
     import datasets
 
-    folder = Path(definition.path).expanduser()
+    path, subset = definition.path, definition.subset or None
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        folder, subset = folder / definition.subset, None
+        path = str(folder)
     try:
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))[split]
         if (folder / split / "dataset_info.json").is_file():
             return datasets.load_from_disk(str(folder / split))
-        path = str(folder) if folder.is_dir() else definition.path
-        return datasets.load_dataset(path, split=split)
+        return datasets.load_dataset(path, subset, split=split)
     # The libraries below raise dozens of types, from httpx to pyarrow, for what is one mistake
     # here: the data set cannot be had.
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"task '{definition.name}': cannot load split '{split}' of the data set "
-            f"'{definition.path}' ({type(error).__name__}: {reason}). Check the name and the "
+            f"'{_data_set(definition)}' ({type(error).__name__}: {reason}). Check the name and the "
             "split. Without a network, load it once on a machine that has one and copy the folder "
             "that Dataset.save_to_disk writes, or a folder of parquet, JSON or CSV files, and set "
             "`path` to it; a data set that needs its own code (trust_remote_code) is not loaded."

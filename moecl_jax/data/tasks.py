@@ -3,7 +3,7 @@
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 from pathlib import Path
@@ -245,7 +245,7 @@ def _example(
     if record.problem is not None:
         return record.problem
     fields = record.fields
-    prompt = _prompt(record, definition.text_fields, vocabulary_size)
+    prompt = _prompt(record, definition, vocabulary_size)
     if isinstance(prompt, BadExample):
         return prompt
     text, input_ids = prompt
@@ -265,19 +265,22 @@ def _example(
 
 
 def _prompt(
-    record: Record, names: tuple[str, ...], vocabulary_size: int
+    record: Record, definition: TaskDefinition, vocabulary_size: int
 ) -> tuple[str, tuple[int, ...]] | BadExample:
-    """The text of a record that has one of the fields, else its `input_ids`."""
+    """The text of a record that has one of the text fields, else its `input_ids`."""
+    names = definition.text_fields
     ids: Any = record.fields.get(INPUT_IDS)
     if ids is None or any(record.fields.get(name) is not None for name in names):
-        text = _text(record, names)
+        text = _text(record, names, definition.join_texts)
         return text if isinstance(text, BadExample) else (text, ())
     problem = problem_with_ids(ids, vocabulary_size)
     return BadExample("bad input_ids", problem) if problem else ("", tuple(ids))
 
 
-def _text(record: Record, names: tuple[str, ...]) -> str | BadExample:
-    """The texts of some fields, less white space around them, joined by a space."""
+def _text(
+    record: Record, names: tuple[str, ...], join: Callable[[Sequence[str]], str] = " ".join
+) -> str | BadExample:
+    """The texts of some fields, less white space around them, joined."""
     parts = []
     for name in names:
         if name not in record.fields:
@@ -286,9 +289,9 @@ def _text(record: Record, names: tuple[str, ...]) -> str | BadExample:
         if not isinstance(value, str | None):
             return BadExample("text is no string", f"field '{name}' is {value!r}, not a text")
         parts.append((value or "").strip())
-    text = " ".join(part for part in parts if part)
-    if not text:
+    if not any(parts):
         return BadExample("empty text", f"the text ({', '.join(names)}) is empty")
+    text = join(parts)
     if LONE_SURROGATE.search(text):
         return BadExample("invalid UTF-8", "the text holds half of a surrogate pair (\\ud800...)")
     return text
