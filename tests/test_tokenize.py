@@ -12,7 +12,9 @@ from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.tasks import Example, Task
 from moecl_jax.data.tokenize import (
     PromptFormat,
+    TokenizedExample,
     TokenizedTask,
+    bare_prompts,
     prompt_format,
     tokenize_answers,
     tokenize_prompt,
@@ -328,3 +330,15 @@ def test_smollm2_s_chat_template() -> None:
     short, cut = tokenize_prompt("Win a prize " * 50, form, smollm2, len(prompt))
     assert (len(short), cut) == (len(prompt), True)
     assert smollm2.decode(short).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_bare_prompt_is_the_text_alone_or_the_given_ids() -> None:
+    task = Task(define("yes", "no"), (Example("a b c", 0, "here"),), (), ())
+    answers = (np.array([10, 2], np.int32),)
+    options = {"max_length": 9, "max_response": 1, "over_long": "truncate"}
+    tokenized = tokenize_task(task, answers, word_tokenizer(bos=True), **options)
+    ids = TokenizedExample(np.array([3, 6], np.int32), 0)
+    mixed = (ids, *tokenized.splits["train"], ids)
+    bare = bare_prompts(mixed, word_tokenizer(bos=True), 3)
+    assert [words(prompt) for prompt in bare] == ["classify a", "<bos> a b", "classify a"]
+    assert bare_prompts([ids], None, 3)[0] is ids.prompt

@@ -33,6 +33,10 @@ class PromptFormat:
     answer_prefix: str = " "
 
 
+BARE = PromptFormat("{text}")
+"""A text alone, which does not tell the task."""
+
+
 @dataclass(frozen=True)
 class TokenizedExample:
     """A prompt and its answer.
@@ -43,12 +47,14 @@ class TokenizedExample:
         response: of a free-form task, ids of the response with its end of sequence, int32 [A];
             a response that was cut has no end. None in a label task.
         response_text: of a free-form task, the whole response.
+        text: what stands in the template, whole; "" where the prompt was given as `input_ids`.
     """
 
     prompt: np.ndarray
     label: int
     response: np.ndarray | None = None
     response_text: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ def tokenize_task(
                 f"takes {max_length - max_prompt}): {error}"
             ) from error
         kept = [
-            TokenizedExample(prompt, example.label, response, example.response)
+            TokenizedExample(prompt, example.label, response, example.response, example.text)
             for example, (prompt, cut), (response, response_cut) in zip(
                 examples, prompts, responses, strict=True
             )
@@ -326,6 +332,28 @@ def tokenize_prompt(
         UserError: the template alone is longer than max_prompt, or the tokenizer is slow.
     """
     return next(_tokenize_prompts([text], prompt_form, tokenizer, max_prompt))
+
+
+def bare_prompts(
+    examples: Sequence[TokenizedExample],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    max_prompt: int,
+) -> list[np.ndarray]:
+    """The ids of each example's text without a template, or of its prompt if that was all.
+
+    Args:
+        examples: n of them.
+        tokenizer: a fast tokenizer; None if the model has none, and no example has a text.
+        max_prompt: the most tokens of a result; longer texts are cut at their end.
+
+    Returns:
+        n times int32 [P] with P <= max_prompt.
+    """
+    tokenized: Iterator[tuple[np.ndarray, bool]] = iter(())
+    if tokenizer is not None:
+        texts = [example.text for example in examples if example.text]
+        tokenized = _tokenize_prompts(texts, BARE, tokenizer, max_prompt)
+    return [next(tokenized)[0] if example.text else example.prompt for example in examples]
 
 
 def _tokenize_prompts(
