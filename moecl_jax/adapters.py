@@ -102,7 +102,7 @@ def _choose_expert(
                 "expert; leave --expert out"
             )
         last = stream.finished[finished[-1]].expert
-        only: Expert = method.adapter(stream.shared, last)[method.experts[0]]
+        only: Expert = method.adapter(stream.shared, last, stream.memory)[method.experts[0]]
         return only
     names = (SHARED, *finished)
     if expert is None:
@@ -121,7 +121,7 @@ def _choose_expert(
         file=sys.stderr,
     )
     task = finished[-1] if expert == SHARED else expert
-    layers = method.adapter(stream.shared, stream.finished[task].expert)
+    layers = method.adapter(stream.shared, stream.finished[task].expert, stream.memory)
     chosen: Expert = layers["shared" if expert == SHARED else "task"]
     return chosen
 

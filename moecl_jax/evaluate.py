@@ -17,7 +17,7 @@ from moecl_jax.steps import Active
 _CHARACTER = r"[\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 _WORDS = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\w)+")
 
-EvaluationStep = Callable[[Active, Tree, Batch], tuple[Any, Any]]
+EvaluationStep = Callable[[Active, Tree, Batch], tuple[Any, Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Scores:
     Attributes:
       scores: `[n, C]` float32, class logits or log-probabilities of the answers' texts.
       answered: `[n, C]` bool, whether this is the answer given.
+      reports: what the layers' FFN functions report of each example, `[L, n]`.
     """
 
     scores: np.ndarray
     answered: np.ndarray
+    reports: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Evaluation:
         which has no labels to choose from.
       log_likelihood: mean log of the right label's share of exp(scores); in a free-form task mean
         log-probability of the responses.
+      shared_weight: in MoE-CL, mean weight of the shared expert in each layer; else empty.
     """
 
     accuracy: float
     scored_accuracy: float
     log_likelihood: float
+    shared_weight: tuple[float, ...] = ()
 
 
 def score(
@@ -89,7 +93,13 @@ def score(
         np.concatenate([np.asarray(result[part])[:count] for result, count in results])
         for part in (0, 1)
     )
-    return Scores(scores[:, :columns], answered[:, :columns])
+    reports = {
+        name: np.concatenate(
+            [np.asarray(result[2][name])[:, :count] for result, count in results], axis=1
+        )
+        for name in results[0][0][2]
+    }
+    return Scores(scores[:, :columns], answered[:, :columns], reports)
 
 
 def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> Evaluation:
@@ -102,6 +112,9 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
     wide = scores.scores.astype(np.float64)
     if examples[0].response is not None:
         return Evaluation(float(scores.answered.mean()), math.nan, float(wide.mean()))
+    shared_weight: tuple[float, ...] = ()
+    if "shared_weight" in scores.reports:
+        shared_weight = tuple(scores.reports["shared_weight"].mean(axis=1).tolist())
     labels = np.array([example.label for example in examples])
     rows = np.arange(len(labels))
     shifted = wide - wide.max(axis=1, keepdims=True)
@@ -110,6 +123,7 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
         accuracy=float(scores.answered[rows, labels].mean()),
         scored_accuracy=float((wide.argmax(axis=1) == labels).mean()),
         log_likelihood=float(log_shares[rows, labels].mean()),
+        shared_weight=shared_weight,
     )
 
 

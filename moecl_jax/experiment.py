@@ -24,13 +24,13 @@ from moecl_jax.data.tokenize import (
 from moecl_jax.errors import UserError
 from moecl_jax.generation import Sampling, Writer, read_prompts, write_tokens
 from moecl_jax.losses import OBJECTIVES, REDUCTIONS
-from moecl_jax.methods import METHODS, MethodSettings
+from moecl_jax.methods import METHODS, Method, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.state import Initializer
-from moecl_jax.steps import Learner, evaluation_step, train_step
+from moecl_jax.steps import Learner, evaluation_step, importance_step, train_step
 from moecl_jax.weights.load import Backbone, load_backbone
 
 if TYPE_CHECKING:
@@ -118,9 +118,11 @@ class Experiment:
         for free-form tasks.
       training: how a task is trained.
       answering: how answers are evaluated.
+      batch_size: of a task's own examples in a training batch.
       training_layout: of training batches.
       evaluation_layout: of evaluation batches.
       train_step: compiled `steps.train_step`.
+      importance_step: compiled `steps.importance_step`.
       evaluation_step: compiled `steps.evaluation_step`.
       writer: writes text with the LM head; None with classification heads.
     """
@@ -136,9 +138,11 @@ class Experiment:
     answers: tuple[tuple[np.ndarray, ...], ...]
     training: Training
     answering: Answering
+    batch_size: int
     training_layout: Layout
     evaluation_layout: Layout
     train_step: Callable[..., Any]
+    importance_step: Callable[..., Any]
     evaluation_step: Callable[..., Any]
     writer: Writer | None
 
@@ -201,7 +205,8 @@ def build(config: ConfigDict) -> Experiment:
         )
     answers = _answers(head, definitions, backbone)
 
-    method = method_class(settings, backbone.config)
+    method = method_class(settings, backbone.config, _options(config)[config.method])
+    _check_rehearsal(method, head, config.shared_head)
     learner = Learner(
         method=method,
         head=head,
@@ -220,6 +225,7 @@ def build(config: ConfigDict) -> Experiment:
         answer_length=max((len(ids) for labels in answers for ids in labels), default=1),
         padded_length=config.data.max_length if rows == "padded_to_max" else 0,
     )
+    batch_size = _at_least("batch.size", config.batch.size, 1)
     frozen = jax.device_put(
         as_bits(backbone.params) if jax.default_backend() == "cpu" else backbone.params
     )
@@ -235,11 +241,13 @@ def build(config: ConfigDict) -> Experiment:
         answers=answers,
         training=_training(config),
         answering=_answering(config, max_response),
-        training_layout=layout(_at_least("batch.size", config.batch.size, 1)),
+        batch_size=batch_size,
+        training_layout=layout(batch_size + method.replayed),
         evaluation_layout=layout(
             _at_least("batch.evaluation_size", config.batch.evaluation_size, 1)
         ),
         train_step=jax.jit(functools.partial(train_step, learner=learner), donate_argnums=0),
+        importance_step=jax.jit(functools.partial(importance_step, learner=learner)),
         evaluation_step=jax.jit(functools.partial(evaluation_step, learner=learner)),
         writer=_writer(learner, frozen, backbone) if head == "lm" else None,
     )
@@ -327,6 +335,27 @@ def _check_shared_head(head: str, definitions: Sequence[TaskDefinition]) -> None
         raise UserError(
             f"config: shared_head needs equally many labels in every task, but {listed}; set "
             "shared_head = False for a head a task"
+        )
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    """Each method's own hyper-parameters, out of the section with its name."""
+    options = {}
+    for name, method in METHODS.items():
+        names = [field.name for field in dataclasses.fields(method.Options)]
+        try:
+            options[name] = method.Options(**{key: config[name][key] for key in names})
+        except UserError as error:
+            raise UserError(f"config: {name}.{error}") from error
+    return options
+
+
+def _check_rehearsal(method: Method, head: str, shared_head: bool) -> None:
+    if method.rehearsal != "none" and head == "classification" and not shared_head:
+        raise UserError(
+            f"config: method = '{method.name}' puts examples of several tasks into one "
+            "batch, which takes an output layer that they share: set head = 'lm', or "
+            "shared_head = True"
         )
 
 

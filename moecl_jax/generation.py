@@ -58,6 +58,7 @@ class Continuation:
       positions: `[R]`, theirs.
       done: `[R]`, whether the text has ended.
       keys: `[R]`, a key a row; each position folds its number in.
+      query: `[R, D]`, mean frozen word embedding of each prompt.
     """
 
     cache: KeyValueCache
@@ -65,6 +66,7 @@ class Continuation:
     positions: jax.Array
     done: jax.Array
     keys: jax.Array
+    query: jax.Array
 
 
 def read_prompts(
@@ -95,11 +97,16 @@ def read_prompts(
     rows, width = prompts.shape
     cache = empty_cache(learner.method.config, rows, slots, learner.dtype)
     positions = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-    hidden, cache = _decode(active, frozen, prompts, positions, cache, learner)
+    decoder = Decoder(learner.method.config, learner.dtype)
+    words: Any = decoder.apply({"params": frozen}, prompts.reshape(-1), method="embed")
+    real = (positions < lengths[:, None]).astype(jnp.float32)
+    words = words.reshape(rows, width, -1).astype(jnp.float32)
+    query = jnp.einsum("rs,rsd->rd", real, words) / jnp.maximum(lengths, 1)[:, None]
+    hidden, cache = _decode(active, frozen, prompts, positions, cache, query, learner)
     last = jnp.arange(rows) * width + jnp.maximum(lengths, 1) - 1
     done = lengths == 0
-    empty = Continuation(cache, prompts[:, 0], jnp.maximum(lengths, 1) - 1, done, keys)
-    return _append(empty, hidden[last], frozen, learner, end, sampling)
+    empty = Continuation(cache, prompts[:, 0], jnp.maximum(lengths, 1) - 1, done, keys, query)
+    return _append(active, empty, hidden[last], frozen, learner, end, sampling)
 
 
 def write_tokens(
@@ -121,11 +128,11 @@ def write_tokens(
             before.tokens[:, None],
             before.positions[:, None],
             before.cache,
+            before.query,
             learner,
         )
-        after = _append(
-            dataclasses.replace(before, cache=cache), hidden, frozen, learner, end, sampling
-        )
+        read = dataclasses.replace(before, cache=cache)
+        after = _append(active, read, hidden, frozen, learner, end, sampling)
         return after, after.tokens
 
     continuation, tokens = jax.lax.scan(write, continuation, length=count)
@@ -284,16 +291,21 @@ def _decode(
     tokens: jax.Array,
     positions: jax.Array,
     cache: KeyValueCache,
+    query: jax.Array,
     learner: Learner,
 ) -> tuple[jax.Array, KeyValueCache]:
-    adapter = learner.method.adapter(active.shared, active.expert)
+    method = learner.method
+    of_tokens = jnp.repeat(query, tokens.shape[1], axis=0)
+    adapter = method.adapter(active.shared, active.expert, active.memory, of_tokens)
+    parameters = method.parameters(frozen, active.shared)
     out: Any = learner.decoder(training=False).apply(
-        {"params": frozen}, tokens, positions, cache, adapter, method="decode"
+        {"params": parameters}, tokens, positions, cache, adapter, method="decode"
     )
     return out
 
 
 def _append(
+    active: Active,
     texts: Continuation,
     hidden: jax.Array,
     frozen: Tree,
@@ -303,7 +315,8 @@ def _append(
 ) -> Continuation:
     """Chooses the token after each text's last one from that one's hidden state `[R, D]`."""
     decoder = Decoder(learner.method.config, learner.dtype)
-    logits: Any = decoder.apply({"params": frozen}, hidden, method="logits")
+    parameters = learner.method.parameters(frozen, active.shared)
+    logits: Any = decoder.apply({"params": parameters}, hidden, method="logits")
     positions = texts.positions + 1
     tokens = jnp.where(texts.done, end, choose(logits, texts.keys, positions, sampling))
     done = texts.done | (tokens == end)

@@ -197,9 +197,7 @@ class _Trained:
                 f"{', '.join(stream.finished)}"
             )
         if base:
-            initializer = self.experiment.initializer
-            shared = initializer.shared(len(self.experiment.names))
-            stream = Stream(shared, {})
+            stream = self.experiment.initializer.stream(len(self.experiment.names))
         self.active = task_trees(self.experiment, stream, self.index)
         self.max_response: int = config.data.max_response
         self.reader = PromptReader(self.experiment, self.index, config)

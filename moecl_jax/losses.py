@@ -76,7 +76,8 @@ def adversarial_losses(
       reduction: of both losses over the layers.
 
     Returns:
-      The discriminator's loss, the shared expert's loss, and the discriminator's accuracy.
+      The discriminator's loss, the shared expert's loss, and the discriminator's accuracy in each
+      layer `[L]`.
     """
     chex.assert_rank([pooled, discriminator, task_index, weights], [3, 3, 0, 1])
     chex.assert_equal_shape_prefix([pooled, discriminator], 1)
@@ -99,7 +100,8 @@ def adversarial_losses(
     if reduction == "sum":
         loss, expert_loss = loss * len(pooled), expert_loss * len(pooled)
     right = (jnp.argmax(seen_by_discriminator, axis=-1) == labels).astype(jnp.float32)
-    return loss, expert_loss, _weighted_mean(right, layer_weights)
+    accuracy = jnp.sum(right * layer_weights, axis=1) / jnp.maximum(jnp.sum(weights), 1.0)
+    return loss, expert_loss, accuracy
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

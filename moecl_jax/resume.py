@@ -12,7 +12,6 @@ from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.errors import UserError
 from moecl_jax.evaluate import Evaluation
 from moecl_jax.experiment import Experiment
-from moecl_jax.methods.base import Tree
 from moecl_jax.progress import plain
 from moecl_jax.state import Finished, Stream, look_up
 from moecl_jax.steps import Active, TrainState
@@ -34,6 +33,8 @@ class History:
       validation: of the weights kept of each task.
       global_step: steps done in all finished tasks.
       wall_seconds: spent until the last task was finished.
+      gate_weights: in MoE-CL, mean weight of the shared expert by task and layer, after the task
+        that was finished last.
       converted: how many of the finished tasks came with a converted checkpoint.
     """
 
@@ -43,6 +44,7 @@ class History:
     validation: list[float | None] = dataclasses.field(default_factory=list)
     global_step: int = 0
     wall_seconds: float = 0.0
+    gate_weights: list[list[float]] = dataclasses.field(default_factory=list)
     converted: int = 0
 
     @classmethod
@@ -57,6 +59,7 @@ class History:
         """Adds the results on all tasks after a task."""
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
+        self.gate_weights = [list(e.shared_weight) for e in evaluations if e.shared_weight]
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""
@@ -73,23 +76,22 @@ def restore_stream(
       UserError: the checkpoints were made with another frozen model, or cannot be read.
     """
     initializer, count = experiment.initializer, len(experiment.definitions)
-    shared, finished, history = initializer.shared(count), {}, None
+    stream, history = initializer.stream(count), None
     for index, name in enumerate(experiment.names):
         record = checkpoints.finished_record(index, name)
         if record is None:
             break
         check_fingerprint(experiment, record)
         history = History.from_record(record)
-        tree = restore_task(experiment, checkpoints, index, len(history.random_init))
-        finished[name] = Finished(tree["expert"], tree["head"])
-        shared = initializer.extend(tree["shared"], count)
-    return Stream(shared, finished), history
+        restored = restore_task(experiment, checkpoints, index, len(history.random_init))
+        stream = dataclasses.replace(restored, finished={**stream.finished, **restored.finished})
+    return stream, history
 
 
 def restore_task(
     experiment: Experiment, checkpoints: TaskCheckpoints, index: int, task_count: int
-) -> dict[str, Tree]:
-    """A finished task's `shared`, `expert` and `head` as NumPy.
+) -> Stream:
+    """The stream of the moment when a task was finished, with that task alone, as NumPy.
 
     Args:
       experiment: the run.
@@ -97,12 +99,17 @@ def restore_task(
       index: place of the task.
       task_count: tasks of the stream when it was saved.
     """
-    definition = experiment.definitions[index]
+    definition, initializer = experiment.definitions[index], experiment.initializer
+    method, count = initializer.method, len(experiment.definitions)
 
-    def begin() -> Active:
-        return experiment.initializer.begin(experiment.initializer.shared(task_count), index)
+    def finished() -> Active:
+        stream = initializer.stream(task_count)
+        active = initializer.begin(stream.shared, index, memory=stream.memory)
+        active = dataclasses.replace(active, memory=method.begin_task(active.shared, active.memory))
+        importance = active.shared if method.importance_examples else {}
+        return initializer.finish(active, index, importance)
 
-    shapes = jax.eval_shape(begin)
+    shapes = jax.eval_shape(finished)
     head = jax.tree.map(
         lambda kernel: jax.ShapeDtypeStruct(
             (kernel.shape[0], len(definition.labels)), kernel.dtype
@@ -110,7 +117,14 @@ def restore_task(
         shapes.head,
     )
     template = {"shared": shapes.shared, "expert": shapes.expert, "head": head}
-    return dict(checkpoints.restore_finished(index, definition.name, template))
+    if shapes.memory:
+        template["memory"] = shapes.memory
+    tree = checkpoints.restore_finished(index, definition.name, template)
+    return Stream(
+        initializer.extend(tree["shared"], count),
+        {definition.name: Finished(tree["expert"], tree["head"])},
+        method.extend_memory(tree.get("memory", {}), count),
+    )
 
 
 def save_finished(
@@ -127,10 +141,13 @@ def save_finished(
     index = len(stream.finished) - 1
     name = experiment.names[index]
     done = stream.finished[name]
+    tree = {"shared": stream.shared, "expert": done.expert, "head": done.head}
+    if stream.memory:
+        tree["memory"] = stream.memory
     checkpoints.save_finished(
         index,
         name,
-        {"shared": stream.shared, "expert": done.expert, "head": done.head},
+        tree,
         plain(
             {
                 **dataclasses.asdict(history),
@@ -181,7 +198,7 @@ def task_trees(experiment: Experiment, stream: Stream, index: int) -> Active:
     if name in stream.finished:
         initializer = experiment.initializer
         return look_up(stream, name, initializer.classes, shared_head=initializer.shared_head)
-    return experiment.initializer.begin(stream.shared, index, stream.last_head)
+    return experiment.initializer.begin(stream.shared, index, stream.last_head, stream.memory)
 
 
 def check_fingerprint(experiment: Experiment, record: Mapping[str, Any]) -> None:

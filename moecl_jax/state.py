@@ -17,7 +17,7 @@ from moecl_jax.methods.base import Method, Tree
 from moecl_jax.models.heads import init_head
 from moecl_jax.steps import Active, Head
 
-_SHARED, _EXPERT, _HEAD, _TRAINING = range(4)  # streams of random numbers
+_SHARED, _EXPERT, _HEAD, _TRAINING, _FINISH = range(5)  # streams of random numbers
 
 
 @flax.struct.dataclass
@@ -30,10 +30,11 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Shared trees of the moment and the finished tasks by name, in their order."""
+    """Shared trees and memory of the moment and the finished tasks by name, in their order."""
 
     shared: Tree
     finished: Mapping[str, Finished]
+    memory: Tree = dataclasses.field(default_factory=dict)
 
     @property
     def last_head(self) -> Tree | None:
@@ -67,21 +68,45 @@ class Initializer:
         """Shared trees of a shorter stream, ready for `task_count` tasks."""
         return self.method.extend_shared(shared, self._key(_SHARED, 0), task_count)
 
-    def begin(self, shared: Tree, task_index: int, last_head: Tree | None = None) -> Active:
+    def stream(self, task_count: int) -> Stream:
+        """The stream before the first of `task_count` tasks."""
+        return Stream(self.shared(task_count), {}, self.method.init_memory(task_count))
+
+    def begin(
+        self,
+        shared: Tree,
+        task_index: int,
+        last_head: Tree | None = None,
+        memory: Tree | None = None,
+    ) -> Active:
         """What is trained when a task begins, or stands for one that has not begun.
 
         Args:
           shared: the shared trees of the moment.
           task_index: place of the task.
           last_head: of the task finished last, with which a shared head goes on.
+          memory: the memory of the moment; empty as a default.
         """
         expert = self.method.init_task_expert(self._key(_EXPERT, task_index))
-        if self.head == "lm":
-            return Active(shared, expert, {})
-        if self.shared_head and last_head is not None:
-            return Active(shared, expert, _padded(last_head, self.classes))
-        key = self._key(_HEAD, 0 if self.shared_head else task_index)
-        return Active(shared, expert, init_head(key, self.method.config.width, self.classes))
+        head: Tree = {}
+        if self.head == "classification" and self.shared_head and last_head is not None:
+            head = _padded(last_head, self.classes)
+        elif self.head == "classification":
+            key = self._key(_HEAD, 0 if self.shared_head else task_index)
+            head = init_head(key, self.method.config.width, self.classes)
+        return Active(shared, expert, head, {} if memory is None else memory)
+
+    def finish(self, active: Active, task_index: int, importance: Tree) -> Active:
+        """What a task's trees and memory become when it is finished: see `Method.finish_task`."""
+        shared, expert, memory = self.method.finish_task(
+            active.shared,
+            active.expert,
+            active.memory,
+            index=task_index,
+            key=self._key(_FINISH, task_index),
+            importance=importance,
+        )
+        return Active(shared, expert, active.head, memory)
 
     def training_key(self, task_index: int) -> jax.Array:
         """Key of a task's training; steps fold their number in."""
@@ -92,12 +117,12 @@ class Initializer:
 
 
 def finish(stream: Stream, name: str, active: Active, class_count: int) -> Stream:
-    """The stream after a task: its shared trees carried on, its own parts set aside."""
+    """The stream after a task: its shared trees and memory carried on, its own parts set aside."""
     if name in stream.finished:
         raise UserError(f"task '{name}' is finished already; it cannot be trained again")
     head = jax.tree.map(lambda kernel: np.asarray(kernel)[:, :class_count], active.head)
     done = Finished(jax.tree.map(np.asarray, active.expert), head)
-    return Stream(active.shared, {**stream.finished, name: done})
+    return Stream(active.shared, {**stream.finished, name: done}, active.memory)
 
 
 def look_up(stream: Stream, name: str, classes: int, *, shared_head: bool = False) -> Active:
@@ -112,7 +137,8 @@ def look_up(stream: Stream, name: str, classes: int, *, shared_head: bool = Fals
     done = stream.finished[name]
     expert = jax.tree.map(jnp.asarray, done.expert)
     head = _padded(stream.last_head if shared_head else done.head, classes)
-    return Active(jax.tree.map(jnp.asarray, stream.shared), expert, head)
+    shared, memory = jax.tree.map(jnp.asarray, (stream.shared, stream.memory))
+    return Active(shared, expert, head, memory)
 
 
 def _padded(head: Tree, classes: int) -> Tree:

@@ -15,7 +15,7 @@ import optax
 
 from moecl_jax.data.batching import Batch
 from moecl_jax.losses import answer_loss, classification_loss
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method, Tree, View
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.heads import answer_log_probabilities, class_logits
 
@@ -25,17 +25,20 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Active:
-    """Everything that is trained while one task is.
+    """Everything that is trained while one task is, or that answers for it.
 
     Attributes:
       shared: the method's tree that all tasks share.
       expert: the task's own tree.
       head: `[D, C]` kernel of the task's classification head, or `{}` with the LM head.
+      memory: the method's memory, which answers are given with and which is never trained; `{}`
+        where this is what a step differentiates.
     """
 
     shared: Tree
     expert: Tree
     head: Any
+    memory: Tree = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -47,12 +50,19 @@ class TrainState:
       key: key of this task; each step folds its number in.
       active: what is trained.
       optimizer_state: of `active` alone.
+      memory: the method's memory, the same in all steps.
     """
 
     step: jax.Array
     key: jax.Array
     active: Active
     optimizer_state: optax.OptState
+    memory: Tree = flax.struct.field(default_factory=dict)
+
+    @property
+    def answering(self) -> Active:
+        """What is trained together with the memory."""
+        return dataclasses.replace(self.active, memory=self.memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +104,11 @@ class Learner:
 
 
 def init_train_state(learner: Learner, active: Active, key: jax.Array) -> TrainState:
-    """A fresh optimizer for `active`."""
-    return TrainState(jnp.zeros((), jnp.int32), key, active, learner.optimizer.init(active))
+    """A fresh optimizer for `active`; its memory becomes the one that the task trains with."""
+    memory = learner.method.begin_task(active.shared, active.memory)
+    trained = dataclasses.replace(active, memory={})
+    state = learner.optimizer.init(trained)
+    return TrainState(jnp.zeros((), jnp.int32), key, trained, state, memory)
 
 
 def train_step(
@@ -120,7 +133,10 @@ def train_step(
         gradients, state.optimizer_state, state.active
     )
     active = jax.tree.map(lambda p, u: p - learning_rate * u, state.active, updates)
-    return TrainState(state.step + 1, state.key, active, optimizer_state), metrics
+    advanced = dataclasses.replace(
+        state, step=state.step + 1, active=active, optimizer_state=optimizer_state
+    )
+    return advanced, metrics
 
 
 def loss(
@@ -129,21 +145,43 @@ def loss(
     """What is differentiated: instruction loss plus the method's penalty; and metrics."""
     layers = (learner.method.config.layers,)
     seeds = jax.random.bits(jax.random.fold_in(state.key, state.step), layers, jnp.uint32)
-    hidden, reports = forward(active, frozen, batch, learner, seeds=seeds)
-    if learner.head == "lm":
-        log_probabilities, _ = _answers(hidden, frozen, batch, learner)
-        instruction = answer_loss(log_probabilities, batch.answer_mask)
-    else:
-        logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
-        instruction = classification_loss(logits, batch.labels, batch.weights)
-    penalty, metrics = learner.method.penalty(active.shared, reports, batch)
+    answering = dataclasses.replace(active, memory=state.memory)
+    hidden, reports = forward(answering, frozen, batch, learner, seeds=seeds)
+    logits = output_logits(answering, hidden, frozen, batch, learner)
+    instruction = instruction_loss(logits, batch, learner)
+
+    def predict(shared: Tree) -> jax.Array:
+        other = dataclasses.replace(answering, shared=shared)
+        states, _ = forward(other, frozen, batch, learner, seeds=None)
+        return output_logits(other, states, frozen, batch, learner)
+
+    query = prompt_query(frozen, batch, learner)
+    view = View(state.memory, batch, reports, query, logits, predict)
+    penalty, metrics = learner.method.penalty(active.shared, view)
     seen = instruction + metrics.pop("penalty")
     return instruction + penalty, {"loss": seen, "loss_instruction": instruction, **metrics}
 
 
+def importance_step(active: Active, frozen: Tree, batch: Batch, *, learner: Learner) -> Tree:
+    """Squared gradient of the instruction loss of a batch, in the structure of `active.shared`.
+
+    Of a batch with one example it is a sample of the diagonal of the empirical Fisher information,
+    up to the number of the answer's tokens, over which the loss is averaged.
+    """
+
+    def of_shared(shared: Tree) -> jax.Array:
+        chosen = dataclasses.replace(active, shared=shared)
+        hidden, _ = forward(chosen, frozen, batch, learner, seeds=None)
+        return instruction_loss(
+            output_logits(chosen, hidden, frozen, batch, learner), batch, learner
+        )
+
+    return jax.tree.map(jnp.square, jax.grad(of_shared)(active.shared))
+
+
 def evaluation_step(
     active: Active, frozen: Tree, batch: Batch, *, learner: Learner
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Scores of each example's labels.
 
     Returns:
@@ -152,18 +190,20 @@ def evaluation_step(
       whether the label is the answer, `[B, C]` or `[B, K]`: the highest logit, or with the LM
       head whether greedy decoding writes exactly this label's text and ends. (Greedy decoding
       from the prompt gives a text if and only if, with that text fed, every token of it is the
-      most probable one.)
+      most probable one.) And what the layers' FFN functions report of each example, `[L, B]`.
     """
-    hidden, _ = forward(active, frozen, batch, learner, seeds=None)
+    hidden, reports = forward(active, frozen, batch, learner, seeds=None)
+    logits = output_logits(active, hidden, frozen, batch, learner)
     lowest = jnp.finfo(jnp.float32).min
     if learner.head == "lm":
-        log_probabilities, greedy = _answers(hidden, frozen, batch, learner)
+        log_probabilities, greedy = answer_log_probabilities(logits, batch.answer_targets)
         real = batch.answer_mask > 0
         exists = real.any(axis=-1)
         scores = jnp.where(real, log_probabilities, 0.0).sum(axis=-1)
-        return jnp.where(exists, scores, lowest), exists & (greedy | ~real).all(axis=-1)
-    logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
-    return logits, jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[1], dtype=bool)
+        answered = exists & (greedy | ~real).all(axis=-1)
+        return jnp.where(exists, scores, lowest), answered, reports
+    best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[1], dtype=bool)
+    return logits, best, reports
 
 
 def forward(
@@ -171,28 +211,54 @@ def forward(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Final hidden states `[N, D]` and the layers' reports; `seeds` `[L]` means training."""
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
-    examples = jnp.arange(1, batch.weights.shape[0] + 1)
-    membership = batch.segments.reshape(1, -1) == examples[:, None]
+    membership = _membership(batch)
+    query = None
+    if learner.method.queries:
+        query = membership.T @ prompt_query(frozen, batch, learner)
     out: Any = learner.decoder(training=seeds is not None).apply(
-        {"params": frozen},
+        {"params": learner.method.parameters(frozen, active.shared)},
         batch.tokens,
         batch.positions,
         batch.segments,
         batch.branches,
-        membership.astype(jnp.float32),
-        learner.method.adapter(active.shared, active.expert),
+        membership,
+        learner.method.adapter(active.shared, active.expert, active.memory, query),
         seeds,
     )
     return out
 
 
-def _answers(
-    hidden: jax.Array, frozen: Tree, batch: Batch, learner: Learner
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and greedy choices `[B, K, A]`, logits only where an answer is."""
+def output_logits(
+    active: Active, hidden: jax.Array, frozen: Tree, batch: Batch, learner: Learner
+) -> jax.Array:
+    """Logits of the answers' tokens, nowhere else, `[B, K, A, V]`; or class logits `[B, C]`."""
+    if learner.head == "classification":
+        return class_logits(hidden, batch.last_token, active.head, batch.class_count)
     decoder = Decoder(learner.method.config, learner.dtype)
+    parameters = learner.method.parameters(frozen, active.shared)
     at = hidden[batch.answer_positions.reshape(-1)]
-    logits: Any = decoder.apply({"params": frozen}, at, method="logits")
-    return answer_log_probabilities(
-        logits.reshape(*batch.answer_targets.shape, -1), batch.answer_targets
-    )
+    logits: Any = decoder.apply({"params": parameters}, at, method="logits")
+    return logits.reshape(*batch.answer_targets.shape, -1)
+
+
+def instruction_loss(logits: jax.Array, batch: Batch, learner: Learner) -> jax.Array:
+    """L_SFT of the output layer's logits."""
+    if learner.head == "classification":
+        return classification_loss(logits, batch.labels, batch.weights)
+    log_probabilities, _ = answer_log_probabilities(logits, batch.answer_targets)
+    return answer_loss(log_probabilities, batch.answer_mask)
+
+
+def prompt_query(frozen: Tree, batch: Batch, learner: Learner) -> jax.Array:
+    """Mean frozen word embedding of each prompt, `[B, D]` float32."""
+    prompt = _membership(batch) * (batch.branches.reshape(1, -1) == 0)
+    decoder = Decoder(learner.method.config, learner.dtype)
+    words: Any = decoder.apply({"params": frozen}, batch.tokens.reshape(-1), method="embed")
+    total = prompt @ words.astype(jnp.float32)
+    return total / jnp.maximum(prompt.sum(axis=1, keepdims=True), 1.0)
+
+
+def _membership(batch: Batch) -> jax.Array:
+    """`[B, N]` float32, 1 where a token is a real token of an example."""
+    examples = jnp.arange(1, batch.weights.shape[0] + 1)
+    return (batch.segments.reshape(1, -1) == examples[:, None]).astype(jnp.float32)

@@ -12,32 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from moecl_jax.checkpoint import TaskCheckpoints
-from moecl_jax.data.batching import chunks, epoch_order, make_batch
+from moecl_jax.data.rehearsal import reservoir
+from moecl_jax.data.tasks import SPLITS
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.evaluate import Evaluation, evaluate_examples, score, written_accuracy
 from moecl_jax.experiment import Experiment, build, load_tasks
 from moecl_jax.generation import Writer
 from moecl_jax.metrics import summarize
-from moecl_jax.progress import MetricsLog, Progress, plain
+from moecl_jax.progress import MetricsLog, plain
 from moecl_jax.resume import (
-    NO_SCORE,
     History,
     check_fingerprint,
-    in_progress_tree,
     restore_stream,
     restore_task,
     save_finished,
-    save_in_progress,
     task_trees,
 )
-from moecl_jax.state import Finished, Stream, finish
-from moecl_jax.steps import Active, Metrics, init_train_state
+from moecl_jax.state import Stream, finish
+from moecl_jax.steps import Active
+from moecl_jax.task_training import TaskTraining
 from moecl_jax.workdir import RESULTS_NAME, refuse_other_config, save_config, write_json
 
 _VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -90,10 +88,9 @@ class Run:
         stream, history = restore_stream(self.experiment, self.checkpoints)
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
-        shared = self.experiment.initializer.shared(len(self.tasks))
         if history is None:
             print("evaluating the untrained model on every task", file=sys.stderr, flush=True)
-            history = History([e.accuracy for e in self.evaluate_all(Stream(shared, {}))])
+            history = History([e.accuracy for e in self.evaluate_all(stream)])
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
         else:
@@ -108,17 +105,25 @@ class Run:
         with MetricsLog(self.workdir, resumed_step=resumed_step) as log:
             for index in range(finished, len(self.tasks)):
                 stream = self.train_task(index, stream, history, log)
-        return self._results(history)
+        return self._results(stream, history)
 
     def train_task(self, index: int, stream: Stream, history: History, log: MetricsLog) -> Stream:
         """Trains one task to its end, evaluates on all tasks and saves it."""
-        task = self.tasks[index]
-        training = TaskTraining(self, index, stream, history, log)
-        active, validation = training.run()
-        stream = finish(stream, task.name, active, len(task.labels))
-        history.append_row(self.evaluate_all(stream))
+        task, initializer = self.tasks[index], self.experiment.initializer
+        waits = self.joint and index + 1 < len(self.tasks)  # to be trained with the last task
+        active, validation, importance = task_trees(self.experiment, stream, index), None, {}
+        if not waits:
+            training = TaskTraining(self, index, stream, history, log)
+            active, validation = training.run()
+            importance = training.importance(active)
+            history.global_step += training.total_steps
+        finished = initializer.finish(active, index, importance)
+        stream = finish(stream, task.name, finished, len(task.labels))
+        if waits:
+            history.append_unknown_row()
+        else:
+            history.append_row(self.evaluate_all(stream))
         history.validation.append(validation)
-        history.global_step += training.total_steps
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
         save_finished(self.experiment, self.checkpoints, stream, history)
@@ -182,7 +187,12 @@ class Run:
         known, count = len(history.random_init), len(self.tasks)
         if known == count:
             return
-        initial = Stream(self.experiment.initializer.shared(count), {})
+        if self.joint:
+            raise UserError(
+                f"{self.workdir} was trained on {known} tasks jointly; tasks cannot be added to "
+                "that. Use another --workdir."
+            )
+        initial = self.experiment.initializer.stream(count)
         for column in range(known, count):
             history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
         for row, name in enumerate(self.experiment.names[: len(history.accuracy)]):
@@ -192,9 +202,7 @@ class Run:
                 continue
             record = self.checkpoints.finished_record(row, name) or {}
             task_count = len(record["random_init"])
-            tree = restore_task(self.experiment, self.checkpoints, row, task_count)
-            shared = self.experiment.initializer.extend(tree["shared"], count)
-            stream = Stream(shared, {name: Finished(tree["expert"], tree["head"])})
+            stream = restore_task(self.experiment, self.checkpoints, row, task_count)
             for column in range(known, count):
                 evaluation = self.evaluate_task(stream, column, "test")
                 history.accuracy[row].append(evaluation.accuracy)
@@ -203,7 +211,7 @@ class Run:
     def _measure_converted(self, stream: Stream, history: History) -> None:
         """Evaluates the state that was converted, which is what its last task left."""
         print("evaluating the converted model on every task", file=sys.stderr, flush=True)
-        initial = Stream(self.experiment.initializer.shared(len(self.tasks)), {})
+        initial = self.experiment.initializer.stream(len(self.tasks))
         history.random_init = [e.accuracy for e in self.evaluate_all(initial)]
         history.accuracy, history.scored = [], []
         for _ in range(history.converted - 1):
@@ -227,153 +235,55 @@ class Run:
         split = "test (a leak)" if training.validates_on_test else "validation"
         return f"best {split} accuracy over the epochs (ties: likelihood)"
 
-    def _results(self, history: History) -> dict[str, Any]:
+    def kept_examples(self, index: int) -> list[tuple[int, int]]:
+        """Task and place of the examples that a memory holds before the task `index`."""
+        method = self.experiment.learner.method
+        if method.rehearsal != "memory":
+            return []
+        counts = [len(task.splits["train"]) for task in self.tasks[:index]]
+        return reservoir(self.experiment.seed, counts, method.options.memory)
+
+    @property
+    def joint(self) -> bool:
+        """Whether all tasks are trained at once."""
+        return self.experiment.learner.method.rehearsal == "joint"
+
+    def _parameters(self, stream: Stream) -> dict[str, int]:
+        """Numbers of parameters: frozen, trained at a time, and kept beside the frozen ones."""
+        initializer, count = self.experiment.initializer, len(self.tasks)
+        active = jax.eval_shape(lambda: initializer.begin(initializer.shared(count), 0))
+        kept = (stream.shared, [(done.expert, done.head) for done in stream.finished.values()])
+        return {
+            "frozen": _size(self.experiment.frozen),
+            "trained": _size(active),
+            "stored": _size(kept) + _size(stream.memory),
+        }
+
+    def _results(self, stream: Stream, history: History) -> dict[str, Any]:
         results = {
             "accuracy_matrix": history.accuracy,
             "random_init": history.random_init,
             "metrics": summarize(np.array(history.accuracy), np.array(history.random_init)),
             "scored_accuracy_matrix": history.scored,
             "validation_accuracy": history.validation,
+            "gate_weights": history.gate_weights,
+            "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
+            "steps": history.global_step,
+            "parameters": self._parameters(stream),
+            "stored_examples": len(self.kept_examples(len(self.tasks))),
             "selection": self._selection(),
             "wall_seconds": history.wall_seconds,
         }
         if self.experiment.learner.head == "classification":
             del results["scored_accuracy_matrix"]  # the same as accuracy_matrix
+        if not history.gate_weights:
+            del results["gate_weights"]
         return results
 
 
-class TaskTraining:
-    """The training of one task, resumable after any checkpoint."""
-
-    def __init__(self, run: Run, index: int, stream: Stream, history: History, log: MetricsLog):
-        """Begins the task, or restores what an interrupted run had reached in it."""
-        experiment = run.experiment
-        self.parent, self.index, self.log = run, index, log
-        self.experiment, self.task = experiment, run.tasks[index]
-        self.examples = self.task.splits["train"]
-        self.size = experiment.training_layout.batch_size
-        self.epoch_steps = -(-len(self.examples) // self.size)
-        self.total_steps = self.epoch_steps * experiment.training.epochs
-        self.earlier_steps = history.global_step
-
-        active = task_trees(experiment, stream, index)
-        key = experiment.initializer.training_key(index)
-        self.state = init_train_state(experiment.learner, copy_tree(active), key)
-        self.step = 0
-        self.best, self.best_score = active, NO_SCORE
-        self.validates = bool(self.task.splits["validation"])
-        if experiment.training.best and not self.validates:
-            raise UserError(
-                f"task '{self.task.name}' has no validation examples to select the best epoch by; "
-                "set data.validation_fraction above 0, or selection=last"
-            )
-        record = run.checkpoints.in_progress_record()
-        if record is not None and record["task"] == self.task.name:
-            self._restore(record)
-        self.pending: dict[str, Any] | None = None
-        self.since_log, self.logged_at = np.zeros(2), time.perf_counter()
-
-    def run(self) -> tuple[Active, float | None]:
-        """Trains to the end; returns the selected trees and their validation accuracy, if any."""
-        label = f"task {self.index + 1}/{len(self.parent.tasks)} {self.task.name}"
-        epochs, place = divmod(self.step, self.epoch_steps)
-        count = len(self.examples)
-        done = epochs * count + place * self.size
-        total = self.experiment.training.epochs * count
-        with Progress(label, total, done=done) as progress:
-            while self.step < self.total_steps:
-                self._run_epoch(progress)
-        return self.best, self.best_score[0] if self.validates else None
-
-    def _run_epoch(self, progress: Progress) -> None:
-        """Trains to the end of the current epoch, validates and saves."""
-        training = self.experiment.training
-        epoch, place = divmod(self.step, self.epoch_steps)
-        order = epoch_order(self.experiment.seed, self.index, epoch, len(self.examples))
-        for chunk in list(chunks(order, self.size))[place:]:
-            metrics = self._train_batch([self.examples[index] for index in chunk])
-            self._write_pending(progress)
-            if self.step % training.log_every == 0:
-                rate = training.schedule(self.step - 1, self.total_steps)
-                self.pending = {
-                    "step": self.earlier_steps + self.step,
-                    "task": self.task.name,
-                    "epoch": epoch,
-                    "learning_rate": rate,
-                    "metrics": metrics,
-                }
-            progress.update(len(chunk))
-            if self.step % training.checkpoint_every == 0 and self.step % self.epoch_steps:
-                self._save(progress)
-        reached = self._validate()
-        if reached > self.best_score or not training.best:
-            self.best, self.best_score = copy_tree(self.state.active), reached
-        self._save(progress)
-
-    def _validate(self) -> tuple[float, float]:
-        """Validation accuracy and, to break ties, likelihood."""
-        if not self.validates:
-            return self.best_score
-        evaluation = self.parent.evaluate_active(self.state.active, self.index, "validation")
-        return evaluation.accuracy, evaluation.log_likelihood
-
-    def _train_batch(self, examples: Sequence[TokenizedExample]) -> Metrics:
-        experiment = self.experiment
-        batch = make_batch(
-            examples,
-            experiment.answers[self.index],
-            experiment.training_layout,
-            task_index=self.index,
-            class_count=len(self.task.labels),
-            training=True,
-        )
-        rate = np.float32(experiment.training.schedule(self.step, self.total_steps))
-        self.state, metrics = experiment.train_step(self.state, experiment.frozen, batch, rate)
-        self.step += 1
-        self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
-        return metrics
-
-    def _write_pending(self, progress: Progress) -> None:
-        """Logs the last step to be logged, one step late so that the device never waits."""
-        if self.pending is None:
-            return
-        metrics = {name: float(value) for name, value in self.pending.pop("metrics").items()}
-        now = time.perf_counter()
-        speed, self.logged_at = self.since_log / (now - self.logged_at), now
-        self.since_log = np.zeros(2)
-        speeds = {"examples_per_second": speed[0], "tokens_per_second": speed[1]}
-        self.log.write({**self.pending, **metrics, **speeds})
-        progress.update(0, metrics["loss"])
-        self.pending = None
-
-    def _save(self, progress: Progress) -> None:
-        """Saves a state from which to go on, after all that was logged up to it."""
-        self._write_pending(progress)
-        save_in_progress(
-            self.experiment,
-            self.parent.checkpoints,
-            self.index,
-            self.state,
-            best=self.best,
-            best_score=self.best_score,
-        )
-
-    def _restore(self, record: Mapping[str, Any]) -> None:
-        tree = self.parent.checkpoints.restore_in_progress(in_progress_tree(self.state, self.best))
-        self.step = int(record["step"])
-        self.best = tree["best"]
-        self.best_score = tuple(record["best_score"])
-        self.state = dataclasses.replace(
-            self.state,
-            step=jnp.asarray(self.step, jnp.int32),
-            active=tree["active"],
-            optimizer_state=tree["optimizer_state"],
-        )
-
-
-def copy_tree(tree: Any) -> Any:
-    """A copy on the device, which a step that is given the original cannot overwrite."""
-    return jax.tree.map(jnp.copy, tree)
+def _size(tree: Any) -> int:
+    """Numbers in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def versions() -> dict[str, str]:

@@ -151,7 +151,7 @@ def test_decoding_in_pieces_equals_one_pass(pieces):
     active, frozen = random_active(adapted), frozen_params()
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocabulary_size, (3, 7)).astype(np.int32)
     decoder = adapted.decoder(training=False)
-    adapter = adapted.method.adapter(active.shared, active.expert)
+    adapter = adapted.method.adapter(active.shared, active.expert, {})
     positions = np.broadcast_to(np.arange(7, dtype=np.int32), (3, 7))
     segments = np.ones((3, 7), np.int32)
     whole, _ = decoder.apply(
@@ -172,7 +172,7 @@ def test_decoding_in_pieces_equals_one_pass(pieces):
 def test_a_cache_gives_rows_of_different_lengths_what_each_has_alone():
     plain, active, frozen = learner(), random_active(learner()), frozen_params()
     decoder = plain.decoder(training=False)
-    adapter = plain.method.adapter(active.shared, active.expert)
+    adapter = plain.method.adapter(active.shared, active.expert, {})
     generator = np.random.default_rng(1)
     lengths = np.array([2, 5, 3])
     prompts = generator.integers(0, CONFIG.vocabulary_size, (3, 5)).astype(np.int32)

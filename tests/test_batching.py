@@ -152,13 +152,13 @@ def test_a_free_form_example_has_its_own_response_behind_its_prompt(training):
     batch = make_batch(FREE_FORM, (), layout, task_index=4, class_count=0, training=training)
     assert_rows(batch.tokens, [5, 6, 3], [7, 8, 9, 4, 1], [])
     assert_rows(batch.branches, [0, 0, 1], [0, 0, 0, 1, 1], [])
-    assert batch.answer_mask.shape == (3, 1, 16)  # of ROW_LENGTHS, whatever the labels' length
+    assert batch.answer_mask.shape == (3, 1, 3)  # as long as the labels' answers: it fits
     assert batch.answer_positions[:, 0, :3].tolist() == [[1, 2, 0], [18, 19, 20], [0, 0, 0]]
     assert batch.answer_targets[:, 0, :3].tolist() == [[3, 2, 0], [4, 1, 2], [0, 0, 0]]
     assert batch.answer_mask[:, 0].sum(axis=-1).tolist() == [2, 3, 0]
 
 
-@pytest.mark.parametrize(("longest", "length"), [(2, 16), (16, 16), (17, 32), (33, 48)])
+@pytest.mark.parametrize(("longest", "length"), [(2, 3), (4, 16), (16, 16), (17, 32), (33, 48)])
 def test_few_response_lengths_are_compiled(longest, length):
     examples = [TokenizedExample(ids(5), 0, np.ones(count, np.int32)) for count in (1, longest)]
     batch = make_batch(
@@ -279,11 +279,11 @@ def test_packing_changes_no_score(head):
     chosen = learner(head)
     step = jax.jit(functools.partial(evaluation_step, learner=chosen))
     active = random_active(chosen)
-    (packed, is_packed), *others = (
+    (packed, is_packed, _), *others = (
         step(active, frozen_params(), batch) for batch in all_layouts(head, training=False)
     )
     assert packed.shape == (6, len(ANSWERS))
-    for padded, is_padded in others:
+    for padded, is_padded, _ in others:
         np.testing.assert_allclose(packed[:5], padded[:5], atol=1e-5, rtol=0)
         np.testing.assert_array_equal(is_packed[:5], is_padded[:5])
 
@@ -303,10 +303,10 @@ def test_a_response_scores_and_trains_as_a_label_of_the_same_text():
         for training in (True, False)
     ]
     (_, metrics), gradient = value(active, state, frozen_params(), free_form[0])
-    scores, answered = step(active, frozen_params(), free_form[1])
+    scores, answered, _ = step(active, frozen_params(), free_form[1])
     as_labels = [batch_of(EXAMPLES, "lm", training=t, batch_size=6) for t in (True, False)]
     (_, metrics_of_labels), gradient_of_labels = value(active, state, frozen_params(), as_labels[0])
-    scores_of_labels, answered_of_labels = step(active, frozen_params(), as_labels[1])
+    scores_of_labels, answered_of_labels, _ = step(active, frozen_params(), as_labels[1])
     at = np.arange(5), [example.label for example in EXAMPLES]
     assert scores.shape == (6, 1)
     np.testing.assert_allclose(scores[:5, 0], scores_of_labels[at], atol=1e-5, rtol=0)

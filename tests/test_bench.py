@@ -48,7 +48,9 @@ def formula_of(shape, method="moe_cl", objective="original"):
     chosen = METHODS[method](settings, SHAPES[shape])
     initializer = Initializer(chosen, 0, "lm", 4)
     active = jax.eval_shape(lambda: initializer.begin(initializer.shared(TASKS), 0))
-    return Formula.of(SHAPES[shape], chosen.adapter(active.shared, active.expert), active.shared)
+    return Formula.of(
+        SHAPES[shape], chosen.adapter(active.shared, active.expert, {}), active.shared
+    )
 
 
 def batch_of(lengths, *, training, packed=True, row_length=32):

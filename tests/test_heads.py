@@ -89,7 +89,7 @@ class SlowDecoder:
 
     def __init__(self, chosen, active):
         self.chosen = chosen
-        self.adapter = chosen.method.adapter(active.shared, active.expert)
+        self.adapter = chosen.method.adapter(active.shared, active.expert, {})
 
     @functools.cached_property
     def _logits(self):
@@ -161,7 +161,7 @@ def decoded():
         training=False,
     )
     step = jax.jit(functools.partial(evaluation_step, learner=chosen))
-    scores, flags = step(active, frozen_params(), batch)
+    scores, flags, _ = step(active, frozen_params(), batch)
     return prompts, answers, continuations, scores, flags, slow
 
 

@@ -18,6 +18,7 @@ from tiny import (
 )
 
 from moecl_jax.losses import adversarial_losses, answer_loss, classification_loss
+from moecl_jax.methods.base import View
 from moecl_jax.steps import init_train_state, loss
 
 ADVERSARIAL = ("paper", "original", "confusion")
@@ -74,9 +75,10 @@ def expected_adversarial(objective):
 
 @pytest.mark.parametrize("objective", ADVERSARIAL)
 def test_adversarial_losses_equal_their_equations(objective):
-    found = adversarial_losses(POOLED, PHI, jnp.int32(2), WEIGHTS, objective)
-    # Task 2 has the largest logit in layer 0 only, so the discriminator is right half of the time.
-    np.testing.assert_allclose(found, (*expected_adversarial(objective), 0.5), rtol=1e-6)
+    *found, accuracy = adversarial_losses(POOLED, PHI, jnp.int32(2), WEIGHTS, objective)
+    np.testing.assert_allclose(found, expected_adversarial(objective), rtol=1e-6)
+    # Task 2 has the largest logit in layer 0 only.
+    np.testing.assert_array_equal(accuracy, [1, 0])
 
 
 @pytest.mark.parametrize("objective", ADVERSARIAL)
@@ -88,8 +90,8 @@ def test_summed_over_layers_the_losses_are_the_layers_losses_together(objective)
     expert = -gan
     if objective == "confusion":
         expert = -np.log(probabilities[0]).mean() - np.log(probabilities[1]).mean()
-    found = adversarial_losses(POOLED, PHI, jnp.int32(2), WEIGHTS, objective, "sum")
-    np.testing.assert_allclose(found, (gan, expert, 0.5), rtol=1e-6)
+    *found, _ = adversarial_losses(POOLED, PHI, jnp.int32(2), WEIGHTS, objective, "sum")
+    np.testing.assert_allclose(found, (gan, expert), rtol=1e-6)
 
 
 def test_adversarial_losses_are_the_numbers_worked_out_by_hand():
@@ -97,14 +99,16 @@ def test_adversarial_losses_are_the_numbers_worked_out_by_hand():
     pooled, phi = jnp.ones((1, 1, 1)), jnp.log(jnp.array([[[1.0], [3.0]]]))
     arguments = (pooled, phi, jnp.int32(1), jnp.ones(1))
     gan = np.log(4 / 3)
-    np.testing.assert_allclose(adversarial_losses(*arguments, "paper"), (gan, -gan, 1), rtol=1e-6)
+    *found, accuracy = adversarial_losses(*arguments, "paper")
+    np.testing.assert_allclose(found, (gan, -gan), rtol=1e-6)
+    assert accuracy.tolist() == [1]
     uniform = (np.log(4) + np.log(4 / 3)) / 2
-    found = adversarial_losses(*arguments, "confusion")
-    np.testing.assert_allclose(found, (gan, uniform, 1), rtol=1e-6)
+    *found, _ = adversarial_losses(*arguments, "confusion")
+    np.testing.assert_allclose(found, (gan, uniform), rtol=1e-6)
     # The softmax taken twice has (1/4, 3/4) for logits.
     twice = np.log(1 + np.exp(-0.5))
-    found = adversarial_losses(*arguments, "original")
-    np.testing.assert_allclose(found, (twice, -twice, 1), rtol=1e-6)
+    *found, _ = adversarial_losses(*arguments, "original")
+    np.testing.assert_allclose(found, (twice, -twice), rtol=1e-6)
 
 
 THREE_OF_FOUR = jnp.array([1.0, 1.0, 1.0, 0.0])
@@ -277,10 +281,13 @@ def test_penalty_is_alpha_times_both_losses_of_the_current_task(reduction):
     pooled = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, CONFIG.width)))
     reports = {"shared_pooled": pooled}
     phi = active.shared["discriminator"]
-    penalty, metrics = chosen.method.penalty(active.shared, reports, BATCH)
+    penalty, metrics = chosen.method.penalty(
+        active.shared, View({}, BATCH, reports, None, None, None)
+    )
     gan, expert, accuracy = adversarial_losses(
         pooled, phi, jnp.int32(TASK_INDEX), jnp.array([1.0, 1.0, 0.0]), "confusion", reduction
     )
     np.testing.assert_allclose(penalty, 0.3 * (gan + expert), rtol=1e-6)
     assert metrics["loss_adversarial"] == gan
-    assert metrics["discriminator_accuracy"] == accuracy
+    np.testing.assert_array_equal(metrics["discriminator_accuracy_by_layer"], accuracy)
+    assert metrics["discriminator_accuracy"] == accuracy.mean()

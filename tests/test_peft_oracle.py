@@ -85,7 +85,7 @@ def learner_logits(learner, params, expert):
         np.ones_like(TOKENS),
         np.zeros_like(TOKENS),
         jnp.ones((1, TOKENS.size)),
-        learner.method.adapter({"expert": expert}, {}),
+        learner.method.adapter({"expert": expert}, {}, {}),
         None,
     )
     hidden = hidden.reshape(*TOKENS.shape, -1)

@@ -119,7 +119,9 @@ class Inputs:
         method = self.learner.method
         active = jax.eval_shape(self.begin)
         return Formula.of(
-            method.config, method.adapter(active.shared, active.expert), active.shared
+            method.config,
+            method.adapter(active.shared, active.expert, active.memory),
+            active.shared,
         )
 
     def make_batch(

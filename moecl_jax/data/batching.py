@@ -66,8 +66,8 @@ class Layout:
       packed: several examples a row, or one.
       row_length: packed rows have at least this many slots.
       continuations: K is padded to this in the evaluation of label tasks.
-      answer_length: A of label tasks. Free-form tasks have a K of 1, and an A out of
-        `ROW_LENGTHS` that holds the batch's longest response.
+      answer_length: A of label tasks. Examples with their own responses have a K of 1, and where
+        they need a longer A one out of `ROW_LENGTHS`.
       padded_length: rows of one example have at least this many slots.
     """
 
@@ -148,7 +148,8 @@ def make_batch(
     count, answer_length = 1 if training else layout.continuations, layout.answer_length
     if examples[0].response is not None:
         longest = max(len(where) for sequence in sequences for where, _ in sequence.answers)
-        count, answer_length = 1, row_length(longest)
+        fits = longest <= answer_length
+        count, answer_length = 1, answer_length if fits else row_length(longest)
     answer_shape = (layout.batch_size, count, answer_length)
     answer_positions = np.zeros(answer_shape, np.int32)
     answer_targets = np.zeros(answer_shape, np.int32)

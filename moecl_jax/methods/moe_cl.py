@@ -11,15 +11,13 @@ Defaults of the paper: r 8, lora_alpha 16, alpha 0.1. `objective=off` is its abl
 """
 
 import functools
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.data.batching import Batch
 from moecl_jax.losses import adversarial_losses
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method, Tree, View
 from moecl_jax.models.moe_ffn import FeedForward, moe_ffn
 
 INIT_DEVIATION = 0.02  # of gate and discriminator, as the original's code
@@ -71,24 +69,25 @@ class MoeCl(Method):
             adversarial=training and self.adversarial,
         )
 
-    def adapter(self, shared: Tree, expert: Tree) -> Tree:
+    def adapter(
+        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
+    ) -> Tree:
         """Both experts and the gate."""
+        del memory, query
         return {"shared": shared["expert"], "task": expert, "gate": shared["gate"]}
 
-    def penalty(
-        self, shared: Tree, reports: Mapping[str, jax.Array], batch: Batch
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Alpha times the discriminator's and the shared expert's adversarial losses.
 
         The reported `loss_adversarial` is L_GAN.
         """
         if not self.adversarial:
-            return super().penalty(shared, reports, batch)
+            return super().penalty(shared, view)
         loss, expert_loss, accuracy = adversarial_losses(
-            reports["shared_pooled"],
+            view.reports["shared_pooled"],
             shared["discriminator"],
-            batch.task_index,
-            batch.weights,
+            view.batch.task_index,
+            view.batch.weights,
             self.settings.objective,
             self.settings.adversarial_reduction,
         )
@@ -96,7 +95,8 @@ class MoeCl(Method):
         metrics = {
             "loss_adversarial": loss,
             "penalty": alpha * expert_loss,
-            "discriminator_accuracy": accuracy,
+            "discriminator_accuracy": accuracy.mean(),
+            "discriminator_accuracy_by_layer": accuracy,
         }
         return alpha * (loss + expert_loss), metrics
 

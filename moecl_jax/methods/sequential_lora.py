@@ -5,20 +5,17 @@ task's alike. Classification heads, where used, are still one a task; with the L
 is a task's own.
 """
 
-import functools
 from typing import ClassVar
 
 import jax
 
 from moecl_jax.methods.base import Method, Tree
-from moecl_jax.models.moe_ffn import FeedForward, lora_ffn
 
 
 class SequentialLora(Method):
     """One LoRA expert for all tasks: L = L_SFT."""
 
     name: ClassVar[str] = "sequential_lora"
-    experts: ClassVar[tuple[str, ...]] = ("expert",)
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """The one expert."""
@@ -30,12 +27,9 @@ class SequentialLora(Method):
         del key
         return {}
 
-    def feed_forward(self, training: bool) -> FeedForward:
-        """The FFN with one LoRA expert."""
-        rate = self.settings.dropout if training else 0.0
-        return functools.partial(lora_ffn, scale=self.settings.scale, dropout_rate=rate)
-
-    def adapter(self, shared: Tree, expert: Tree) -> Tree:
+    def adapter(
+        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
+    ) -> Tree:
         """The one expert."""
-        del expert
+        del expert, memory, query
         return shared

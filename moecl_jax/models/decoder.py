@@ -331,6 +331,10 @@ class Decoder(nn.Module):
         x, (_, cache) = out
         return self.final_norm(x), cache
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Word embeddings `[N, D]` of ids `[N]`."""
+        return self.embedder(tokens)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits `[M, V]` in float32 of hidden states `[M, D]`."""
         if self.config.tied_embeddings:

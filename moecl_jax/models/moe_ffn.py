@@ -134,21 +134,22 @@ def moe_ffn(
       adversarial: whether the discriminator's input is wanted.
 
     Returns:
-      `[N, D]`, and `shared_pooled` `[B, D]`, mean(z_s) over each example's real tokens, when
-      `adversarial`.
+      `[N, D]`, and of each example's real tokens the mean weight of the shared expert,
+      `shared_weight` `[B]`, and, when `adversarial`, mean(z_s), `shared_pooled` `[B, D]`.
     """
-    gate_logits = x.astype(jnp.float32) @ adapter["gate"].T
+    weights = jax.nn.softmax(x.astype(jnp.float32) @ adapter["gate"].T, axis=-1)
     out, pooled = mixture(
         frozen,
         x,
         (adapter["shared"], adapter["task"]),
-        jax.nn.softmax(gate_logits, axis=-1),
+        weights,
         context,
         scale=scale,
         dropout_rate=dropout_rate,
         pool_first=adversarial,
     )
-    return out, {} if pooled is None else {"shared_pooled": pooled}
+    reports = {"shared_weight": _mean(weights[:, :1], context.membership)[:, 0]}
+    return out, reports if pooled is None else {**reports, "shared_pooled": pooled}
 
 
 def lora_ffn(
