@@ -18,15 +18,6 @@ from moecl_jax.config_file import OVERRIDE, load_config
 from moecl_jax.errors import UserError, one_line
 
 _FLAG = re.compile(r"--?[A-Za-z]")
-_RESULT_KEYS = (
-    "method",
-    "tasks",
-    "accuracy_matrix",
-    "random_init",
-    "metrics",
-    "seed",
-    "wall_seconds",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,6 +238,27 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a finished run; give it once for each",
     )
+
+    report = add(
+        "report",
+        "write a page that compares finished runs, and its table as Markdown and CSV",
+        "moecl report --workdir=runs/sweep --output=runs/sweep/report.html",
+    )
+    report.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a finished run, or the folder of a sweep; give it once for each",
+    )
+    report.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.html",
+        help="the page; FILE.md and FILE.csv are written beside it",
+    )
     return parser
 
 
@@ -355,8 +367,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from moecl_jax.progress import format_comparison
+    from moecl_jax.report.runs import read_results
 
-    runs = [_read_results(workdir) for workdir in arguments.workdir]
+    runs = [read_results(workdir) for workdir in arguments.workdir]
     for workdir, results in zip(arguments.workdir, runs, strict=True):
         try:
             matrix, _ = _matrix_of(results), format_comparison([results])
@@ -369,30 +382,20 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from moecl_jax.report import report
+
+    files = report(arguments.workdir, arguments.output)
+    print(f"Written: {', '.join(map(str, files))}")
+    return 0
+
+
 def _matrix_of(results: Mapping[str, Any]) -> str:
     from moecl_jax.progress import format_matrix
 
     return format_matrix(
         results["tasks"], results["accuracy_matrix"], results["random_init"], results["metrics"]
     )
-
-
-def _read_results(workdir: Path) -> dict[str, Any]:
-    path = workdir / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: {workdir} is no workdir, or its training has not finished"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}") from error
-    if not isinstance(results, dict):
-        raise UserError(f"{path} is broken: expected a JSON object")
-    missing = [key for key in _RESULT_KEYS if key not in results]
-    if missing:
-        raise UserError(f"{path} is broken: it lacks {', '.join(missing)}")
-    return results
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,297 @@
+"""The tables of a report, as rows of cells and as Markdown and CSV."""
+
+import csv
+import dataclasses
+import datetime
+import functools
+import io
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from moecl_jax.report.runs import METRICS, Planned, Run
+from moecl_jax.report.summary import Difference, Spread, Variant, differences, marks, percent
+
+# What should be alike in all runs of a comparison: label, and key of the config.
+_BUDGET = (
+    ("model", "model.path"),
+    ("head", "head"),
+    ("epochs", "epochs"),
+    ("batch size", "batch.size"),
+    ("learning rate", "optimizer.learning_rate"),
+    ("schedule", "optimizer.schedule"),
+    ("LoRA rank", "lora.rank"),
+    ("weights kept", "selection"),
+    ("tokens of a text", "data.max_length"),
+)
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A table's cell.
+
+    Attributes:
+      text: what it says.
+      mark: `best`, `second`, `over1` or `over2` (standard errors), or nothing; of a row's name,
+        `bound` where the row is not ranked.
+    """
+
+    text: str
+    mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def accuracy_table(variants: Sequence[Variant], orders: Iterable[str]) -> Table:
+    """Variants x orders, then means and standard deviations; best and second best are marked."""
+    columns = [
+        _marked(f"order {order}", variants, functools.partial(_in_order, order=order))
+        for order in orders
+    ]
+    columns.append(_spread_column("acc", variants, functools.partial(_metric, name="acc")))
+    errors = [Cell(percent(variant.error)) for variant in variants]
+    columns.append(("se", errors))
+    if any(variant.task_free.count for variant in variants):
+        columns.append(_spread_column("acc, task not given", variants, lambda v: v.task_free))
+    for name in ("bwt", "fwt", "forgetting"):
+        columns.append(
+            _spread_column(
+                name,
+                variants,
+                functools.partial(_metric, name=name),
+                sign=True,
+                low_is_good=name == "forgetting",
+            )
+        )
+    columns.append(("runs", [Cell(str(len(variant.runs))) for variant in variants]))
+    return _from_columns("method", variants, columns)
+
+
+def difference_table(variants: Sequence[Variant]) -> Table:
+    """Accuracy of the row less that of the column, and how many standard errors that is."""
+    found = {(d.first, d.second): d for d in differences(variants)}
+    columns = [
+        (v.name, [_difference_cell(found.get((row.name, v.name))) for row in variants])
+        for v in variants[1:]
+    ]
+    table = _from_columns("row less column", variants, columns)
+    return Table(table.header, table.rows[:-1])
+
+
+def cost_table(variants: Sequence[Variant]) -> Table:
+    """What a variant trains, keeps and takes: means over its runs."""
+
+    def parameters(kind: str) -> Callable[[Run], Any]:
+        return lambda run: (run.results.get("parameters") or {}).get(kind)
+
+    columns: list[tuple[str, list[Cell]]] = []
+    for label, value, show in (
+        ("parameters trained", parameters("trained"), _thousands),
+        ("parameters stored", parameters("stored"), _thousands),
+        ("frozen model", parameters("frozen"), _thousands),
+        ("examples stored", lambda run: run.results.get("examples_stored"), _thousands),
+        ("steps", lambda run: run.results.get("steps"), _thousands),
+        ("examples/s", examples_per_second, "{:.2f}".format),
+        ("wall time", lambda run: run.results["wall_seconds"], _duration),
+    ):
+        means = [Spread.of(map(value, variant.runs)).mean for variant in variants]
+        if not all(map(math.isnan, means)):
+            columns.append((label, [Cell("-" if m != m else show(m)) for m in means]))
+    return _from_columns("method", variants, columns)
+
+
+def examples_per_second(run: Run) -> float | None:
+    """Median over the logged steps."""
+    values = [line.get("examples_per_second") for line in run.log]
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def budget(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
+    """What the runs were given, and a warning for each item in which they differ."""
+    items: dict[str, Callable[[Run], Any]] = {
+        label: functools.partial(Run.setting, key=key) for label, key in _BUDGET
+    }
+    items["steps"] = lambda run: run.results.get("steps")
+    for split in _SPLITS:
+        items[f"{split} texts"] = functools.partial(_sizes, split=split)
+    shown, warnings = {}, []
+    for label, value in items.items():
+        variants: dict[str, dict[str, None]] = {}
+        for run in runs:
+            if value(run) is not None:
+                variants.setdefault(str(value(run)), {})[run.variant] = None
+        if variants:
+            shown[label] = " / ".join(variants)
+        if len(variants) > 1:
+            listed = "; ".join(f"{v} ({', '.join(names)})" for v, names in variants.items())
+            warnings.append(f"The runs differ in {label}: {listed}")
+    return shown, warnings
+
+
+def coverage(variants: Sequence[Variant], missing: Sequence[Planned]) -> list[str]:
+    """Warnings about what keeps the rows from being comparable, beside the budget."""
+    warnings = []
+    if missing:
+        listed = "; ".join(map(str, missing))
+        warnings.append(f"Not finished, and not in this report ({len(missing)}): {listed}")
+    runs = [run for variant in variants for run in variant.runs]
+    if len({frozenset(run.tasks) for run in runs}) > 1:
+        warnings.append("The runs have different tasks: their accuracies are not comparable")
+    pairs = {v.name: {(run.order, run.seed) for run in v.runs} for v in variants}
+    everything = set().union(*pairs.values())
+    partial = [name for name, covered in pairs.items() if covered != everything]
+    if partial:
+        warnings.append(
+            "Means are over different orders or seeds: these methods lack some that others have: "
+            + ", ".join(partial)
+        )
+    return warnings
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown: the best bold, the second best underlined."""
+    lines = [[escape_markdown(name) for name in table.header], ["---"] * len(table.header)]
+    for first, *others in table.rows:
+        lines.append([_code(first.text), *(_MARKDOWN[cell.mark](cell.text) for cell in others)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def to_csv(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
+    """A line a run with all its scalars, fractions in full precision; empty where unknown.
+
+    Args:
+      runs: to write.
+      folder_of: the path of a run's folder as it is to be written.
+    """
+    lines = [_scalars(run, folder_of(run)) for run in runs]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _scalars(run: Run, folder: str) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "variant": run.variant,
+        "method": run.method,
+        "order": run.order,
+        "seed": run.seed,
+        "workdir": folder,
+        "tasks": " ".join(run.tasks),
+    }
+    line |= {name: run.metric(name) for name in METRICS}
+    line["task_free_acc"] = run.task_free.get("acc")
+    line["wall_seconds"] = run.results["wall_seconds"]
+    line["examples_per_second"] = examples_per_second(run)
+    line |= {key: run.results.get(key) for key in ("steps", "examples_stored", "selection")}
+    parameters = run.results.get("parameters") or {}
+    line |= {f"parameters.{key}": parameters.get(key) for key in ("frozen", "trained", "stored")}
+    line |= {f"config.{key}": run.setting(key) for _, key in _BUDGET if key != "selection"}
+    versions = run.results.get("versions") or {}
+    line |= {f"versions.{name}": version for name, version in versions.items()}
+    final = run.results["accuracy_matrix"][-1]
+    for task, accuracy, untrained in zip(run.tasks, final, run.results["random_init"], strict=True):
+        line |= {f"final_accuracy.{task}": accuracy, f"random_init.{task}": untrained}
+    for split in _SPLITS:
+        line |= {f"sizes.{split}.{task}": n for task, n in (run.sizes(split) or {}).items()}
+    return line
+
+
+def _in_order(variant: Variant, order: str) -> float:
+    return variant.by_order.get(order, math.nan)
+
+
+def _metric(variant: Variant, name: str) -> Spread:
+    return variant.metrics[name]
+
+
+def _marked(
+    label: str, variants: Sequence[Variant], value: Callable[[Variant], float]
+) -> tuple[str, list[Cell]]:
+    values = {variant.name: value(variant) for variant in variants}
+    found = marks({v.name: values[v.name] for v in variants if v.ranked})
+    return label, [Cell(percent(values[v.name]), found.get(v.name, "")) for v in variants]
+
+
+def _spread_column(
+    label: str,
+    variants: Sequence[Variant],
+    spread: Callable[[Variant], Spread],
+    *,
+    sign: bool = False,
+    low_is_good: bool = False,
+) -> tuple[str, list[Cell]]:
+    spreads = {variant.name: spread(variant) for variant in variants}
+    ranked = {v.name: spreads[v.name].mean for v in variants if v.ranked}
+    found = marks(ranked, low_is_good=low_is_good)
+    cells = []
+    for name, value in spreads.items():
+        text = percent(value.mean, sign=sign)
+        if not math.isnan(value.deviation):
+            text += f" ± {percent(value.deviation)}"
+        cells.append(Cell(text, found.get(name, "")))
+    return label, cells
+
+
+def _difference_cell(found: Difference | None) -> Cell:
+    if found is None:
+        return Cell("")
+    if math.isnan(found.ratio):
+        return Cell(f"{percent(found.difference, sign=True)} (-)")
+    mark = "over2" if found.ratio > 2 else "over1" if found.ratio > 1 else ""
+    return Cell(f"{percent(found.difference, sign=True)} ({found.ratio:.1f})", mark)
+
+
+def _from_columns(
+    corner: str, variants: Sequence[Variant], columns: Sequence[tuple[str, Sequence[Cell]]]
+) -> Table:
+    names = [Cell(variant.name, "" if variant.ranked else "bound") for variant in variants]
+    rows = zip(names, *(cells for _, cells in columns), strict=True)
+    return Table([corner, *(label for label, _ in columns)], [list(row) for row in rows])
+
+
+def _sizes(run: Run, split: str) -> str | None:
+    counts = run.sizes(split)
+    if counts is None:
+        return None
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values()))} a task"
+    return ", ".join(f"{task} {count}" for task, count in sorted(counts.items()))
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _code(text: str) -> str:
+    """As a code span, in which Markdown reads nothing but the bar of a table."""
+    return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+def escape_markdown(text: str) -> str:
+    """Text in which no character means anything to Markdown or HTML."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&~" else c for c in " ".join(text.split()))
+
+
+_MARKDOWN: Mapping[str, Callable[[str], str]] = {
+    "": lambda text: text,
+    "best": lambda text: f"**{text}**",
+    "second": lambda text: f"<ins>{text}</ins>",
+    "over1": lambda text: f"<ins>{text}</ins>",
+    "over2": lambda text: f"**{text}**",
+}
