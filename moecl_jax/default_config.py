@@ -7,7 +7,9 @@ def get_config() -> ConfigDict:
     """The default config."""
     config = ConfigDict()
     config.seed = 0  # of initial values, dropout, sub-sampling and the order of examples
-    config.method = "moe_cl"  # or sequential_lora
+    # moe_cl, or a baseline: per_task, sequential_lora, sequential_full, joint, o_lora, mocl,
+    # replay, ewc, lwf. Papers and equations are in moecl_jax/methods/.
+    config.method = "moe_cl"
     # lm: the answer is text, written by the LLM's own output layer (instruction tuning).
     # classification: one linear head a task, on the last real token of the prompt.
     config.head = "lm"
@@ -41,6 +43,32 @@ def get_config() -> ConfigDict:
     config.adversarial.objective = "original"  # or paper, confusion, off: see moecl_jax/losses.py
     config.adversarial.alpha = 0.1
     config.adversarial.reduction = "mean"  # of the loss over layers; or sum
+
+    config.moe_cl = ConfigDict()
+    # A finished task keeps the shared expert and gate as they were when it was finished. The paper
+    # answers with those of the moment, which later tasks have changed.
+    config.moe_cl.snapshot = False
+
+    config.o_lora = ConfigDict()
+    config.o_lora.weight = 0.5  # lambda_1 of the orthogonality
+    config.o_lora.form = "absolute"  # of the overlap's entries; or squared
+    config.o_lora.composed = True  # earlier LoRAs are added; or a task's own answers alone
+
+    config.mocl = ConfigDict()
+    config.mocl.match = 1.0  # coefficient of the match loss
+
+    config.replay = ConfigDict()
+    config.replay.memory = 64  # examples kept of all tasks together
+    config.replay.batch = 4  # of those, added to each batch
+
+    config.ewc = ConfigDict()
+    config.ewc.weight = 100.0  # of the penalty
+    config.ewc.decay = 1.0  # of the Fisher information of earlier tasks, at each task's end
+    config.ewc.examples = 64  # of each task, from which it is estimated
+
+    config.lwf = ConfigDict()
+    config.lwf.weight = 1.0  # of the distillation
+    config.lwf.temperature = 2.0
 
     config.data = ConfigDict()
     config.data.max_length = 256  # tokens of a prompt with its answer

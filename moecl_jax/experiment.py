@@ -16,7 +16,9 @@ from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.tasks import Task, load_task
 from moecl_jax.data.tokenize import (
+    TokenizedExample,
     TokenizedTask,
+    bare_prompts,
     end_of_sequence,
     tokenize_answers,
     tokenize_task,
@@ -31,6 +33,7 @@ from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Learner, evaluation_step, importance_step, train_step
+from moecl_jax.task_choice import extract, feature_step
 from moecl_jax.weights.load import Backbone, load_backbone
 
 if TYPE_CHECKING:
@@ -116,6 +119,7 @@ class Experiment:
       definitions: the tasks in order.
       answers: for each task the ids of its labels' texts; empty with classification heads and
         for free-form tasks.
+      max_length: tokens of a prompt with its answer.
       training: how a task is trained.
       answering: how answers are evaluated.
       batch_size: of a task's own examples in a training batch.
@@ -124,6 +128,7 @@ class Experiment:
       train_step: compiled `steps.train_step`.
       importance_step: compiled `steps.importance_step`.
       evaluation_step: compiled `steps.evaluation_step`.
+      feature_step: compiled `task_choice.feature_step`.
       writer: writes text with the LM head; None with classification heads.
     """
 
@@ -136,6 +141,7 @@ class Experiment:
     initializer: Initializer
     definitions: tuple[TaskDefinition, ...]
     answers: tuple[tuple[np.ndarray, ...], ...]
+    max_length: int
     training: Training
     answering: Answering
     batch_size: int
@@ -144,6 +150,7 @@ class Experiment:
     train_step: Callable[..., Any]
     importance_step: Callable[..., Any]
     evaluation_step: Callable[..., Any]
+    feature_step: Callable[..., Any]
     writer: Writer | None
 
     @property
@@ -155,6 +162,11 @@ class Experiment:
         """What writes the answers that a task is evaluated by; None where one pass tells."""
         needed = self.answering.generated or self.definitions[index].metric == "rouge_l"
         return self.writer if needed else None
+
+    def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
+        """What the frozen model makes of each text alone, `[n, D]`, of at least one."""
+        texts = bare_prompts(examples, self.tokenizer, self.max_length)
+        return extract(self.feature_step, self.frozen, texts, self.evaluation_layout)
 
     def index(self, name: str) -> int:
         """Place of a task in the stream."""
@@ -206,7 +218,7 @@ def build(config: ConfigDict) -> Experiment:
     answers = _answers(head, definitions, backbone)
 
     method = method_class(settings, backbone.config, _options(config)[config.method])
-    _check_rehearsal(method, head, config.shared_head)
+    _check_output(method, head, config.shared_head)
     learner = Learner(
         method=method,
         head=head,
@@ -239,6 +251,7 @@ def build(config: ConfigDict) -> Experiment:
         initializer=Initializer(method, config.seed, head, classes, config.shared_head),
         definitions=definitions,
         answers=answers,
+        max_length=config.data.max_length,
         training=_training(config),
         answering=_answering(config, max_response),
         batch_size=batch_size,
@@ -249,6 +262,7 @@ def build(config: ConfigDict) -> Experiment:
         train_step=jax.jit(functools.partial(train_step, learner=learner), donate_argnums=0),
         importance_step=jax.jit(functools.partial(importance_step, learner=learner)),
         evaluation_step=jax.jit(functools.partial(evaluation_step, learner=learner)),
+        feature_step=jax.jit(functools.partial(feature_step, learner=learner)),
         writer=_writer(learner, frozen, backbone) if head == "lm" else None,
     )
 
@@ -350,13 +364,16 @@ def _options(config: ConfigDict) -> dict[str, Any]:
     return options
 
 
-def _check_rehearsal(method: Method, head: str, shared_head: bool) -> None:
-    if method.rehearsal != "none" and head == "classification" and not shared_head:
-        raise UserError(
-            f"config: method = '{method.name}' puts examples of several tasks into one "
-            "batch, which takes an output layer that they share: set head = 'lm', or "
-            "shared_head = True"
-        )
+def _check_output(method: Method, head: str, shared_head: bool) -> None:
+    allowed = {
+        "any": "",
+        "shared": "needs an output layer that all tasks share: set head = 'lm', or shared_head = "
+        "True",
+        "lm": "distils the LLM's own output layer: set head = 'lm'",
+    }
+    shares = head == "lm" or (method.output == "shared" and shared_head)
+    if method.output != "any" and not shares:
+        raise UserError(f"config: method = '{method.name}' {allowed[method.output]}")
 
 
 def _answering(config: ConfigDict, max_response: int) -> Answering:

@@ -163,20 +163,25 @@ def loss(
 
 
 def importance_step(active: Active, frozen: Tree, batch: Batch, *, learner: Learner) -> Tree:
-    """Squared gradient of the instruction loss of a batch, in the structure of `active.shared`.
+    """Squared gradient of an example's log-likelihood, in the structure of the shared trees.
 
-    Of a batch with one example it is a sample of the diagonal of the empirical Fisher information,
-    up to the number of the answer's tokens, over which the loss is averaged.
+    A sample of the diagonal of the empirical Fisher information.
+
+    Args:
+      active: trees of the task.
+      frozen: parameters of the decoder.
+      batch: one example.
+      learner: static parts.
     """
 
-    def of_shared(shared: Tree) -> jax.Array:
+    def log_likelihood(shared: Tree) -> jax.Array:
         chosen = dataclasses.replace(active, shared=shared)
         hidden, _ = forward(chosen, frozen, batch, learner, seeds=None)
-        return instruction_loss(
-            output_logits(chosen, hidden, frozen, batch, learner), batch, learner
-        )
+        logits = output_logits(chosen, hidden, frozen, batch, learner)
+        tokens = batch.answer_mask.sum() if learner.head == "lm" else 1.0
+        return -tokens * instruction_loss(logits, batch, learner)
 
-    return jax.tree.map(jnp.square, jax.grad(of_shared)(active.shared))
+    return jax.tree.map(jnp.square, jax.grad(log_likelihood)(active.shared))
 
 
 def evaluation_step(

@@ -23,6 +23,7 @@ from moecl_jax.models.lora import (
 from moecl_jax.models.moe_ffn import FeedForward, lora_ffn
 
 Tree = Any
+Output = Literal["any", "shared", "lm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,10 @@ class Method(abc.ABC):
       Options: hyper-parameters of this method alone; a config has them in the section `name`.
       rehearsal: whose examples a task trains on beside its own: nobody's, those that a memory of
         examples holds of earlier tasks, or, all tasks being trained at once, everybody's.
+      output: what the method needs of the output layer: that all tasks share it (the LM head or
+        one classification head), that it is the LM head, or nothing.
       queries: whether `adapter` wants the prompts' embeddings.
+      separate: whether experts of finished tasks stay apart, so that a text must be given to one.
       settings: hyper-parameters.
       config: sizes of the frozen decoder.
       options: an instance of `Options`; its defaults if none is given.
@@ -106,7 +110,9 @@ class Method(abc.ABC):
     experts: ClassVar[tuple[str, ...]] = ("expert",)
     Options: ClassVar[type] = NoOptions
     rehearsal: ClassVar[Literal["none", "memory", "joint"]] = "none"
+    output: ClassVar[Output] = "any"
     queries: ClassVar[bool] = False
+    separate: ClassVar[bool] = False
     settings: MethodSettings
     config: DecoderConfig
     options: Any = None

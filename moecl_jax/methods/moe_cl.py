@@ -7,9 +7,11 @@ discriminator Phi tries to tell the task from the shared expert's pooled output:
     L_GAN = mean over layers and examples of CE(Phi mean(z_s), t)              eq. 5, 6
     L     = L_SFT - alpha L_GAN for experts, gate and head;  Phi minimises L_GAN      eq. 10
 
-Defaults of the paper: r 8, lora_alpha 16, alpha 0.1. `objective=off` is its ablation.
+Defaults of the paper: r 8, lora_alpha 16, alpha 0.1. `objective=off` is its ablation. Shared expert
+and gate drift as later tasks are trained, and finished tasks with them; `snapshot` ends that.
 """
 
+import dataclasses
 import functools
 from typing import ClassVar
 
@@ -20,6 +22,19 @@ from moecl_jax.losses import adversarial_losses
 from moecl_jax.methods.base import Method, Tree, View
 from moecl_jax.models.moe_ffn import FeedForward, moe_ffn
 
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Hyper-parameters beyond the paper's, which are in `MethodSettings`.
+
+    Attributes:
+      snapshot: whether a finished task keeps the shared expert and gate as they were when it was
+        finished, and is answered for by those, rather than by those of the moment.
+    """
+
+    snapshot: bool = False
+
+
 INIT_DEVIATION = 0.02  # of gate and discriminator, as the original's code
 
 
@@ -27,7 +42,9 @@ class MoeCl(Method):
     """Shared expert, gate and discriminator for all tasks; an expert a task."""
 
     name: ClassVar[str] = "moe_cl"
+    separate: ClassVar[bool] = True
     experts: ClassVar[tuple[str, ...]] = ("shared", "task")
+    Options: ClassVar[type] = Options
 
     @property
     def adversarial(self) -> bool:
@@ -74,7 +91,26 @@ class MoeCl(Method):
     ) -> Tree:
         """Both experts and the gate."""
         del memory, query
-        return {"shared": shared["expert"], "task": expert, "gate": shared["gate"]}
+        if "snapshot" in expert:
+            return {**expert["snapshot"], "task": expert["task"]}
+        return {"shared": shared["expert"], "gate": shared["gate"], "task": expert}
+
+    def finish_task(
+        self,
+        shared: Tree,
+        expert: Tree,
+        memory: Tree,
+        *,
+        index: int,
+        key: jax.Array,
+        importance: Tree,
+    ) -> tuple[Tree, Tree, Tree]:
+        """Carries the shared trees on; the task keeps its expert, or a snapshot with it."""
+        del index, key, importance
+        if self.options.snapshot:
+            snapshot = {"shared": shared["expert"], "gate": shared["gate"]}
+            expert = {"task": expert, "snapshot": snapshot}
+        return shared, expert, memory
 
     def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Alpha times the discriminator's and the shared expert's adversarial losses.

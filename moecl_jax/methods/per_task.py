@@ -15,6 +15,7 @@ class PerTask(Method):
     """One LoRA expert a task: L = L_SFT."""
 
     name: ClassVar[str] = "per_task"
+    separate: ClassVar[bool] = True
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """Nothing."""

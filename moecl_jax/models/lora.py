@@ -96,7 +96,7 @@ def low_rank(
 
     Args:
       x: `[N, I]`.
-      factors: `a` `[I, r]` and `b` `[r, O]`.
+      factors: `a` `[I, r]` and `b` `[r, O]`, and optionally `weights` `[N, r]` for each token.
       scale: lora_alpha / r.
       weight: optional `[N, 1]`, applied to the r-wide middle, where it is cheapest.
 
@@ -104,8 +104,8 @@ def low_rank(
       `[N, O]` in float32.
     """
     middle = dot(x, factors["a"], jnp.float32) * scale
-    if weight is not None:
-        middle = middle * weight
+    for factor in (weight, factors.get("weights")):
+        middle = middle if factor is None else middle * factor
     return dot(middle.astype(x.dtype), factors["b"], jnp.float32)
 
 

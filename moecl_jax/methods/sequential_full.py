@@ -1,0 +1,53 @@
+"""Sequential full fine-tuning: all weights of the LLM, trained on one task after another.
+
+What is trained is the difference from the LLM as it was loaded, in float32, so that a small step
+is not lost in bfloat16's rounding. Weight decay pulls towards the loaded weights. For small models:
+the difference, its optimizer state and its copies are each as large as the LLM in float32.
+"""
+
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moecl_jax.methods.base import Method, Tree
+from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.linear import from_bits
+
+
+class SequentialFull(Method):
+    """No LoRA; every weight is trained: L = L_SFT."""
+
+    name: ClassVar[str] = "sequential_full"
+    experts: ClassVar[tuple[str, ...]] = ()
+
+    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+        """The difference from the loaded weights, zero, in the decoder's structure."""
+        del key, task_count
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        init = functools.partial(Decoder(self.config).init, jax.random.key(0))
+        shapes = jax.eval_shape(init, tokens, tokens, tokens, tokens, jnp.zeros((1, 2)))
+        difference = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["params"])
+        return {"difference": difference}
+
+    def init_task_expert(self, key: jax.Array) -> Tree:
+        """Nothing."""
+        del key
+        return {}
+
+    def parameters(self, frozen: Tree, shared: Tree) -> Tree:
+        """The loaded weights and the difference, in the loaded dtype."""
+
+        def add(loaded: jax.Array, difference: jax.Array) -> jax.Array:
+            weights = from_bits(loaded)
+            return (weights.astype(jnp.float32) + difference).astype(weights.dtype)
+
+        return jax.tree.map(add, frozen, shared["difference"])
+
+    def adapter(
+        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
+    ) -> Tree:
+        """No LoRA."""
+        del shared, expert, memory, query
+        return {"expert": {}}
