@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(plain)
-    if overrides and arguments.run is not _train:
-        parser.error(f"{overrides[0]}: only 'moecl train' has a config to override")
+    if overrides and arguments.run not in (_train, _sweep):
+        parser.error(f"{overrides[0]}: only 'moecl train' and 'sweep' have a config to override")
     arguments.overrides = overrides
     # transformers would advise each user to install torch, which only its models need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -94,6 +94,36 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     _add_workdir(train, "where the run's results, logs and checkpoints are, or will be")
 
+    sweep = add(
+        "sweep",
+        "train a grid of methods, orders of the tasks and seeds, or go on with it",
+        "moecl sweep --config=configs/mtl5_shared_smollm2.py --orders=1,2,3 \\\n"
+        "    --methods=sequential_lora,moe_cl,moe_cl:adversarial.objective=off --workdir=runs/grid",
+    )
+    sweep.usage = (
+        "moecl sweep --config=FILE --methods=METHOD,... [--orders=ORDER,...] [--seeds=SEED,...] "
+        "--workdir=DIR [--config.KEY=VALUE ...]"
+    )
+    sweep.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="as of 'moecl train'; --config.KEY=VALUE holds for all runs",
+    )
+    sweep.add_argument(
+        "--methods",
+        required=True,
+        metavar="METHOD,...",
+        help="METHOD or METHOD:KEY=VALUE:KEY=VALUE, which is a variant with settings of its own",
+    )
+    sweep.add_argument(
+        "--orders",
+        metavar="ORDER,...",
+        help="values of order= in the argument of the config file (default: as it is)",
+    )
+    sweep.add_argument("--seeds", default="0", metavar="SEED,...", help="(default: 0)")
+    _add_workdir(sweep, "gets sweep.json and the runs' workdirs, VARIANT/orderORDER_seedSEED")
+
     evaluate = add(
         "evaluate",
         "score a trained run on all its tasks and print the result as JSON",
@@ -108,7 +138,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "moecl predict --workdir=runs/first --task=NAME --input=texts.jsonl --output=labels.jsonl",
     )
     _add_workdir(predict, "the trained run")
-    predict.add_argument("--task", required=True, metavar="NAME", help="the task to apply")
+    predict.add_argument(
+        "--task",
+        metavar="NAME",
+        help='the task to apply (default: each text\'s is chosen, and added as "task")',
+    )
     predict.add_argument(
         "--input",
         required=True,
@@ -274,6 +308,28 @@ def _train(arguments: argparse.Namespace) -> int:
     print(_matrix_of(results))
     print(f"\nResults: {arguments.workdir / 'results.json'}")
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from moecl_jax.progress import format_comparison
+    from moecl_jax.report.runs import read_results
+    from moecl_jax.sweep import Grid, sweep
+
+    grid = Grid.parse(
+        arguments.config,
+        arguments.overrides,
+        arguments.methods,
+        arguments.orders,
+        arguments.seeds,
+    )
+    workdir = arguments.workdir
+    outcome = sweep(grid, workdir)
+    runs = [{**read_results(workdir / run["workdir"]), **run} for run in outcome.finished]
+    print(format_comparison(runs))
+    for failure in outcome.failures:
+        print(f"moecl: error: {failure}", file=sys.stderr)
+    print(f"\nReport: moecl report --workdir={workdir} --output={workdir / 'report.html'}")
+    return 1 if outcome.failures else 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

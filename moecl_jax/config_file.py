@@ -5,6 +5,7 @@ Importing this module is cheap: `moecl --help` does not wait for what reading a 
 
 import difflib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -110,6 +111,11 @@ def _run_config_file(file: str) -> "ConfigDict":
     try:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
+        if argument and callable(get_config) and not inspect.signature(get_config).parameters:
+            raise UserError(
+                "its get_config() takes no argument. Leave out what follows the file's name, or "
+                "define get_config(argument)"
+            )
         config = get_config(*argument) if callable(get_config) else None
     except Exception as error:  # whatever the user's file raises is the user's to mend
         raise UserError(_config_file_failure(path, error)) from error

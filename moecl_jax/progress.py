@@ -220,16 +220,20 @@ def format_comparison(results: Sequence[Mapping[str, Any]]) -> str:
         sequential_lora     0  80.0  -9.5  +3.0        +9.5    0:01:15
 
     Args:
-      results: contents of `results.json`, one a run.
+      results: contents of `results.json`, one a run. In a sweep also `variant`, which stands for
+        the method, and `order`, which has a column unless it is None.
 
     Returns:
       The lines, joined, without a final line end.
     """
-    rows = [["method", "seed", *_METRIC_NAMES, "wall time"]]
+    orders = ["order"] if any(result.get("order") is not None for result in results) else []
+    rows = [["method", *orders, "seed", *_METRIC_NAMES, "wall time"]]
     for result in results:
         values = (_percent(result["metrics"][name], name) for name in _METRIC_NAMES)
-        time = _wall_time(result["wall_seconds"])
-        rows.append([str(result["method"]), str(result["seed"]), *values, time])
+        time = wall_time(result["wall_seconds"])
+        name = str(result.get("variant", result["method"]))
+        order = [str(result[key]) for key in orders]
+        rows.append([name, *order, str(result["seed"]), *values, time])
     return "\n".join(_aligned(rows))
 
 
@@ -301,7 +305,8 @@ def _percent(fraction: float | None, name: str) -> str:
     return f"{100 * fraction:.1f}" if name == "acc" else f"{100 * fraction:+.1f}"
 
 
-def _wall_time(seconds: float) -> str:
+def wall_time(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, `0:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

@@ -93,7 +93,7 @@ def error_of(capsys, *argv):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "predict", "convert", "export", "compare"]
+    "command", ["train", "sweep", "evaluate", "predict", "convert", "export", "compare"]
 )
 def test_help_of_each_command_has_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -136,7 +136,7 @@ def test_configs_are_the_only_users_of_the_config():
     """Below experiment.py nothing takes a ConfigDict apart but what hands it on."""
     allowed = {"default_config.py", "config_file.py", "workdir.py", "experiment.py"}
     allowed |= {"train.py", "inference.py", "convert.py", "export.py"}
-    allowed |= {"adapters.py", "prompts.py"}
+    allowed |= {"adapters.py", "prompts.py", "sweep.py"}
     users = {
         Path(path).name
         for path in (ROOT / "moecl_jax").rglob("*.py")

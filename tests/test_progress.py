@@ -206,3 +206,15 @@ def test_comparison_has_a_line_a_run():
         "moe_cl              0   91.5  -2.5  +3.0        +2.5    0:02:03\n"
         "sequential_lora    10  100.0     -     -           -    1:06:40"
     )
+
+
+def test_comparison_of_a_sweep_names_variant_and_order():
+    run = {"method": "moe_cl", "seed": 0, "metrics": METRICS, "wall_seconds": 123.4}
+    runs = [{**run, "variant": "moe_cl:epochs=2", "order": order} for order in ("1", "2")]
+    assert progress.format_comparison(runs) == (
+        "method           order  seed   acc   bwt   fwt  forgetting  wall time\n"
+        "moe_cl:epochs=2      1     0  91.5  -2.5  +3.0        +2.5    0:02:03\n"
+        "moe_cl:epochs=2      2     0  91.5  -2.5  +3.0        +2.5    0:02:03"
+    )
+    without = progress.format_comparison([{**runs[0], "order": None}])
+    assert without.splitlines()[0].split()[:2] == ["method", "seed"]
