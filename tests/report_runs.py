@@ -120,7 +120,7 @@ def realistic_sweep(folder, layers=30, logged=60):
                 gate = 0.5 + 0.3 * np.sin(depth + np.arange(4)[:, None])
                 extra["gate_weights"] = gate.tolist()
             if method == "replay":
-                extra["examples_stored"] = 200
+                extra["stored_examples"] = 200
             log = _log(random, tasks, layers if gated and ":" not in variant else 0, logged)
             values = matrix.tolist()
             if method == "joint":

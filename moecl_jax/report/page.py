@@ -22,7 +22,7 @@ from moecl_jax.report.summary import differences, percent, summarize
 _RESULT_SOURCE = f"{RESULTS_NAME} of the runs listed at the end"
 TABLE_SOURCE = f"{_RESULT_SOURCE}: metrics, accuracy_matrix (last row), sizes.test, task_free.acc"
 COST_SOURCE = (
-    f"{_RESULT_SOURCE}: parameters, examples_stored, steps, wall_seconds; their metrics.jsonl: "
+    f"{_RESULT_SOURCE}: parameters, stored_examples, steps, wall_seconds; their metrics.jsonl: "
     "examples_per_second (median over the logged steps)"
 )
 BUDGET_SOURCE = f"{CONFIG_NAME} of the runs, and their {RESULTS_NAME}: steps, sizes, versions"

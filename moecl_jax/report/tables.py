@@ -97,7 +97,7 @@ def cost_table(variants: Sequence[Variant]) -> Table:
         ("parameters trained", parameters("trained"), _thousands),
         ("parameters stored", parameters("stored"), _thousands),
         ("frozen model", parameters("frozen"), _thousands),
-        ("examples stored", lambda run: run.results.get("examples_stored"), _thousands),
+        ("examples stored", lambda run: run.results.get("stored_examples"), _thousands),
         ("steps", lambda run: run.results.get("steps"), _thousands),
         ("examples/s", examples_per_second, "{:.2f}".format),
         ("wall time", lambda run: run.results["wall_seconds"], _duration),
@@ -194,7 +194,7 @@ def _scalars(run: Run, folder: str) -> dict[str, Any]:
     line["task_free_acc"] = run.task_free.get("acc")
     line["wall_seconds"] = run.results["wall_seconds"]
     line["examples_per_second"] = examples_per_second(run)
-    line |= {key: run.results.get(key) for key in ("steps", "examples_stored", "selection")}
+    line |= {key: run.results.get(key) for key in ("steps", "stored_examples", "selection")}
     parameters = run.results.get("parameters") or {}
     line |= {f"parameters.{key}": parameters.get(key) for key in ("frozen", "trained", "stored")}
     line |= {f"config.{key}": run.setting(key) for _, key in _BUDGET if key != "selection"}
