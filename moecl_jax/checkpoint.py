@@ -1,6 +1,7 @@
 """Orbax checkpoints: one for each finished task, and one inside the task being trained.
 
-    checkpoints/000_trec/       shared trees, the task's expert and head; JSON beside them
+    checkpoints/000_trec/       shared trees, the task's expert and head; JSON beside them; in the
+                                newest one also what is known of all tasks' features
     checkpoints/in_progress/    the state of the task in training; gone when it is finished
 
 Every save is atomic: Orbax writes beside the target and renames. The frozen LLM is not saved;
@@ -20,14 +21,14 @@ from moecl_jax.errors import UserError
 
 FOLDER = "checkpoints"
 _IN_PROGRESS = "in_progress"
+_FEATURES = "features"
 
 
-def _save(path: Path, tree: Any, record: Mapping[str, Any]) -> None:
+def _save(path: Path, record: Mapping[str, Any], **trees: Any) -> None:
+    parts = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        parts = ocp.args.Composite(
-            tree=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(dict(record))
-        )
-        checkpointer.save(path.absolute(), parts, force=True)
+        whole = ocp.args.Composite(record=ocp.args.JsonSave(dict(record)), **parts)
+        checkpointer.save(path.absolute(), whole, force=True)
 
 
 def _restore(path: Path, part: str, argument: Any) -> Any:
@@ -45,6 +46,11 @@ def _restore(path: Path, part: str, argument: Any) -> Any:
         ) from error
 
 
+def _restore_arrays(path: Path, part: str, template: Any) -> Any:
+    abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    return _restore(path, part, ocp.args.StandardRestore(abstract))
+
+
 class TaskCheckpoints:
     """The checkpoints of a workdir."""
 
@@ -52,7 +58,14 @@ class TaskCheckpoints:
         """Names the folder; nothing is created before the first save."""
         self.folder = workdir / FOLDER
 
-    def save_finished(self, index: int, name: str, tree: Any, record: Mapping[str, Any]) -> None:
+    def save_finished(
+        self,
+        index: int,
+        name: str,
+        tree: Any,
+        record: Mapping[str, Any],
+        features: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Saves a finished task and forgets its training state.
 
         Args:
@@ -60,8 +73,13 @@ class TaskCheckpoints:
           name: the task.
           tree: its shared trees, expert and head.
           record: JSON-serialisable facts, such as the accuracies so far.
+          features: of all tasks so far, which take the place of those saved with earlier tasks.
         """
-        _save(self._finished(index, name), tree, record)
+        path = self._finished(index, name)
+        _save(path, record, tree=tree, **({} if features is None else {_FEATURES: features}))
+        for other in self.folder.iterdir():
+            if other != path:
+                shutil.rmtree(other / _FEATURES, ignore_errors=True)
         self.clear_in_progress()
 
     def finished_count(self) -> int:
@@ -79,13 +97,21 @@ class TaskCheckpoints:
 
     def restore_finished(self, index: int, name: str, template: Any) -> Any:
         """The trees of a finished task as NumPy; `template` gives their shapes and dtypes."""
-        abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        return _restore(self._finished(index, name), "tree", ocp.args.StandardRestore(abstract))
+        return _restore_arrays(self._finished(index, name), "tree", template)
+
+    def restore_features(
+        self, index: int, name: str, template: Mapping[str, Any]
+    ) -> dict[str, np.ndarray] | None:
+        """The features saved with a task as NumPy, or None where none are."""
+        path = self._finished(index, name)
+        if not (path / _FEATURES).is_dir():
+            return None
+        return dict(_restore_arrays(path, _FEATURES, template))
 
     def save_in_progress(self, tree: Any, record: Mapping[str, Any]) -> None:
         """Saves the state of the task in training over the one before, which stays till then."""
         step = int(record["step"])
-        _save(self.folder / _IN_PROGRESS / str(step), tree, record)
+        _save(self.folder / _IN_PROGRESS / str(step), record, tree=tree)
         for other in self._in_progress_steps():
             if other != step:
                 shutil.rmtree(self.folder / _IN_PROGRESS / str(other))

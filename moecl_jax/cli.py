@@ -134,7 +134,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     predict = add(
         "predict",
-        "label the lines of a JSONL file with one of a run's tasks",
+        "label the lines of a JSONL file with one of a run's tasks, or with that of each text",
         "moecl predict --workdir=runs/first --task=NAME --input=texts.jsonl --output=labels.jsonl",
     )
     _add_workdir(predict, "the trained run")
@@ -447,11 +447,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _matrix_of(results: Mapping[str, Any]) -> str:
-    from moecl_jax.progress import format_matrix
+    from moecl_jax.progress import format_matrix, format_task_free
 
-    return format_matrix(
-        results["tasks"], results["accuracy_matrix"], results["random_init"], results["metrics"]
-    )
+    tasks, accuracy = results["tasks"], results["accuracy_matrix"]
+    matrix = format_matrix(tasks, accuracy, results["random_init"], results["metrics"])
+    if not results.get("task_free"):
+        return matrix
+    return f"{matrix}\n\n{format_task_free(tasks, results['task_free'], accuracy)}"
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

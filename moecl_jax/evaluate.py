@@ -45,12 +45,14 @@ class Evaluation:
         which has no labels to choose from.
       log_likelihood: mean log of the right label's share of exp(scores); in a free-form task mean
         log-probability of the responses.
+      right: `[n]` bool, whether each example is answered rightly; empty in a free-form task.
       shared_weight: in MoE-CL, mean weight of the shared expert in each layer; else empty.
     """
 
     accuracy: float
     scored_accuracy: float
     log_likelihood: float
+    right: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool), compare=False)
     shared_weight: tuple[float, ...] = ()
 
 
@@ -119,22 +121,24 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
     rows = np.arange(len(labels))
     shifted = wide - wide.max(axis=1, keepdims=True)
     log_shares = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    right = scores.answered[rows, labels]
     return Evaluation(
-        accuracy=float(scores.answered[rows, labels].mean()),
+        accuracy=float(right.mean()),
         scored_accuracy=float((wide.argmax(axis=1) == labels).mean()),
         log_likelihood=float(log_shares[rows, labels].mean()),
+        right=right,
         shared_weight=shared_weight,
     )
 
 
-def written_accuracy(
+def written_scores(
     write: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
     read: Callable[[np.ndarray], str],
     examples: Sequence[TokenizedExample],
     answers: Sequence[np.ndarray],
     metric: str,
-) -> float:
-    """Score of the answers that a model writes; NaN where there are no examples.
+) -> list[float]:
+    """Scores in [0, 1] of the answers that a model writes.
 
     Args:
       write: continues prompts, without end of sequence.
@@ -146,14 +150,19 @@ def written_accuracy(
     written = write([example.prompt for example in examples])
     if answers:
         right = [answers[example.label][:-1] for example in examples]
-        equal = [np.array_equal(*pair) for pair in zip(written, right, strict=True)]
-        return float(np.mean(equal)) if equal else math.nan
+        return [float(np.array_equal(*pair)) for pair in zip(written, right, strict=True)]
     expected = [example.response_text for example in examples]
-    return score_texts([read(ids) for ids in written], expected, metric)
+    return text_scores([read(ids) for ids in written], expected, metric)
 
 
 def score_texts(generated: Sequence[str], expected: Sequence[str], metric: str) -> float:
-    """Mean score in [0, 1] of generated texts; NaN where there are none.
+    """Mean of `text_scores`; NaN where there are no texts."""
+    scores = text_scores(generated, expected, metric)
+    return sum(scores) / len(scores) if scores else math.nan
+
+
+def text_scores(generated: Sequence[str], expected: Sequence[str], metric: str) -> list[float]:
+    """Scores in [0, 1] of generated texts.
 
     Args:
       generated: n texts.
@@ -161,8 +170,7 @@ def score_texts(generated: Sequence[str], expected: Sequence[str], metric: str) 
       metric: "exact_match" (but for white space) or "rouge_l" (see `rouge_l`).
     """
     measure = {"exact_match": _exact_match, "rouge_l": rouge_l}[metric]
-    scores = [measure(ours, right) for ours, right in zip(generated, expected, strict=True)]
-    return sum(scores) / len(scores) if scores else math.nan
+    return [measure(ours, right) for ours, right in zip(generated, expected, strict=True)]
 
 
 def rouge_l(generated: str, expected: str) -> float:

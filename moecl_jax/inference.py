@@ -1,5 +1,6 @@
 """Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
 
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,8 @@ from moecl_jax.evaluate import score
 from moecl_jax.experiment import Experiment, build, load_tasks
 from moecl_jax.generation import GREEDY, Sampling, Writer
 from moecl_jax.progress import plain
-from moecl_jax.prompts import PromptReader, answer_lines
-from moecl_jax.resume import restore_stream, task_trees
+from moecl_jax.prompts import ChoosingReader, Prompt, PromptReader, answer_lines
+from moecl_jax.resume import restore_features, restore_stream, task_trees
 from moecl_jax.state import Stream
 from moecl_jax.train import Run
 from moecl_jax.workdir import load_config
@@ -52,18 +53,19 @@ def evaluate(workdir: Path, split: str) -> dict[str, Any]:
     return {"split": split, "tasks": plain(by_task)}
 
 
-def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
+def predict(workdir: Path, task: str | None, source: Path, target: Path) -> int:
     """Labels the lines of a JSON-lines file.
 
     A line is `{"text": ...}`, which is cut to fit (its output then says `"truncated": true`), or
     `{"input_ids": [...]}`, the whole prompt in token ids; and anything else, which is copied. Its
     output line adds `label`, the best of `probabilities` (by label), and `logits` (in label order;
     with the LM head the log-probability of each label's text). A bad line stops nothing: its
-    output line carries `error` instead.
+    output line carries `error` instead. Where no task is named, each line's is chosen by its text,
+    and added as `task`.
 
     Args:
       workdir: of a training.
-      task: a finished task of it.
+      task: a finished task of it; None to choose.
       source: input file.
       target: output file.
 
@@ -74,26 +76,15 @@ def predict(workdir: Path, task: str, source: Path, target: Path) -> int:
       UserError: the workdir or the files do not fit.
     """
     _check_files(source, target)
-    trained = _Trained(workdir, task)
-    experiment, definition = trained.experiment, trained.definition
-    if definition.free_form:
+    trained = _Trained(workdir)
+    if task is None:
+        return answer_lines(trained.choosing_reader(), trained.label, source, target)
+    index = trained.index(task)
+    if trained.experiment.definitions[index].free_form:
         raise UserError(
             f"task '{task}' answers in free text and has no labels to predict; use 'moecl generate'"
         )
-
-    def label(prompts: list[np.ndarray]) -> list[dict[str, Any]]:
-        scores = score(
-            experiment.evaluation_step,
-            trained.active,
-            experiment.frozen,
-            [TokenizedExample(prompt, 0) for prompt in prompts],
-            experiment.answers[trained.index],
-            experiment.evaluation_layout,
-            class_count=len(definition.labels),
-        )
-        return [_labelled(definition.labels, row) for row in scores.scores.astype(np.float64)]
-
-    return answer_lines(trained.reader, label, source, target)
+    return answer_lines(trained.reader(index), trained.label, source, target)
 
 
 def generate(
@@ -128,13 +119,14 @@ def generate(
       UserError: the workdir or the files do not fit, or the workdir has classification heads.
     """
     _check_files(source, target)
-    trained = _Trained(workdir, task, base=base)
-    writer = trained.writer
+    trained = _Trained(workdir, base=base)
+    index = trained.index(task)
+    writer = trained.writer(index)
 
-    def write(prompts: list[np.ndarray]) -> list[dict[str, Any]]:
+    def write(prompts: list[Prompt]) -> list[dict[str, Any]]:
         written = writer.write(
-            trained.active,
-            prompts,
+            trained.active(index),
+            [prompt.ids for prompt in prompts],
             max_tokens=trained.max_response if max_tokens is None else max_tokens,
             sampling=sampling,
             seed=seed,
@@ -142,7 +134,7 @@ def generate(
         )
         return [{"response": trained.text(ids)} for ids in written]
 
-    return answer_lines(trained.reader, write, source, target)
+    return answer_lines(trained.reader(index), write, source, target)
 
 
 def stream(
@@ -156,16 +148,17 @@ def stream(
     base: bool = False,
 ) -> Iterator[str]:
     """The answer to one text, piece by piece as it is written; arguments as `generate`."""
-    trained = _Trained(workdir, task, base=base)
-    writer = trained.writer
-    record, prompt = trained.reader.read(json.dumps({"text": text}).encode())
+    trained = _Trained(workdir, base=base)
+    index = trained.index(task)
+    writer = trained.writer(index)
+    [(record, prompt)] = trained.reader(index).read([json.dumps({"text": text}).encode()])
     if prompt is None:
         raise UserError(f"the prompt {text!r}: {record['error']}")
     if "truncated" in record:
-        print(f"note: the prompt was cut to its first {len(prompt)} tokens", file=sys.stderr)
+        print(f"note: the prompt was cut to its first {len(prompt.ids)} tokens", file=sys.stderr)
     tokens = writer.stream(
-        trained.active,
-        prompt,
+        trained.active(index),
+        prompt.ids,
         max_tokens=trained.max_response if max_tokens is None else max_tokens,
         sampling=sampling,
         seed=seed,
@@ -183,32 +176,79 @@ def stream(
 
 
 class _Trained:
-    """A finished task of a workdir, ready to answer."""
+    """The finished tasks of a workdir, ready to answer."""
 
-    def __init__(self, workdir: Path, task: str, *, base: bool = False):
+    def __init__(self, workdir: Path, *, base: bool = False):
         config = load_config(workdir)
+        self.workdir = workdir
         self.experiment = build(config)
-        self.index = self.experiment.index(task)
-        self.definition = self.experiment.definitions[self.index]
-        stream = _restore(self.experiment, workdir)
-        if task not in stream.finished:
-            raise UserError(
-                f"task '{task}' has not been trained to its end in {workdir}; finished are "
-                f"{', '.join(stream.finished)}"
-            )
+        self.checkpoints = TaskCheckpoints(workdir)
+        self.stream = _restore(self.experiment, workdir)
+        answering = self.stream
         if base:
-            stream = self.experiment.initializer.stream(len(self.experiment.names))
-        self.active = task_trees(self.experiment, stream, self.index)
+            answering = self.experiment.initializer.stream(len(self.experiment.names))
+        trees = functools.partial(task_trees, self.experiment, answering)
+        self.active = functools.lru_cache(maxsize=1)(trees)  # one task's are on the device
         self.max_response: int = config.data.max_response
-        self.reader = PromptReader(self.experiment, self.index, config)
 
-    @property
-    def writer(self) -> Writer:
+    def index(self, task: str) -> int:
+        """Place of a finished task in the stream."""
+        index = self.experiment.index(task)
+        if task not in self.stream.finished:
+            raise UserError(
+                f"task '{task}' has not been trained to its end in {self.workdir}; finished are "
+                f"{', '.join(self.stream.finished)}"
+            )
+        return index
+
+    def reader(self, index: int) -> PromptReader:
+        """Reads prompts of one task."""
+        return PromptReader(self.experiment, index)
+
+    def choosing_reader(self) -> ChoosingReader:
+        """Reads prompts of the task that each text belongs to."""
+        method = self.experiment.learner.method
+        problem = f"it was trained with method = '{method.name}', which keeps no expert a task"
+        if method.separate:
+            features = restore_features(self.experiment, self.checkpoints, self.stream)
+            if features is not None and features.names:
+                return ChoosingReader(self.experiment, features)
+            problem = "none of its tasks has labels"
+            if features is None:
+                problem = (
+                    "its checkpoints hold no features of the tasks' texts (they were converted, or "
+                    "written by an older version)"
+                )
+        raise UserError(
+            f"{self.workdir} cannot tell a text's task: {problem}. Name one by --task: "
+            f"{', '.join(self.stream.finished)}"
+        )
+
+    def label(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """What `predict` adds to the lines of these prompts."""
+        experiment, added = self.experiment, [dict[str, Any]()] * len(prompts)
+        for task in sorted({prompt.task for prompt in prompts}):
+            places = [place for place, prompt in enumerate(prompts) if prompt.task == task]
+            labels = experiment.definitions[task].labels
+            scores = score(
+                experiment.evaluation_step,
+                self.active(task),
+                experiment.frozen,
+                [TokenizedExample(prompts[place].ids, 0) for place in places],
+                experiment.answers[task],
+                experiment.evaluation_layout,
+                class_count=len(labels),
+            )
+            for place, row in zip(places, scores.scores.astype(np.float64), strict=True):
+                added[place] = _labelled(labels, row)
+        return added
+
+    def writer(self, index: int) -> Writer:
         """What writes text, where the head is the LLM's own."""
         if self.experiment.writer is None:
             raise UserError(
-                f"task '{self.definition.name}' was trained with head = 'classification': it has "
-                "labels and writes no text; use 'moecl predict'"
+                f"task '{self.experiment.names[index]}' was trained with head = 'classification': "
+                "it has labels and writes no text; use 'moecl predict'"
             )
         return self.experiment.writer
 

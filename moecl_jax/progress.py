@@ -211,6 +211,37 @@ def format_matrix(
     return "\n".join([title, "", *_aligned(rows), "", summary])
 
 
+def format_task_free(
+    tasks: Sequence[str], task_free: Mapping[str, Any], accuracy: ArrayLike
+) -> str:
+    """Accuracy where the task is chosen from the text, and the choices, as a table in plain text.
+
+    Example:
+        task chosen from the text: acc 83.1 (known task: 85.0)
+
+        texts    as spam  as irony
+        spam          39         1
+        irony          2        38
+
+    Args:
+      tasks: the names, T of them.
+      task_free: `acc`, `accuracy` and `choices` of `results.json`.
+      accuracy: `R`, `[T, T]`, fractions; the last row is where the task is known.
+
+    Returns:
+      The lines, joined, without a final line end.
+    """
+    chosen = ~np.isnan(_float_array(task_free["accuracy"]))
+    known = _float_array(accuracy)[-1][chosen]
+    known_acc = _percent(float(known.mean()) if known.size else None, "acc")
+    rows = [["texts", *(f"as {task}" for task in tasks)]]
+    for task, counts in zip(tasks, task_free["choices"], strict=True):
+        rows.append([task, *map(str, counts)])
+    acc = _percent(task_free["acc"], "acc")
+    title = f"task chosen from the text: acc {acc} (known task: {known_acc})"
+    return "\n".join([title, "", *_aligned(rows)])
+
+
 def format_comparison(results: Sequence[Mapping[str, Any]]) -> str:
     """The metrics of several runs side by side, in percent, a line a run.
 

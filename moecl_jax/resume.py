@@ -15,6 +15,7 @@ from moecl_jax.experiment import Experiment
 from moecl_jax.progress import plain
 from moecl_jax.state import Finished, Stream, look_up
 from moecl_jax.steps import Active, TrainState
+from moecl_jax.task_choice import TaskFeatures
 
 NO_SCORE = (-1.0, -math.inf)  # validation accuracy and likelihood before any epoch
 
@@ -36,6 +37,7 @@ class History:
       gate_weights: in MoE-CL, mean weight of the shared expert by task and layer, after the task
         that was finished last.
       converted: how many of the finished tasks came with a converted checkpoint.
+      task_free: after the last task of the stream, results where each text's task is chosen.
     """
 
     random_init: list[float]
@@ -46,6 +48,7 @@ class History:
     wall_seconds: float = 0.0
     gate_weights: list[list[float]] = dataclasses.field(default_factory=list)
     converted: int = 0
+    task_free: dict[str, Any] | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "History":
@@ -127,8 +130,26 @@ def restore_task(
     )
 
 
+def restore_features(
+    experiment: Experiment, checkpoints: TaskCheckpoints, stream: Stream
+) -> TaskFeatures | None:
+    """What was saved of the features of all finished label tasks; None where nothing was."""
+    labelled = {d.name for d in experiment.definitions if not d.free_form}
+    names = tuple(name for name in stream.finished if name in labelled)
+    blank = TaskFeatures.blank(experiment.learner.method.config.width, names)
+    if not names:
+        return blank
+    index = len(stream.finished) - 1
+    arrays = checkpoints.restore_features(index, experiment.names[index], blank.arrays)
+    return None if arrays is None else TaskFeatures(names, **arrays)
+
+
 def save_finished(
-    experiment: Experiment, checkpoints: TaskCheckpoints, stream: Stream, history: History
+    experiment: Experiment,
+    checkpoints: TaskCheckpoints,
+    stream: Stream,
+    history: History,
+    features: TaskFeatures | None = None,
 ) -> None:
     """Saves the task that was finished last.
 
@@ -137,6 +158,7 @@ def save_finished(
       checkpoints: of its workdir.
       stream: after that task.
       history: with that task's row.
+      features: of all finished label tasks, where they are known.
     """
     index = len(stream.finished) - 1
     name = experiment.names[index]
@@ -155,6 +177,7 @@ def save_finished(
                 "fingerprint": experiment.fingerprint,
             }
         ),
+        features.arrays if features is not None and features.names else None,
     )
 
 

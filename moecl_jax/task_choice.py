@@ -90,14 +90,20 @@ class TaskFeatures:
     scatter: np.ndarray
 
     @classmethod
-    def empty(cls, width: int) -> "TaskFeatures":
-        """Of no task yet."""
+    def blank(cls, width: int, names: Sequence[str] = ()) -> "TaskFeatures":
+        """Of these tasks without a text."""
+        count = len(names)
         return cls(
-            (),
-            np.zeros((0, width), np.float32),
-            np.zeros(0, np.int32),
+            tuple(names),
+            np.zeros((count, width), np.float32),
+            np.zeros(count, np.int32),
             np.zeros((width, width), np.float32),
         )
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a checkpoint holds: all but the names."""
+        return {"means": self.means, "counts": self.counts, "scatter": self.scatter}
 
     def add(self, name: str, features: np.ndarray) -> "TaskFeatures":
         """With one more task, given the features `[n, D]` of its texts."""

@@ -20,7 +20,7 @@ from moecl_jax.data.rehearsal import reservoir
 from moecl_jax.data.tasks import SPLITS
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
-from moecl_jax.evaluate import Evaluation, evaluate_examples, score, written_accuracy
+from moecl_jax.evaluate import Evaluation, evaluate_examples, score, written_scores
 from moecl_jax.experiment import Experiment, build, load_tasks
 from moecl_jax.generation import Writer
 from moecl_jax.metrics import summarize
@@ -28,6 +28,7 @@ from moecl_jax.progress import MetricsLog, plain
 from moecl_jax.resume import (
     History,
     check_fingerprint,
+    restore_features,
     restore_stream,
     restore_task,
     save_finished,
@@ -35,6 +36,8 @@ from moecl_jax.resume import (
 )
 from moecl_jax.state import Stream, finish
 from moecl_jax.steps import Active
+from moecl_jax.task_choice import TaskFeatures
+from moecl_jax.task_free import add_task, evaluate_task_free
 from moecl_jax.task_training import TaskTraining
 from moecl_jax.workdir import RESULTS_NAME, refuse_other_config, save_config, write_json
 
@@ -81,11 +84,14 @@ class Run:
         self.tasks = tasks
         self.workdir = workdir
         self.checkpoints = TaskCheckpoints(workdir)
+        self.features: TaskFeatures | None = None  # of the finished label tasks, where known
         self.begun = time.perf_counter()
 
     def run(self) -> dict[str, Any]:
         """Trains what is not finished yet; returns the matrix and what is computed from it."""
         stream, history = restore_stream(self.experiment, self.checkpoints)
+        if self.experiment.learner.method.separate:
+            self.features = restore_features(self.experiment, self.checkpoints, stream)
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
         if history is None:
@@ -119,14 +125,19 @@ class Run:
             history.global_step += training.total_steps
         finished = initializer.finish(active, index, importance)
         stream = finish(stream, task.name, finished, len(task.labels))
+        if self.features is not None and not task.definition.free_form:
+            examples = task.splits["train"]
+            self.features = add_task(self.experiment, self.features, task.name, examples)
         if waits:
             history.append_unknown_row()
         else:
-            history.append_row(self.evaluate_all(stream))
+            evaluations = self.evaluate_all(stream)
+            history.append_row(evaluations)
+            history.task_free = self._task_free(stream, evaluations)
         history.validation.append(validation)
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
-        save_finished(self.experiment, self.checkpoints, stream, history)
+        save_finished(self.experiment, self.checkpoints, stream, history, self.features)
         return stream
 
     def evaluate_all(self, stream: Stream) -> list[Evaluation]:
@@ -139,7 +150,13 @@ class Run:
 
     def evaluate_active(self, active: Active, index: int, split: str) -> Evaluation:
         """Results of given trees on one split of a task."""
-        task, examples = self.tasks[index], self.tasks[index].splits[split]
+        return self.evaluate_on(active, index, self.tasks[index].splits[split])
+
+    def evaluate_on(
+        self, active: Active, index: int, examples: Sequence[TokenizedExample]
+    ) -> Evaluation:
+        """Results of given trees on examples that are asked as a task's."""
+        task = self.tasks[index]
         scores = score(
             self.experiment.evaluation_step,
             active,
@@ -153,12 +170,24 @@ class Run:
         writer = self.experiment.evaluation_writer(index)
         if writer is None:
             return evaluation
-        accuracy = self._written_accuracy(writer, active, index, examples)
-        return dataclasses.replace(evaluation, accuracy=accuracy)
+        written = self._written_scores(writer, active, index, examples)
+        accuracy = sum(written) / len(written) if written else math.nan
+        right = np.zeros(0, bool) if task.definition.free_form else np.array(written) == 1.0
+        return dataclasses.replace(evaluation, accuracy=accuracy, right=right)
 
-    def _written_accuracy(
+    def _task_free(
+        self, stream: Stream, evaluations: Sequence[Evaluation]
+    ) -> dict[str, Any] | None:
+        """Results after the last task where the task is chosen; None where it cannot be."""
+        if self.features is None or not self.features.names:
+            return None
+        if len(stream.finished) < len(self.tasks):
+            return None
+        return evaluate_task_free(self, stream, self.features, evaluations)
+
+    def _written_scores(
         self, writer: Writer, active: Active, index: int, examples: Sequence[TokenizedExample]
-    ) -> float:
+    ) -> list[float]:
         experiment, definition = self.experiment, self.tasks[index].definition
         tokenizer: Any = experiment.tokenizer
         answering, layout = experiment.answering, experiment.evaluation_layout
@@ -171,7 +200,7 @@ class Run:
             seed=experiment.seed,
             batch_size=layout.batch_size,
         )
-        return written_accuracy(
+        return written_scores(
             write,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             examples,
@@ -266,6 +295,7 @@ class Run:
             "metrics": summarize(np.array(history.accuracy), np.array(history.random_init)),
             "scored_accuracy_matrix": history.scored,
             "validation_accuracy": history.validation,
+            "task_free": history.task_free,
             "gate_weights": history.gate_weights,
             "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
             "steps": history.global_step,

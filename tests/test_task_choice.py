@@ -31,7 +31,7 @@ def clouds(counts, width, seed=0):
 
 
 def features_of(samples):
-    known = TaskFeatures.empty(samples[0].shape[1])
+    known = TaskFeatures.blank(samples[0].shape[1])
     for index, sample in enumerate(samples):
         known = known.add(f"task {index}", sample.astype(np.float32))
     return known

@@ -337,8 +337,12 @@ def test_a_bare_prompt_is_the_text_alone_or_the_given_ids() -> None:
     answers = (np.array([10, 2], np.int32),)
     options = {"max_length": 9, "max_response": 1, "over_long": "truncate"}
     tokenized = tokenize_task(task, answers, word_tokenizer(bos=True), **options)
-    ids = TokenizedExample(np.array([3, 6], np.int32), 0)
+    ids = TokenizedExample(np.array([3, 6, 5, 4], np.int32), 0)
     mixed = (ids, *tokenized.splits["train"], ids)
     bare = bare_prompts(mixed, word_tokenizer(bos=True), 3)
-    assert [words(prompt) for prompt in bare] == ["classify a", "<bos> a b", "classify a"]
-    assert bare_prompts([ids], None, 3)[0] is ids.prompt
+    assert [words(prompt) for prompt in bare] == [
+        "classify a answer",
+        "<bos> a b",
+        "classify a answer",
+    ]
+    assert bare_prompts([ids], None, 4)[0].tolist() == [3, 6, 5, 4]

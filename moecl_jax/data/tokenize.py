@@ -339,12 +339,12 @@ def bare_prompts(
     tokenizer: "PreTrainedTokenizerBase | None",
     max_prompt: int,
 ) -> list[np.ndarray]:
-    """The ids of each example's text without a template, or of its prompt if that was all.
+    """The ids of each example's text without a template, or its prompt if that was all.
 
     Args:
         examples: n of them.
         tokenizer: a fast tokenizer; None if the model has none, and no example has a text.
-        max_prompt: the most tokens of a result; longer texts are cut at their end.
+        max_prompt: the most tokens of a result; longer ones are cut at their end.
 
     Returns:
         n times int32 [P] with P <= max_prompt.
@@ -353,7 +353,9 @@ def bare_prompts(
     if tokenizer is not None:
         texts = [example.text for example in examples if example.text]
         tokenized = _tokenize_prompts(texts, BARE, tokenizer, max_prompt)
-    return [next(tokenized)[0] if example.text else example.prompt for example in examples]
+    return [
+        next(tokenized)[0] if example.text else example.prompt[:max_prompt] for example in examples
+    ]
 
 
 def _tokenize_prompts(
