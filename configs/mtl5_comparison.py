@@ -1,0 +1,23 @@
+"""MTL5 for comparing methods on two cores: the shared data, small, on SmolLM2-135M.
+
+    bash launch/comparison.sh
+    moecl train --config=configs/mtl5_comparison.py:order=1 --workdir=runs/one
+
+The argument is that of `configs/mtl5_shared_smollm2.py`: `order=1|2|3` and `data=` a folder. All
+methods take the same number of steps. Learning rate and epochs were chosen on validation, so that
+tasks are learned when just trained and sequential LoRA forgets: RESULTS.md.
+"""
+
+from ml_collections import ConfigDict
+from mtl5_shared_smollm2 import get_config as mtl5_config
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Local MTL5, sized for a grid of methods and orders."""
+    config = mtl5_config(argument)
+    config.data.max_length = 64
+    config.batch.row_length = 64
+    config.data.train_examples = 150
+    config.data.validation_examples = 40
+    config.data.test_examples = 150
+    return config
