@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from moecl_jax import config_file
 from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
 
 CONFIG_NAME = "config.json"
@@ -175,7 +176,17 @@ def _trained_since(workdir: Path, origin: Origin) -> bool:
 
 def _bound(content: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     """By dotted key, all that a run that goes on must repeat."""
-    definitions = {k: v for k, v in content["definitions"].items() if k in known}
+    # Fields that a definition leaves out, or that are younger than it, have their defaults.
+    defaults = {
+        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for field in dataclasses.fields(TaskDefinition)
+        if field.default is not dataclasses.MISSING
+    }
+    definitions = {
+        name: {**defaults, **fields}
+        for name, fields in content["definitions"].items()
+        if name in known
+    }
     leaves = _leaves({**content, "definitions": definitions})
     return {key: value for key, value in leaves if key not in _FREE}
 

@@ -18,6 +18,7 @@ from moecl_jax.resume import restore_stream
 from moecl_jax.task_training import TaskTraining
 from moecl_jax.testing import write_model
 from moecl_jax.train import Run, train
+from moecl_jax.workdir import refuse_other_config, save_config
 
 METHODS = ("moe_cl", "sequential_lora")
 
@@ -253,6 +254,20 @@ def test_a_workdir_refuses_another_config(tmp_path, finished_run, change, messag
     with pytest.raises(UserError, match=message):
         train(other, workdir)
     assert (workdir / "results.json").read_text() == before
+
+
+def test_a_workdir_older_than_a_field_of_definitions_goes_on(tmp_path):
+    config = tiny_config(tmp_path, tasks=("two",))
+    save_config(config, tmp_path)
+    path = tmp_path / "config.json"
+    older = json.loads(path.read_text())
+    with config.unlocked():
+        config.definitions.two.subset, config.definitions.two.text_fields = "", ("text",)
+    path.write_text(json.dumps(older))
+    refuse_other_config(config, tmp_path)
+    config.definitions.two.subset = "other"
+    with pytest.raises(UserError, match=r"definitions.two.subset = '', and now it is 'other'"):
+        refuse_other_config(config, tmp_path)
 
 
 def test_checkpoints_refuse_another_frozen_model(tmp_path):
