@@ -198,15 +198,18 @@ def evaluation_step(
       most probable one.) And what the layers' FFN functions report of each example, `[L, B]`.
     """
     hidden, reports = forward(active, frozen, batch, learner, seeds=None)
-    logits = output_logits(active, hidden, frozen, batch, learner)
     lowest = jnp.finfo(jnp.float32).min
     if learner.head == "lm":
-        log_probabilities, greedy = answer_log_probabilities(logits, batch.answer_targets)
+        logits = _vocabulary_logits(active, hidden[batch.predicted], frozen, learner)
+        log_probabilities, greedy = answer_log_probabilities(
+            logits, batch.answer_targets, batch.answer_index
+        )
         real = batch.answer_mask > 0
         exists = real.any(axis=-1)
         scores = jnp.where(real, log_probabilities, 0.0).sum(axis=-1)
         answered = exists & (greedy | ~real).all(axis=-1)
         return jnp.where(exists, scores, lowest), answered, reports
+    logits = output_logits(active, hidden, frozen, batch, learner)
     best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[1], dtype=bool)
     return logits, best, reports
 
@@ -239,10 +242,8 @@ def output_logits(
     """Logits of the answers' tokens, nowhere else, `[B, K, A, V]`; or class logits `[B, C]`."""
     if learner.head == "classification":
         return class_logits(hidden, batch.last_token, active.head, batch.class_count)
-    decoder = Decoder(learner.method.config, learner.dtype)
-    parameters = learner.method.parameters(frozen, active.shared)
     at = hidden[batch.answer_positions.reshape(-1)]
-    logits: Any = decoder.apply({"params": parameters}, at, method="logits")
+    logits = _vocabulary_logits(active, at, frozen, learner)
     return logits.reshape(*batch.answer_targets.shape, -1)
 
 
@@ -250,8 +251,18 @@ def instruction_loss(logits: jax.Array, batch: Batch, learner: Learner) -> jax.A
     """L_SFT of the output layer's logits."""
     if learner.head == "classification":
         return classification_loss(logits, batch.labels, batch.weights)
-    log_probabilities, _ = answer_log_probabilities(logits, batch.answer_targets)
+    index = jnp.arange(batch.answer_targets.size).reshape(batch.answer_targets.shape)
+    flat = logits.reshape(-1, logits.shape[-1])
+    log_probabilities, _ = answer_log_probabilities(flat, batch.answer_targets, index)
     return answer_loss(log_probabilities, batch.answer_mask)
+
+
+def _vocabulary_logits(active: Active, hidden: jax.Array, frozen: Tree, learner: Learner) -> Any:
+    """The LLM's own logits `[M, V]` of hidden states `[M, D]`."""
+    decoder = Decoder(learner.method.config, learner.dtype)
+    parameters = learner.method.parameters(frozen, active.shared)
+    logits: Any = decoder.apply({"params": parameters}, hidden, method="logits")
+    return logits
 
 
 def prompt_query(frozen: Tree, batch: Batch, learner: Learner) -> jax.Array:

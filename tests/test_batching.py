@@ -107,6 +107,17 @@ def test_packed_evaluation_batch_points_at_the_same_tokens():
     assert batch.answer_positions[1].tolist() == [[2, 3, 0], [2, 4, 5]]
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_each_position_that_predicts_an_answer_is_listed_once(packed):
+    batch = two_examples(packed=packed, training=False)
+    assert batch.predicted.shape == (24,)  # a multiple of 8 an example
+    real = batch.answer_mask > 0
+    listed = batch.predicted[batch.answer_index]
+    np.testing.assert_array_equal(listed[real], batch.answer_positions[real])
+    assert batch.answer_index[real].max() + 1 == len(np.unique(batch.answer_positions[real])) == 8
+    assert two_examples(packed=packed, training=True).predicted.shape == (0,)
+
+
 def test_missing_labels_of_narrower_tasks_have_no_mask():
     layout = Layout(2, True, 16, continuations=4, answer_length=3)
     batch = make_batch(

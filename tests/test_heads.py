@@ -66,7 +66,11 @@ def test_new_head_is_uniform():
 def test_answer_log_probabilities_equal_numpy_s():
     logits, targets = 3 * normal(2, 3, 4, 11), np.random.default_rng(0).integers(0, 11, (2, 3, 4))
     targets[0, 0] = logits[0, 0].argmax(axis=-1)
-    found, greedy = answer_log_probabilities(jnp.asarray(logits), jnp.asarray(targets))
+    # Positions in another order than the answers', and one that no answer is predicted at.
+    order = np.random.default_rng(1).permutation(24)
+    flat = np.concatenate([logits.reshape(24, 11)[order], np.ones((1, 11), np.float32)])
+    index = np.argsort(order).reshape(targets.shape)
+    found, greedy = answer_log_probabilities(jnp.asarray(flat), jnp.asarray(targets), index)
     wide = logits.astype(np.float64)
     expected = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     expected = np.take_along_axis(expected, targets[..., None], axis=-1)[..., 0]
@@ -76,7 +80,8 @@ def test_answer_log_probabilities_equal_numpy_s():
 
 
 def test_answer_log_probabilities_survive_large_logits():
-    found, greedy = answer_log_probabilities(jnp.array([[[[1e4, 0.0, -1e4]]]]), jnp.array([[[0]]]))
+    zero = jnp.array([[[0]]])
+    found, greedy = answer_log_probabilities(jnp.array([[1e4, 0.0, -1e4]]), zero, zero)
     assert (float(found[0, 0, 0]), bool(greedy[0, 0, 0])) == (0.0, True)
 
 

@@ -37,6 +37,9 @@ class Batch:
       labels: `[B]` class.
       last_token: `[B]` flat position of the prompt's last token.
       answer_positions: `[B, K, A]` flat position whose logits predict the answer's token.
+      predicted: `[P]` those positions, each of them once; 0 where padded. Empty in training, where
+        an example has one answer, whose positions are distinct as they are.
+      answer_index: `[B, K, A]` place of each in `predicted`.
       answer_targets: `[B, K, A]` the token to predict.
       answer_mask: `[B, K, A]` 1 for an answer's token.
       task_index: scalar, place of the task in the stream.
@@ -51,6 +54,8 @@ class Batch:
     labels: jax.Array
     last_token: jax.Array
     answer_positions: jax.Array
+    predicted: jax.Array
+    answer_index: jax.Array
     answer_targets: jax.Array
     answer_mask: jax.Array
     task_index: jax.Array
@@ -166,6 +171,7 @@ def make_batch(
             answer_positions[index, branch, : len(where)] = flat + where
             answer_targets[index, branch, : len(targets)] = targets
             answer_mask[index, branch, : len(targets)] = 1.0
+    predicted, answer_index = _distinct(answer_positions, answer_mask * (not training))
     labels = np.zeros(layout.batch_size, np.int32)
     labels[: len(examples)] = [example.label for example in examples]
     weights = (np.arange(layout.batch_size) < len(examples)).astype(np.float32)
@@ -176,12 +182,28 @@ def make_batch(
         "labels": labels,
         "last_token": last_token,
         "answer_positions": answer_positions,
+        "predicted": predicted,
+        "answer_index": answer_index,
         "answer_targets": answer_targets,
         "answer_mask": answer_mask,
         "task_index": np.int32(task_index),
         "class_count": np.int32(class_count),
     }
     return Batch(**arrays)
+
+
+def _distinct(positions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions `[B, K, A]` that are not masked, each once, `[P]`; and the place of each in them.
+
+    Answers of one prompt all begin at its last token. P is a multiple of 8 B, so that few are
+    compiled.
+    """
+    distinct = np.unique(positions[mask > 0])
+    step = 8 * len(positions)
+    padded = np.zeros(-(-len(distinct) // step) * step, np.int32)
+    padded[: len(distinct)] = distinct
+    index = np.searchsorted(distinct, positions).clip(max=max(len(distinct) - 1, 0))
+    return padded, index.astype(np.int32)
 
 
 def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int], tuple[int, int]]:

@@ -42,16 +42,19 @@ def class_logits(
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
 
 
-def answer_log_probabilities(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def answer_log_probabilities(
+    logits: jax.Array, targets: jax.Array, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each answer token, and whether it is the greedy choice.
 
     Args:
-      logits: `[B, K, A, V]` float32, at the positions that predict the answers.
+      logits: `[P, V]` float32, at the positions that predict the answers.
       targets: `[B, K, A]`.
+      index: `[B, K, A]`, which of the P positions predicts each of them.
 
     Returns:
       `[B, K, A]` float32 and `[B, K, A]` bool.
     """
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - log_normaliser, jnp.argmax(logits, axis=-1) == targets
+    greedy = jnp.argmax(logits, axis=-1)
+    return logits[index, targets] - log_normaliser[index], greedy[index] == targets
