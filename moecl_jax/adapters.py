@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -25,6 +26,8 @@ from moecl_jax.workdir import Origin, load_config, new_workdir, note_other_base,
 SHARED = "shared"
 """Names the shared expert where others are named by their task."""
 
+_Factors = Mapping[str, Mapping[str, np.ndarray]]
+
 
 def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> list[Path]:
     """Writes one expert of a trained workdir as a PEFT adapter.
@@ -34,13 +37,15 @@ def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> li
     Args:
       workdir: of a training.
       output: folder for the adapter.
-      expert: of a method that mixes experts, which one: "shared", or a finished task's name.
+      expert: of a method with an expert a task, which one: a finished task's name, or "shared" for
+        the one that MoE-CL mixes with it.
 
     Returns:
       The files written.
 
     Raises:
-      UserError: nothing is finished, or the method mixes experts and `expert` names none of them.
+      UserError: nothing is finished, what was trained is no single LoRA, or `expert` names none of
+        the experts.
     """
     config = load_config(workdir)
     experiment = build(config)
@@ -55,10 +60,11 @@ def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> li
             file=sys.stderr,
         )
     settings = experiment.learner.method.settings
-    factors = jax.tree.map(np.asarray, chosen)
-    adapter = PeftAdapter(
-        config.model.path, settings.rank, settings.lora_alpha, settings.dropout, factors
-    )
+    whole: _Factors = jax.tree.map(np.asarray, dict(chosen))
+    factors = _without_unused_rank(whole, settings.rank)
+    rank = next(iter(factors.values()))["a"].shape[2]
+    alpha = settings.lora_alpha * rank / settings.rank  # the scale alpha / rank is the run's
+    adapter = PeftAdapter(config.model.path, rank, alpha, settings.dropout, factors)
     return write_adapter(adapter, output)
 
 
@@ -93,37 +99,50 @@ def convert_peft(base: Path, adapter: Path, workdir: Path, *, task: str = "adapt
 def _choose_expert(
     workdir: Path, experiment: Experiment, stream: Stream, expert: str | None
 ) -> Expert:
-    method = experiment.learner.method
-    finished = list(stream.finished)
-    if len(method.experts) == 1:
-        if expert is not None:
-            raise UserError(
-                f"--expert={expert}: {workdir} was trained with {method.name}, which has one "
-                "expert; leave --expert out"
-            )
-        last = stream.finished[finished[-1]].expert
-        only: Expert = method.adapter(stream.shared, last, stream.memory)[method.experts[0]]
-        return only
-    names = (SHARED, *finished)
-    if expert is None:
-        raise UserError(
-            f"{workdir} was trained with {method.name} and cannot be merged or exported as one "
-            "LoRA: its gate weighs the shared and the task's expert anew for each token, so that "
-            "together they are no linear map. Use it with 'moecl generate' or 'moecl predict', or "
-            f"export one expert alone by --expert, one of {', '.join(names)}; alone it is not the "
-            "model that was trained"
+    method, finished = experiment.learner.method, list(stream.finished)
+    trained, mixed = f"{workdir} was trained with {method.name}", len(method.experts) > 1
+    names = [*([SHARED] if mixed else []), *(finished if method.separate else [])]
+    if method.no_single_lora and (expert is None or not names):
+        alone = (
+            f", or export one expert alone by --expert, one of {', '.join(names)}; alone it is not "
+            "the model that was trained"
         )
-    if expert not in names:
+        raise UserError(
+            f"{trained} and cannot be merged or exported as one LoRA: {method.no_single_lora}. "
+            f"Use it with 'moecl generate' or 'moecl predict'{alone if names else ''}"
+        )
+    if expert is None and len(names) > 1:
+        raise UserError(
+            f"{trained}, which has an expert a task; name one by --expert, one of "
+            f"{', '.join(names)}"
+        )
+    if expert is not None and not names:
+        raise UserError(f"--expert={expert}: {trained}, which has one expert; leave --expert out")
+    if expert is not None and expert not in names:
         raise UserError(f"--expert={expert} is not one of {', '.join(names)} (finished tasks)")
-    print(
-        f"note: the expert {expert!r} alone is not the model that was trained, in which a gate "
-        "mixes it with another for each token",
-        file=sys.stderr,
-    )
-    task = finished[-1] if expert == SHARED else expert
+    if mixed:
+        print(
+            f"note: the expert {expert!r} alone is not the model that was trained, in which a gate "
+            "mixes it with another for each token",
+            file=sys.stderr,
+        )
+    task = finished[-1] if expert in (None, SHARED) else expert
     layers = method.adapter(stream.shared, stream.finished[task].expert, stream.memory)
-    chosen: Expert = layers["shared" if expert == SHARED else "task"]
+    of_task: str = method.experts[-1]
+    chosen: Expert = layers[SHARED if expert == SHARED else of_task]
     return chosen
+
+
+def _without_unused_rank(expert: _Factors, rank: int) -> _Factors:
+    """A LoRA wider than `rank` less the columns whose B is zero, as those of tasks to come."""
+    width = next(iter(expert.values()))["b"].shape[1]
+    used = np.any([np.any(factors["b"], axis=(0, 2)) for factors in expert.values()], axis=0)
+    if width == rank or not used.any():
+        return expert
+    return {
+        target: {"a": factors["a"][:, :, used], "b": factors["b"][:, used]}
+        for target, factors in expert.items()
+    }
 
 
 def _config(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint) -> ConfigDict:

@@ -123,6 +123,12 @@ def _refuse_what_has_no_place(config: ConfigDict, workdir: Path) -> None:
             f"{workdir} was trained with adversarial.objective = 'off' and has no discriminator, "
             "which the original's format asks for"
         )
+    if config.moe_cl.snapshot:
+        raise UserError(
+            f"{workdir} was trained with moe_cl.snapshot = True and has a shared expert and gate "
+            "for each finished task; the original's format has a place for those of the moment "
+            "alone. One expert alone can be exported by --format=peft --expert=NAME"
+        )
     attention = [name for name in config.lora.targets if name in ATTENTION_TARGETS]
     if attention and config.lora.task_attention:
         raise UserError(

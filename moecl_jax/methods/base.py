@@ -100,7 +100,8 @@ class Method(abc.ABC):
       output: what the method needs of the output layer: that all tasks share it (the LM head or
         one classification head), that it is the LM head, or nothing.
       queries: whether `adapter` wants the prompts' embeddings.
-      separate: whether experts of finished tasks stay apart, so that a text must be given to one.
+      no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
+        where it is one.
       settings: hyper-parameters.
       config: sizes of the frozen decoder.
       options: an instance of `Options`; its defaults if none is given.
@@ -112,7 +113,7 @@ class Method(abc.ABC):
     rehearsal: ClassVar[Literal["none", "memory", "joint"]] = "none"
     output: ClassVar[Output] = "any"
     queries: ClassVar[bool] = False
-    separate: ClassVar[bool] = False
+    no_single_lora: ClassVar[str] = ""
     settings: MethodSettings
     config: DecoderConfig
     options: Any = None
@@ -211,6 +212,11 @@ class Method(abc.ABC):
         """
         del index, key, importance
         return shared, expert, memory
+
+    @property
+    def separate(self) -> bool:
+        """Whether experts of finished tasks stay apart, so that a text must be given to one."""
+        return False
 
     @property
     def importance_examples(self) -> int:

@@ -46,6 +46,15 @@ class Mocl(OLora):
     name: ClassVar[str] = "mocl"
     Options: ClassVar[type] = Options
     queries: ClassVar[bool] = True
+    no_single_lora: ClassVar[str] = (
+        "it weighs its experts anew for each text, by the words in it, so that together they are "
+        "no linear map"
+    )
+
+    @property
+    def separate(self) -> bool:
+        """No: all experts answer for each text."""
+        return False
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """The first task's expert and task vector `[D]`."""

@@ -42,9 +42,17 @@ class MoeCl(Method):
     """Shared expert, gate and discriminator for all tasks; an expert a task."""
 
     name: ClassVar[str] = "moe_cl"
-    separate: ClassVar[bool] = True
     experts: ClassVar[tuple[str, ...]] = ("shared", "task")
     Options: ClassVar[type] = Options
+    no_single_lora: ClassVar[str] = (
+        "its gate weighs the shared and the task's expert anew for each token, so that together "
+        "they are no linear map"
+    )
+
+    @property
+    def separate(self) -> bool:
+        """Yes: each task has its own expert beside the shared one."""
+        return True
 
     @property
     def adversarial(self) -> bool:

@@ -1,10 +1,11 @@
 """O-LoRA: each task's LoRA in a subspace orthogonal to the earlier ones (arXiv 2310.14152).
 
     W x + c sum_{k <= t} B_k A_k x                      earlier LoRAs are frozen, and added
-    L = L_SFT + lambda_1 sum_{modules} sum_{k < t} sum_{ij} |A_k A_t^T|_ij          eq. 8, 10
+    L = L_SFT + lambda_1 sum_{modules} sum_{k < t} sum_{ij} |A_k A_t^T|_ij
 
-A_k is `[r, I]`, its rows span the task's subspace. The paper's lambda_1 is 0.5. Other code squares
-the entries, or answers for a task by its own LoRA alone: `form` and `composed`.
+A_k is `[r, I]`, its rows span the task's subspace. lambda_1 is 0.5, and absolute values are summed,
+as in the released code; the paper's formula, and other code, squares the entries: `form`. Other
+code also answers for a task by its own LoRA alone: `composed`.
 """
 
 import dataclasses
@@ -50,6 +51,11 @@ class OLora(Method):
 
     name: ClassVar[str] = "o_lora"
     Options: ClassVar[type] = Options
+
+    @property
+    def separate(self) -> bool:
+        """Where a task is answered for by its own LoRA."""
+        return not self.options.composed
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """The first task's LoRA."""

@@ -1,7 +1,7 @@
 """One LoRA expert a task, none shared: nothing is forgotten, and nothing is carried over.
 
-Backward transfer is 0 by construction: what answers for a finished task is frozen with it. This is
-the per-task tuning that the MoE-CL paper (arXiv 2509.18133) compares with.
+Backward transfer is 0 by construction: what answers for a finished task is frozen with it (but for
+a classification head, where one is shared by all tasks). This is the per-task tuning that the MoE-CL paper (arXiv 2509.18133) compares with.
 """
 
 from typing import ClassVar
@@ -15,7 +15,11 @@ class PerTask(Method):
     """One LoRA expert a task: L = L_SFT."""
 
     name: ClassVar[str] = "per_task"
-    separate: ClassVar[bool] = True
+
+    @property
+    def separate(self) -> bool:
+        """Yes: there is nothing else."""
+        return True
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """Nothing."""
