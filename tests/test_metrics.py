@@ -124,6 +124,25 @@ def test_inputs_are_not_mutated():
     np.testing.assert_array_equal(baseline, B)
 
 
+def test_lists_with_unknown_entries_are_not_mutated_either():
+    matrix, baseline = [[None, None], [0.5, 0.75]], [None, 0.5]
+    metrics.summarize(matrix, baseline)
+    assert matrix == [[None, None], [0.5, 0.75]]
+    assert baseline == [None, 0.5]
+
+
+def test_tasks_that_keep_what_they_reached_transfer_exactly_nothing_back():
+    matrix = [[0.1, 0.2, 0.3], [0.1, 0.7, 0.3], [0.1, 0.7, 1 / 3]]
+    summary = metrics.summarize(matrix, [0.1, 0.1, 0.1])
+    assert (summary["bwt"], summary["forgetting"]) == (0.0, 0.0)
+
+
+def test_joint_training_has_an_accuracy_alone():
+    matrix = [[None] * 3, [None] * 3, [0.25, 0.5, 0.75]]
+    expected = {"acc": 0.5, "bwt": None, "fwt": None, "forgetting": None}
+    assert metrics.summarize(matrix, [0.5, 0.25, 0.125]) == expected
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [

@@ -1,7 +1,8 @@
 """One LoRA expert a task, none shared: nothing is forgotten, and nothing is carried over.
 
 Backward transfer is 0 by construction: what answers for a finished task is frozen with it (but for
-a classification head, where one is shared by all tasks). This is the per-task tuning that the MoE-CL paper (arXiv 2509.18133) compares with.
+a classification head, where all tasks share one). This is the per-task tuning that the MoE-CL paper
+(arXiv 2509.18133) compares with.
 """
 
 from typing import ClassVar
