@@ -17,7 +17,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = mtl5_config(argument)
     config.data.max_length = 64
     config.batch.row_length = 64
-    config.data.train_examples = 150
+    config.data.train_examples = 120
     config.data.validation_examples = 40
-    config.data.test_examples = 150
+    config.data.test_examples = 100
     return config

@@ -256,7 +256,7 @@ def _build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--expert",
         metavar="NAME",
-        help="peft: of a mixture of experts take this one alone, 'shared' or a task's",
+        help="peft: of several experts take this one alone, a task's or, of moe_cl, 'shared'",
     )
 
     compare = add(

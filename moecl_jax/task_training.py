@@ -101,7 +101,7 @@ class TaskTraining:
     def _stored_examples(self) -> list[TokenizedExample]:
         """Examples of earlier tasks that are replayed."""
         kept = self.parent.kept_examples(self.index)
-        splits = {task: self._training(task) for task, _ in kept}
+        splits = {task: self._training(task) for task in {task for task, _ in kept}}
         return [splits[task][place] for task, place in kept]
 
     def _training(self, index: int) -> list[TokenizedExample]:

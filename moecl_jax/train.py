@@ -278,7 +278,7 @@ class Run:
         return self.experiment.learner.method.rehearsal == "joint"
 
     def _parameters(self, stream: Stream) -> dict[str, int]:
-        """Numbers of parameters: frozen, trained at a time, and kept beside the frozen ones."""
+        """Numbers of parameters: frozen, trained at a time, kept to answer and to learn more."""
         initializer, count = self.experiment.initializer, len(self.tasks)
         active = jax.eval_shape(lambda: initializer.begin(initializer.shared(count), 0))
         kept = (stream.shared, [(done.expert, done.head) for done in stream.finished.values()])
