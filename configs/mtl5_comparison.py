@@ -15,6 +15,7 @@ from mtl5_shared_smollm2 import get_config as mtl5_config
 def get_config(argument: str = "") -> ConfigDict:
     """Local MTL5, sized for a grid of methods and orders."""
     config = mtl5_config(argument)
+    config.model.remat = "projections"
     config.data.max_length = 64
     config.batch.row_length = 64
     config.data.train_examples = 120

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model.path = "smollm2-135m"
     config.model.dtype = "bfloat16"  # of the frozen weights and activations; or float32
     # What the backward pass computes again: none (fastest where memory allows), dots (all but
-    # matrix products), full (all but the layers' inputs).
+    # matrix products), projections (all but the frozen ones), full (all but the layers' inputs).
     config.model.remat = "full"
 
     config.lora = ConfigDict()
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.replay.batch = 4  # of those, added to each batch
 
     config.ewc = ConfigDict()
-    config.ewc.weight = 100.0  # of the penalty
+    config.ewc.weight = 1e4  # of the penalty
     config.ewc.decay = 1.0  # of the Fisher information of earlier tasks, at each task's end
     config.ewc.examples = 64  # of each task, from which it is estimated
 

@@ -201,12 +201,12 @@ def test_recomputation_changes_neither_values_nor_gradients():
         return jnp.sum(hidden * projection) + reports["shared_pooled"].sum()
 
     values = {}
-    for remat in ("none", "full", "dots"):
+    for remat in ("none", "full", "dots", "projections"):
         chosen = dataclasses.replace(plain, remat=remat)
         values[remat] = with_gradients(random_active(plain), frozen_params(), chosen)
     largest = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(values["none"]))
     assert largest > 1
-    for remat in ("full", "dots"):
+    for remat in ("full", "dots", "projections"):
         chex.assert_trees_all_close(values[remat], values["none"], rtol=1e-6, atol=1e-6 * largest)
 
 

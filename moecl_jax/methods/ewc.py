@@ -29,7 +29,7 @@ class Options:
       examples: of a task's training examples, how many F is estimated from.
     """
 
-    weight: float = 100.0
+    weight: float = 1e4
     decay: float = 1.0
     examples: int = 64
 

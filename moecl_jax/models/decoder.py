@@ -19,15 +19,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from moecl_jax.models.config import AttentionKind, DecoderConfig
 from moecl_jax.models.linear import dot, from_bits
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
 from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
 
+PROJECTED = "projected"  # what a frozen projection gives
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED),
 }
 
 
@@ -106,10 +110,10 @@ class Projection(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
         if not self.use_bias:
-            return dot(x, from_bits(kernel), dtype)
+            return checkpoint_name(dot(x, from_bits(kernel), dtype), PROJECTED)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
         out = dot(x, from_bits(kernel), jnp.float32) + from_bits(bias)[None].astype(jnp.float32)
-        return out.astype(dtype or x.dtype)
+        return checkpoint_name(out.astype(dtype or x.dtype), PROJECTED)
 
 
 class Embedder(nn.Module):
