@@ -30,7 +30,7 @@ from moecl_jax.methods import METHODS
 from moecl_jax.progress import wall_time
 from moecl_jax.report.runs import SWEEP_NAME, read_results
 from moecl_jax.train import train
-from moecl_jax.workdir import RESULTS_NAME, refuse_other_config, write_json
+from moecl_jax.workdir import RESULTS_NAME, Busy, refuse_other_config, write_json
 
 CACHE_FOLDER = "compilation_cache"
 _VARIANT = re.compile(r"\w+(:[\w.]+=[\w.=-]+)*", re.ASCII)
@@ -220,34 +220,38 @@ def _configure(settings: dict[str, Any]) -> None:
 
 
 def _train_all(runs: Sequence[Run], workdir: Path) -> list[str]:
-    """Trains the unfinished runs; returns the failures."""
-    earlier = {run.folder: _finished_seconds(run, workdir / run.folder) for run in runs}
-    seconds: defaultdict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        if (took := earlier[run.folder]) is not None:
-            seconds[run.variant].append(took)
-    failures, begun = [], time.monotonic()
+    """Trains the unfinished runs that no other process trains; returns the failures."""
+    failures, busy, begun = [], 0, time.monotonic()
     with shared_compilations(workdir / CACHE_FOLDER):
         for index, run in enumerate(runs):
             title = f"[{index + 1}/{len(runs)}] {run}"
-            if earlier[run.folder] is not None:
+            # Looked up each time: another process may train in the same folder.
+            took = {
+                other.folder: _finished_seconds(other, workdir / other.folder) for other in runs
+            }
+            if took[run.folder] is not None:
                 _say(f"{title}: finished, skipped")
                 continue
+            seconds: defaultdict[str, list[float]] = defaultdict(list)
+            for other in runs:
+                if (known := took[other.folder]) is not None:
+                    seconds[other.variant].append(known)
             started = time.monotonic()
-            waiting = [later for later in runs[index:] if earlier[later.folder] is None]
+            waiting = [later for later in runs[index:] if took[later.folder] is None]
             left = time_left(seconds, waiting)
             estimate = "" if left is None else f", about {wall_time(left)} left"
             _say(f"{title} ({wall_time(started - begun)} spent{estimate})")
             try:
-                results = train(run.config, workdir / run.folder)
+                train(run.config, workdir / run.folder)
+            except Busy:
+                busy += 1
+                _say(f"{title}: another process trains it, skipped")
             except UserError as error:
                 failures.append(f"{run}: {error}")
                 _say(f"{title} failed: {error}")
-            else:
-                took = time.monotonic() - started
-                seconds[run.variant].append(max(took, results["wall_seconds"]))
             gc.collect()  # the run's arrays, before the next run has its own
-    _say(f"{len(runs) - len(failures)} of {len(runs)} runs are finished")
+    others = f", {busy} are left to other processes" if busy else ""
+    _say(f"{len(runs) - len(failures) - busy} of {len(runs)} runs are finished{others}")
     return failures
 
 

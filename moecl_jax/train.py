@@ -39,7 +39,13 @@ from moecl_jax.steps import Active
 from moecl_jax.task_choice import TaskFeatures
 from moecl_jax.task_free import add_task, evaluate_task_free
 from moecl_jax.task_training import TaskTraining
-from moecl_jax.workdir import RESULTS_NAME, refuse_other_config, save_config, write_json
+from moecl_jax.workdir import (
+    RESULTS_NAME,
+    claimed,
+    refuse_other_config,
+    save_config,
+    write_json,
+)
 
 _VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
@@ -55,23 +61,24 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       What results.json holds.
 
     Raises:
-      UserError: the config or the data are at fault, or the workdir belongs to another run.
+      UserError: the config or the data are at fault, the workdir belongs to another run, or
+        another process trains in it.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    refuse_other_config(config, workdir)
-    experiment = build(config)
-    run = Run(experiment, load_tasks(config, experiment), workdir)
-    save_config(config, workdir)
-    results = plain(
-        {
-            "method": config.method,
-            "tasks": experiment.names,
-            **run.run(),
-            "seed": config.seed,
-            "versions": versions(),
-        }
-    )
-    write_json(workdir / RESULTS_NAME, results)
+    with claimed(workdir):
+        refuse_other_config(config, workdir)
+        experiment = build(config)
+        run = Run(experiment, load_tasks(config, experiment), workdir)
+        save_config(config, workdir)
+        results = plain(
+            {
+                "method": config.method,
+                "tasks": experiment.names,
+                **run.run(),
+                "seed": config.seed,
+                "versions": versions(),
+            }
+        )
+        write_json(workdir / RESULTS_NAME, results)
     return results
 
 

@@ -2,6 +2,7 @@
 
 config.json     the config, with the overrides
 results.json    the outcome of a training
+.lock           held by the process that trains in it
 origin.json     of a converted checkpoint, what the other files do not tell
 """
 
@@ -74,6 +75,30 @@ class Origin:
             return None
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is broken: {one_line(error)}. Convert again.") from error
+
+
+class Busy(UserError):
+    """Another process trains in a workdir."""
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in a workdir; a process that dies lets go of it.
+
+    Raises:
+      Busy: another one does so already.
+    """
+    import fcntl  # of POSIX
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(
+                f"another process is training in {workdir}; wait for it, or use another --workdir"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.sweep import Grid, plan, run_folder, time_left
 from moecl_jax.testing import write_model, write_task
 from moecl_jax.train import train as real_train
+from moecl_jax.workdir import claimed
 
 CONFIG = """
 import sys
@@ -330,6 +331,31 @@ def test_a_failed_run_stops_nothing_and_is_listed(
     monkeypatch.setattr(sweep, "train", stand_in)
     assert command(*arguments) == 0
     assert len(trained) == 4
+
+
+def test_runs_of_another_process_are_left_to_it(
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = (config_file, tmp_path / "grid", "--methods=sequential_lora,moe_cl", "--orders=1")
+    stand_in = sweep.train
+
+    def train(config: Any, workdir: Path) -> dict[str, Any]:
+        with claimed(workdir):
+            return stand_in(config, workdir)
+
+    monkeypatch.setattr(sweep, "train", train)
+    with claimed(tmp_path / "grid/sequential_lora/order1_seed0"):
+        assert command(*arguments) == 0
+    assert trained == ["moe_cl/order1_seed0"]
+    shown = capsys.readouterr().err
+    assert "[1/2] sequential_lora order 1 seed 0: another process trains it, skipped" in shown
+    assert "1 of 2 runs are finished, 1 are left to other processes" in shown
+    assert command(*arguments) == 0
+    assert trained == ["moe_cl/order1_seed0", "sequential_lora/order1_seed0"]
 
 
 def test_broken_results_are_named(

@@ -18,7 +18,7 @@ from moecl_jax.resume import restore_stream
 from moecl_jax.task_training import TaskTraining
 from moecl_jax.testing import write_model
 from moecl_jax.train import Run, train
-from moecl_jax.workdir import refuse_other_config, save_config
+from moecl_jax.workdir import claimed, refuse_other_config, save_config
 
 METHODS = ("moe_cl", "sequential_lora")
 
@@ -268,6 +268,17 @@ def test_a_workdir_older_than_a_field_of_definitions_goes_on(tmp_path):
     config.definitions.two.subset = "other"
     with pytest.raises(UserError, match=r"definitions.two.subset = '', and now it is 'other'"):
         refuse_other_config(config, tmp_path)
+
+
+def test_a_workdir_is_trained_in_by_one_process(tmp_path):
+    config = tiny_config(tmp_path, tasks=("two",))
+    with (
+        claimed(tmp_path / "run"),
+        pytest.raises(UserError, match=r"another process is training in .*run; wait for it"),
+    ):
+        train(config, tmp_path / "run")
+    with claimed(tmp_path / "run"):  # it was let go
+        pass
 
 
 def test_checkpoints_refuse_another_frozen_model(tmp_path):
