@@ -358,7 +358,9 @@ def _options(config: ConfigDict) -> dict[str, Any]:
     for name, method in METHODS.items():
         names = [field.name for field in dataclasses.fields(method.Options)]
         try:
-            options[name] = method.Options(**{key: config[name][key] for key in names})
+            options[name] = method.Options(
+                **{key: getattr(getattr(config, name), key) for key in names}
+            )
         except UserError as error:
             raise UserError(f"config: {name}.{error}") from error
     return options
