@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method, TaskEnd, Tree
 from moecl_jax.models.heads import init_head
 from moecl_jax.steps import Active, Head
 
@@ -102,9 +102,7 @@ class Initializer:
             active.shared,
             active.expert,
             active.memory,
-            index=task_index,
-            key=self._key(_FINISH, task_index),
-            importance=importance,
+            TaskEnd(task_index, self._key(_FINISH, task_index), importance),
         )
         return Active(shared, expert, active.head, memory)
 

@@ -23,7 +23,7 @@ from tiny import (
 
 from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS, Ewc, Lwf, SequentialFull
-from moecl_jax.methods.base import View
+from moecl_jax.methods.base import TaskEnd, View
 from moecl_jax.methods.lwf import distillation
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.linear import as_bits
@@ -106,7 +106,7 @@ def test_ewc_fisher_information_runs_over_the_tasks():
     memory = {"fisher": {"x": jnp.array([4.0])}, "anchor": {"x": jnp.array([0.0])}}
     shared = {"x": jnp.array([7.0])}
     carried, _, memory = method.finish_task(
-        shared, {}, memory, index=1, key=jax.random.key(0), importance={"x": jnp.array([3.0])}
+        shared, {}, memory, TaskEnd(1, jax.random.key(0), {"x": jnp.array([3.0])})
     )
     assert carried is shared
     assert float(memory["fisher"]["x"][0]) == 0.5 * 4.0 + 3.0
@@ -206,7 +206,7 @@ def test_lwf_s_teacher_is_the_model_before_the_task(batch):
     _, metrics = loss(state.active, state, frozen_params(), batch, lwf)
     assert float(metrics["loss"] - metrics["loss_instruction"]) == pytest.approx(0, abs=1e-6)
     _, _, memory = lwf.method.finish_task(
-        active.shared, {}, state.memory, index=0, key=jax.random.key(0), importance={}
+        active.shared, {}, state.memory, TaskEnd(0, jax.random.key(0), {})
     )
     assert float(memory["finished"]) == 2.0
 

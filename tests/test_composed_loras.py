@@ -29,6 +29,7 @@ from tiny import (
 from moecl_jax.data.batching import Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods import Mocl, OLora, PerTask
+from moecl_jax.methods.base import TaskEnd
 from moecl_jax.methods.mocl import cosine
 from moecl_jax.methods.o_lora import side_by_side
 from moecl_jax.models.linear import dot
@@ -127,7 +128,7 @@ def test_finishing_an_o_lora_task_changes_no_answer(composed):
         current = jax.tree.map(lambda leaf, i=index: leaf + 0.1 * i, shared)
         before = method.adapter(current, {}, memory)["expert"]
         _, own, memory = method.finish_task(
-            current, {}, memory, index=index, key=jax.random.key(index), importance={}
+            current, {}, memory, TaskEnd(index, jax.random.key(index), {})
         )
         fresh = method.init_shared(jax.random.key(9), TASKS)
         after = method.adapter(fresh, own, memory)["expert"]

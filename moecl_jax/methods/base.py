@@ -83,6 +83,22 @@ class View:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskEnd:
+    """What a method is told when a task is finished, beside its trees.
+
+    Attributes:
+      index: place of the task.
+      key: for new random values, the task's own.
+      importance: for a method with `importance_examples`, the mean squared gradient of an example's
+        log-likelihood in the structure of the shared trees; else `{}`.
+    """
+
+    index: int
+    key: jax.Array
+    importance: Tree
+
+
+@dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
     """Lifecycle hooks of a method; the trainer knows nothing else of it.
 
@@ -186,14 +202,7 @@ class Method(abc.ABC):
         return memory
 
     def finish_task(
-        self,
-        shared: Tree,
-        expert: Tree,
-        memory: Tree,
-        *,
-        index: int,
-        key: jax.Array,
-        importance: Tree,
+        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
     ) -> tuple[Tree, Tree, Tree]:
         """What becomes of a task's trees when it is finished.
 
@@ -201,16 +210,13 @@ class Method(abc.ABC):
           shared: as trained.
           expert: as trained.
           memory: the one that the task trained with.
-          index: place of the task.
-          key: for new random values, the task's own.
-          importance: for a method with `importance_examples`, the mean squared gradient of an
-            example's log-likelihood in the structure of `shared`; else `{}`.
+          end: what else is known of the task.
 
         Returns:
           The shared trees that the next task begins with, the finished task's own part, and the
           memory.
         """
-        del index, key, importance
+        del end
         return shared, expert, memory
 
     @property

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Tree, View
+from moecl_jax.methods.base import TaskEnd, Tree, View
 from moecl_jax.methods.sequential_lora import SequentialLora
 
 
@@ -61,19 +61,11 @@ class Ewc(SequentialLora):
         return {"fisher": empty, "anchor": empty}
 
     def finish_task(
-        self,
-        shared: Tree,
-        expert: Tree,
-        memory: Tree,
-        *,
-        index: int,
-        key: jax.Array,
-        importance: Tree,
+        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
     ) -> tuple[Tree, Tree, Tree]:
         """Adds the task's Fisher information, and moves theta* to where it ended."""
-        del index, key
         decay = self.options.decay
-        fisher = jax.tree.map(lambda old, new: decay * old + new, memory["fisher"], importance)
+        fisher = jax.tree.map(lambda old, new: decay * old + new, memory["fisher"], end.importance)
         return shared, expert, {"fisher": fisher, "anchor": shared}
 
     def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Output, Tree, View
+from moecl_jax.methods.base import Output, TaskEnd, Tree, View
 from moecl_jax.methods.sequential_lora import SequentialLora
 
 
@@ -56,17 +56,10 @@ class Lwf(SequentialLora):
         return {**memory, "teacher": jax.tree.map(jnp.copy, shared)}
 
     def finish_task(
-        self,
-        shared: Tree,
-        expert: Tree,
-        memory: Tree,
-        *,
-        index: int,
-        key: jax.Array,
-        importance: Tree,
+        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
     ) -> tuple[Tree, Tree, Tree]:
         """Counts the task."""
-        del index, key, importance
+        del end
         return shared, expert, {**memory, "finished": memory["finished"] + 1.0}
 
     def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:

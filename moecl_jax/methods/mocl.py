@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Method, Tree, View
+from moecl_jax.methods.base import Method, TaskEnd, Tree, View
 from moecl_jax.methods.o_lora import OLora, side_by_side
 
 VECTOR_DEVIATION = 0.02  # of a new task vector, of which only the direction matters
@@ -83,25 +83,17 @@ class Mocl(OLora):
         return {**memory, "training": jnp.ones(())}
 
     def finish_task(
-        self,
-        shared: Tree,
-        expert: Tree,
-        memory: Tree,
-        *,
-        index: int,
-        key: jax.Array,
-        importance: Tree,
+        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
     ) -> tuple[Tree, Tree, Tree]:
         """Puts expert and task vector into the memory; the next task begins with new ones."""
-        del importance
         vectors = jnp.asarray(memory["vectors"])
         kept = {
-            **self._with_lora(memory, shared, index),
-            "vectors": vectors.at[index].set(shared["vector"]),
+            **self._with_lora(memory, shared, end.index),
+            "vectors": vectors.at[end.index].set(shared["vector"]),
             "finished": memory["finished"] + 1.0,
             "training": jnp.zeros(()),
         }
-        return self.init_shared(key, len(vectors)), expert, kept
+        return self.init_shared(end.key, len(vectors)), expert, kept
 
     def weights(self, shared: Tree, memory: Tree, query: jax.Array) -> jax.Array:
         """Alpha `[N, 1 + T]` of queries `[N, D]`: the current expert's, then the finished ones'.

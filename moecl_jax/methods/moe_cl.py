@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.losses import adversarial_losses
-from moecl_jax.methods.base import Method, Tree, View
+from moecl_jax.methods.base import Method, TaskEnd, Tree, View
 from moecl_jax.models.moe_ffn import FeedForward, moe_ffn
 
 
@@ -104,17 +104,10 @@ class MoeCl(Method):
         return {"shared": shared["expert"], "gate": shared["gate"], "task": expert}
 
     def finish_task(
-        self,
-        shared: Tree,
-        expert: Tree,
-        memory: Tree,
-        *,
-        index: int,
-        key: jax.Array,
-        importance: Tree,
+        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
     ) -> tuple[Tree, Tree, Tree]:
         """Carries the shared trees on; the task keeps its expert, or a snapshot with it."""
-        del index, key, importance
+        del end
         if self.options.snapshot:
             snapshot = {"shared": shared["expert"], "gate": shared["gate"]}
             expert = {"task": expert, "snapshot": snapshot}

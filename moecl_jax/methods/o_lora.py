@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Method, Tree, View
+from moecl_jax.methods.base import Method, TaskEnd, Tree, View
 from moecl_jax.models.lora import Expert
 
 Form = Literal["absolute", "squared"]
@@ -78,19 +78,12 @@ class OLora(Method):
         return self._padded(saved, task_count)
 
     def finish_task(
-        self,
-        shared: Tree,
-        expert: Tree,
-        memory: Tree,
-        *,
-        index: int,
-        key: jax.Array,
-        importance: Tree,
+        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
     ) -> tuple[Tree, Tree, Tree]:
         """Puts the task's LoRA into the memory; the next one begins with a new one."""
-        del importance
         own = expert if self.options.composed else {"expert": shared["expert"]}
-        return {"expert": self.new_expert(key)}, own, self._with_lora(memory, shared, index)
+        fresh = {"expert": self.new_expert(end.key)}
+        return fresh, own, self._with_lora(memory, shared, end.index)
 
     def adapter(
         self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
