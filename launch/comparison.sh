@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains nine methods and two variants of MoE-CL on three orders of MTL5 with SmolLM2-135M and reports how they compare:
+# Trains nine methods and two variants of MoE-CL on three orders of MTL5 with SmolLM2-135M and
+# reports how they compare:
 #
 #     bash launch/comparison.sh [ARGUMENTS OF moecl sweep ...]
 #

@@ -219,7 +219,7 @@ def forward(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Final hidden states `[N, D]` and the layers' reports; `seeds` `[L]` means training."""
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
-    membership = _membership(batch)
+    membership = membership_of(batch)
     query = None
     if learner.method.queries:
         query = membership.T @ prompt_query(frozen, batch, learner)
@@ -267,14 +267,14 @@ def _vocabulary_logits(active: Active, hidden: jax.Array, frozen: Tree, learner:
 
 def prompt_query(frozen: Tree, batch: Batch, learner: Learner) -> jax.Array:
     """Mean frozen word embedding of each prompt, `[B, D]` float32."""
-    prompt = _membership(batch) * (batch.branches.reshape(1, -1) == 0)
+    prompt = membership_of(batch) * (batch.branches.reshape(1, -1) == 0)
     decoder = Decoder(learner.method.config, learner.dtype)
     words: Any = decoder.apply({"params": frozen}, batch.tokens.reshape(-1), method="embed")
     total = prompt @ words.astype(jnp.float32)
     return total / jnp.maximum(prompt.sum(axis=1, keepdims=True), 1.0)
 
 
-def _membership(batch: Batch) -> jax.Array:
+def membership_of(batch: Batch) -> jax.Array:
     """`[B, N]` float32, 1 where a token is a real token of an example."""
     examples = jnp.arange(1, batch.weights.shape[0] + 1)
     return (batch.segments.reshape(1, -1) == examples[:, None]).astype(jnp.float32)

@@ -31,15 +31,14 @@ from moecl_jax.data.batching import Batch, Layout, chunks, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.steps import Learner
+from moecl_jax.steps import Learner, membership_of
 
 FeatureStep = Callable[[Tree, Batch], Any]
 
 
 def feature_step(frozen: Tree, batch: Batch, *, learner: Learner) -> jax.Array:
     """Features `[B, D]` in float32 of a batch's texts; 0 where the batch is filled up."""
-    examples = jnp.arange(1, batch.weights.shape[0] + 1)
-    membership = (batch.segments.reshape(1, -1) == examples[:, None]).astype(jnp.float32)
+    membership = membership_of(batch)
     out: Any = Decoder(learner.method.config, learner.dtype).apply(
         {"params": frozen},
         batch.tokens,

@@ -45,7 +45,7 @@ class TaskTraining:
         self.best, self.best_score = dataclasses.replace(active, memory={}), NO_SCORE
         self.validated = [
             place
-            for place in (range(len(run.tasks)) if self.joint else [index])
+            for place in (range(len(run.tasks)) if run.joint else [index])
             if run.tasks[place].splits["validation"]
         ]
         self.validates = bool(self.validated)
@@ -79,22 +79,17 @@ class TaskTraining:
         if not count:
             return {}
         layout = dataclasses.replace(self.experiment.training_layout, batch_size=1)
-        order = np.random.default_rng((self.experiment.seed, self.index, *b"importance"))
+        generator = np.random.default_rng((self.experiment.seed, self.index, *b"importance"))
         total = None
-        for place in order.permutation(len(self.examples))[:count]:
+        for place in generator.permutation(len(self.examples))[:count]:
             batch = self._batch([self.examples[place]], layout)
             squares = self.experiment.importance_step(active, self.experiment.frozen, batch)
             total = squares if total is None else jax.tree.map(jnp.add, total, squares)
         return jax.tree.map(lambda leaf: leaf / count, total)
 
-    @property
-    def joint(self) -> bool:
-        """Whether all tasks are trained at once."""
-        return self.method.rehearsal == "joint"
-
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""
-        if self.joint:
+        if self.parent.joint:
             return [e for place in range(len(self.parent.tasks)) for e in self._training(place)]
         return self._training(self.index)
 

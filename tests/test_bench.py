@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moecl_jax.bench.__main__ import main
-from moecl_jax.bench.flops import Formula, Work
+from moecl_jax.bench.flops import COUNTED, Formula, Work
 from moecl_jax.bench.inputs import LONGEST, SHAPES, TASKS, random_frozen, random_texts
 from moecl_jax.data.batching import Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
@@ -162,6 +162,16 @@ def test_random_texts_have_the_documented_lengths():
     fixed = random_texts(3, 64, 32, fed=6)
     assert {len(text.input_ids) for text in fixed} == {26}
     assert max(max(text.input_ids) for text in fixed) < 64
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_only_methods_whose_arithmetic_is_counted_are_measured(method, capsys):
+    if method in COUNTED:
+        assert formula_of("tiny", method).trained_weights > 0
+        return
+    with pytest.raises(SystemExit):
+        main([f"--method={method}", "--shape=tiny"])
+    assert "invalid choice" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

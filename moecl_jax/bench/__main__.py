@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moecl_jax.bench.flops import COUNTED
 from moecl_jax.bench.gauges import Row, forget_peak, format_table, measure_ceiling, peak_memory
 from moecl_jax.bench.inputs import LONGEST, SHAPES, Inputs, build
 from moecl_jax.bench.parts import (
@@ -27,7 +28,6 @@ from moecl_jax.bench.parts import (
     measure_training,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.methods import METHODS
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.progress import plain
 from moecl_jax.train import versions
@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--remat", choices=("none", *REMAT_POLICIES), default="full", help="default: full")
     add("--dropout", type=float, default=0.05, help="of the experts (default: 0.05)")
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
-    add("--method", choices=tuple(METHODS), default="moe_cl", help="default: moe_cl")
+    add("--method", choices=COUNTED, default="moe_cl", help="default: moe_cl")
     add("--texts", type=Path, metavar="FILE.json", help='a list of {"sentence": ...}')
     add("--output", type=Path, metavar="FILE.json", help="gets all numbers")
     return parser

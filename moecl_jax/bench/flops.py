@@ -36,6 +36,9 @@ from moecl_jax.methods.base import Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import projection_sizes
 
+COUNTED = ("moe_cl", "per_task", "sequential_lora")
+"""Methods whose arithmetic this is: others have more, such as a teacher or earlier experts."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:

@@ -142,9 +142,10 @@ class Method(abc.ABC):
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:
         """What all tasks share, before the first of `task_count` tasks."""
 
-    @abc.abstractmethod
     def init_task_expert(self, key: jax.Array) -> Tree:
-        """A task's own part, before it is trained; `key` is the task's."""
+        """A task's own part, before it is trained; nothing, as a default. `key` is the task's."""
+        del key
+        return {}
 
     def feed_forward(self, training: bool) -> FeedForward:
         """The function of a layer's FFN, for training or evaluation: one LoRA, as a default."""

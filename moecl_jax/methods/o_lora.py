@@ -62,11 +62,6 @@ class OLora(Method):
         del task_count
         return {"expert": self.new_expert(key)}
 
-    def init_task_expert(self, key: jax.Array) -> Tree:
-        """Nothing."""
-        del key
-        return {}
-
     def init_memory(self, task_count: int) -> Tree:
         """No LoRA yet: `{"expert": {target: {"a": [L, I, T r], "b": [L, T r, O]}}}`."""
         one = jax.eval_shape(self.new_expert, jax.random.key(0))

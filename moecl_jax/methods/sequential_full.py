@@ -32,11 +32,6 @@ class SequentialFull(Method):
         difference = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["params"])
         return {"difference": difference}
 
-    def init_task_expert(self, key: jax.Array) -> Tree:
-        """Nothing."""
-        del key
-        return {}
-
     def parameters(self, frozen: Tree, shared: Tree) -> Tree:
         """The loaded weights and the difference, in the loaded dtype."""
 

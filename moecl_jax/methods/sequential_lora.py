@@ -22,11 +22,6 @@ class SequentialLora(Method):
         del task_count
         return {"expert": self.new_expert(key)}
 
-    def init_task_expert(self, key: jax.Array) -> Tree:
-        """Nothing."""
-        del key
-        return {}
-
     def adapter(
         self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
     ) -> Tree:
