@@ -1,13 +1,14 @@
 """Whole tiny streams of the baselines: what they reduce to, resuming, extending, and refusals."""
 
 import json
+import runpy
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from streams import assert_bit_equal, logged, tiny_config
+from streams import ROOT, assert_bit_equal, logged, tiny_config
 from test_train import restored, stop_after
 
 from moecl_jax.checkpoint import TaskCheckpoints
@@ -101,6 +102,22 @@ def test_moe_cl_without_snapshots_does_change(run):
     before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
     tasks = load_tasks(config, experiment)
     assert np.any(scores_of(experiment, before, tasks, 0) != scores_of(experiment, after, tasks, 0))
+
+
+def test_drift_is_measured_between_a_tasks_own_row_and_the_last(run, monkeypatch, capsys):
+    _, workdir, results = run("moe_cl")
+    monkeypatch.setattr("sys.argv", ["drift.py", str(workdir), "--split=test"])
+    script = runpy.run_path(str(ROOT / "launch" / "drift.py"))
+    script["main"]()
+    kept, *_, moved = capsys.readouterr().out.splitlines()[2:]
+    matrix = results["accuracy_matrix"]
+    assert kept == f"| kept | kept | {100 * matrix[0][0]:.1f} |"
+    assert moved == f"| moved | moved | {100 * matrix[-1][0]:.1f} |"
+    assert matrix[0][0] != matrix[-1][0]
+
+    _, other, _ = run("moe_cl", moe_cl__snapshot=True)
+    with pytest.raises(SystemExit, match=r"is no run of moe_cl with moe_cl.snapshot = False"):
+        script["accuracies"](other, "test")
 
 
 def test_moe_cl_trains_alike_with_and_without_snapshots(run):

@@ -1,0 +1,66 @@
+"""Why MoE-CL forgets: does the shared expert move away from finished tasks, or does the gate?
+
+    python launch/drift.py RUN ... [--split=validation]
+
+Each RUN is a finished workdir of `moe_cl` without snapshots. All its tasks but the last are
+answered for with shared expert and gate as they were when the task was finished ("kept") or as they
+are after the last task ("moved"). Prints the mean accuracy over tasks and runs of all four
+combinations.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.experiment import build, load_tasks
+from moecl_jax.resume import restore_task
+from moecl_jax.state import look_up
+from moecl_jax.train import Run
+from moecl_jax.workdir import load_config
+
+COMBINATIONS = [(expert, gate) for expert in ("kept", "moved") for gate in ("kept", "moved")]
+
+
+def accuracies(workdir: Path, split: str) -> np.ndarray:
+    """Accuracy of each combination on each task but the last, `[4, T - 1]`."""
+    config = load_config(workdir)
+    if config.method != "moe_cl" or config.moe_cl.snapshot:
+        raise SystemExit(f"{workdir} is no run of moe_cl with moe_cl.snapshot = False")
+    experiment = build(config)
+    run = Run(experiment, load_tasks(config, experiment), workdir)
+    checkpoints, names = TaskCheckpoints(workdir), experiment.names
+    ends = [restore_task(experiment, checkpoints, index, len(names)) for index in range(len(names))]
+    rows = []
+    for expert, gate in COMBINATIONS:
+        row = []
+        for index, name in enumerate(names[:-1]):
+            active = look_up(ends[index], name, experiment.initializer.classes)
+            moved = ends[-1].shared
+            shared = {
+                **active.shared,
+                "expert": (active.shared if expert == "kept" else moved)["expert"],
+                "gate": (active.shared if gate == "kept" else moved)["gate"],
+            }
+            mixed = dataclasses.replace(active, shared=shared)
+            row.append(run.evaluate_active(mixed, index, split).accuracy)
+        rows.append(row)
+    return np.array(rows)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--split", default="validation")
+    arguments = parser.parse_args()
+    by_run = np.stack([accuracies(run, arguments.split) for run in arguments.runs])
+    print("| shared expert | gate | accuracy |", "| --- | --- | --- |", sep="\n")
+    for (expert, gate), values in zip(COMBINATIONS, by_run.swapaxes(0, 1), strict=True):
+        print(f"| {expert} | {gate} | {100 * values.mean():.1f} |")
+
+
+if __name__ == "__main__":
+    main()
