@@ -13,8 +13,9 @@ from backbone_files import write_folder
 from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples, writer
 
 from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.models.attention import attention_context
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.decoder import Block, Decoder, attention_context
+from moecl_jax.models.decoder import Block, Decoder
 from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import no_term
 from moecl_jax.models.moe_ffn import frozen_ffn
@@ -175,7 +176,7 @@ def test_scan_equals_the_blocks_one_after_another():
 
     @jax.jit
     def one_after_another(params):
-        context = attention_context(CONFIG, jnp.arange(5)[None], zeros, zeros, jnp.float32)
+        context = attention_context(CONFIG, jnp.arange(5)[None], zeros, zeros)
         x = params["embedder"]["embedding"][tokens]
         for layer in range(CONFIG.layers):
             block = {"params": jax.tree.map(lambda leaf: leaf[layer], params["layers"])}  # noqa: B023

@@ -25,14 +25,13 @@ from family_models import (
 from flax import traverse_util
 
 from moecl_jax.errors import UserError
-from moecl_jax.models.config import AttentionKind, DecoderConfig, RotaryScaling
-from moecl_jax.models.decoder import (
-    Decoder,
+from moecl_jax.models.attention import (
     attention_context,
     cached_attention_context,
-    empty_cache,
     rotary_frequencies,
 )
+from moecl_jax.models.config import AttentionKind, DecoderConfig, RotaryScaling
+from moecl_jax.models.decoder import Decoder, empty_cache
 from moecl_jax.models.linear import as_bits
 from moecl_jax.weights.families import parse_config, tensor_names
 from moecl_jax.weights.load import load_backbone
@@ -463,7 +462,6 @@ def test_a_window_counts_positions_of_its_own_text():
         positions=jnp.array([[0, 1, 2, 3, 4, 3, 0, 1, 0]]),
         segments=jnp.array([[1, 1, 1, 1, 1, 1, 2, 2, 0]]),
         branches=jnp.array([[0, 0, 0, 1, 1, 2, 0, 0, 0]]),
-        dtype=jnp.float32,
     )
     expected = [
         [1, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -477,7 +475,7 @@ def test_a_window_counts_positions_of_its_own_text():
         [0, 0, 0, 0, 0, 0, 0, 0, 1],
     ]
     np.testing.assert_array_equal(context.mask[0, 0], np.array(expected, bool))
-    cached = cached_attention_context(config, jnp.array([[0, 1], [3, 4]]), 5, jnp.float32)
+    cached = cached_attention_context(config, jnp.array([[0, 1], [3, 4]]), 5)
     expected = [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]]
     np.testing.assert_array_equal(cached.mask[:, 0], np.array(expected, bool))
 

@@ -10,18 +10,26 @@ apart alternative continuations of one example, which all see its prompt (branch
 another. Masks come from these alone, never from token ids.
 """
 
-import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from moecl_jax.models.config import AttentionKind, DecoderConfig
+from moecl_jax.models.attention import (
+    AttentionContext,
+    attend,
+    attention_context,
+    cached_attention_context,
+    rotate,
+)
+from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.linear import dot, from_bits
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
 from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
@@ -33,31 +41,6 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED),
 }
-
-
-@flax.struct.dataclass
-class AttentionContext:
-    """What all layers' attention shares.
-
-    With several kinds of attention, mask, cos and sin have a leading axis for the kind.
-
-    Attributes:
-      mask: `[R, 1, S, C]`, which of C keys each query sees; C is S, or the slots of a cache.
-      cos: `[R, S, 1, K]`.
-      sin: `[R, S, 1, K]`.
-      cache_slots: `[R, S]`, where in a cache keys and values are written; `None` without one.
-    """
-
-    mask: jax.Array
-    cos: jax.Array
-    sin: jax.Array
-    cache_slots: jax.Array | None = None
-
-    def of_kind(self, kind: jax.Array | None) -> "AttentionContext":
-        """That of the layers of one kind; `None` where there is but one."""
-        if kind is None:
-            return self
-        return AttentionContext(self.mask[kind], self.cos[kind], self.sin[kind], self.cache_slots)
 
 
 @flax.struct.dataclass
@@ -136,7 +119,20 @@ class Embedder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[M, V]` in float32 of `[M, D]` against the table itself (tied embeddings)."""
-        return dot(hidden, from_bits(self.embedding).T, jnp.float32)
+        table = self.embedding
+        if table.dtype != jnp.uint16:
+            return dot(hidden, table.T, jnp.float32)
+        # XLA's CPU backend multiplies bfloat16 in loops alone; elsewhere it would first make all
+        # of the table float32.
+        blocks = math.gcd(len(table), 64)
+        blocked = table.reshape(blocks, -1, table.shape[1])
+
+        @jax.checkpoint
+        def of_block(block: jax.Array) -> jax.Array:
+            return dot(hidden, from_bits(block).T, jnp.float32)
+
+        parts = lax.map(of_block, blocked)
+        return parts.transpose(1, 0, 2).reshape(len(hidden), -1)
 
 
 class Attention(nn.Module):
@@ -162,7 +158,7 @@ class Attention(nn.Module):
             projection = Projection(features, name in config.attention_bias, name=name)
             out = projection(states, jnp.float32)
             term = self.term(name, states, adapter, layer)
-            return (out if term is None else out + term).astype(x.dtype)
+            return out if term is None else out + term
 
         def heads(name: str, count: int) -> jax.Array:
             projected = project(name, count * config.head_width, x)
@@ -176,16 +172,14 @@ class Attention(nn.Module):
                 return rotate(normalise(states), context)
             return normalise(rotate(states, context))
 
-        query = positioned(heads("q_proj", config.heads), "q_norm")
-        key = positioned(heads("k_proj", config.kv_heads), "k_norm")
-        value = heads("v_proj", config.kv_heads)
+        query = positioned(heads("q_proj", config.heads), "q_norm").astype(x.dtype)
+        key = positioned(heads("k_proj", config.kv_heads), "k_norm").astype(x.dtype)
+        value = heads("v_proj", config.kv_heads).astype(x.dtype)
         if cache is not None and context.cache_slots is not None:
             cache = cache.write(key, value, context.cache_slots)
             key, value = cache.key, cache.value
-        out = jax.nn.dot_product_attention(
-            query, key, value, mask=context.mask, scale=config.attention_scale
-        )
-        return project("o_proj", config.width, out.reshape(rows * slots, -1)), cache
+        out = attend(query, key, value, context.mask, config.attention_scale)
+        return project("o_proj", config.width, out.reshape(rows * slots, -1)).astype(x.dtype), cache
 
 
 class FeedForwardLayer(nn.Module):
@@ -209,12 +203,18 @@ class FeedForwardLayer(nn.Module):
         return self.feed_forward(frozen, x, adapter, context)
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """All tokens on one device."""
+    return x
+
+
 class Block(nn.Module):
     """One pre-norm transformer block."""
 
     config: DecoderConfig
     feed_forward: FeedForward
     attention_term: AttentionTerm
+    split: Callable[[jax.Array], jax.Array] = whole
 
     @nn.compact
     def __call__(
@@ -233,11 +233,12 @@ class Block(nn.Module):
         attention = Attention(self.config, self.attention_term, name="attention")
         normed = norm(name="input_norm")(x)
         out, cache = attention(normed, adapter, layer, attention_context.of_kind(kind), cache)
-        x = x + (norm(name="attention_output_norm")(out) if self.config.post_norms else out)
+        out = norm(name="attention_output_norm")(out) if self.config.post_norms else out
+        x = self.split(x + out)
         feed_forward = FeedForwardLayer(self.config, self.feed_forward, name="feed_forward")
         out, report = feed_forward(norm(name="post_attention_norm")(x), adapter, layer)
-        x = x + (norm(name="feed_forward_output_norm")(out) if self.config.post_norms else out)
-        return x, (report, cache)
+        out = norm(name="feed_forward_output_norm")(out) if self.config.post_norms else out
+        return self.split(x + out), (report, cache)
 
 
 class Decoder(nn.Module):
@@ -249,6 +250,7 @@ class Decoder(nn.Module):
       feed_forward: what happens inside the FFN; the default is the frozen model itself.
       attention_term: what is added to attention's projections; the default adds nothing.
       remat: "none", or a name of `REMAT_POLICIES`: what is recomputed in the backward pass.
+      split: gives each device its part of the tokens' states `[N, D]`.
     """
 
     config: DecoderConfig
@@ -256,6 +258,7 @@ class Decoder(nn.Module):
     feed_forward: FeedForward = frozen_ffn
     attention_term: AttentionTerm = no_term
     remat: str = "none"
+    split: Callable[[jax.Array], jax.Array] = whole
 
     def setup(self) -> None:
         """Declares the embedding, the scanned blocks and the output projection."""
@@ -272,7 +275,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, 0),
             length=config.layers,
-        )(config, self.feed_forward, self.attention_term)
+        )(config, self.feed_forward, self.attention_term, self.split)
         self.final_norm = RMSNorm(config.norm_epsilon)
         if not config.tied_embeddings:
             self.lm_head = Projection(config.vocabulary_size)
@@ -301,8 +304,8 @@ class Decoder(nn.Module):
         Returns:
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
         """
-        context = attention_context(self.config, positions, segments, branches, self.dtype)
-        x = self.embedder(tokens.reshape(-1))
+        context = attention_context(self.config, positions, segments, branches)
+        x = self.split(self.embedder(tokens.reshape(-1)))
         kinds = layer_kinds(self.config)
         x, (reports, _) = self.layers(x, adapter, seeds, None, membership, context, kinds)
         x = self.final_norm(x)
@@ -327,7 +330,7 @@ class Decoder(nn.Module):
         Returns:
           `[N, D]`, after the final norm, and the cache with the tokens in it.
         """
-        context = cached_attention_context(self.config, positions, cache.key.shape[2], self.dtype)
+        context = cached_attention_context(self.config, positions, cache.key.shape[2])
         x = self.embedder(tokens.reshape(-1))
         nothing_pooled = jnp.zeros((0, x.shape[0]))
         kinds = layer_kinds(self.config)
@@ -349,69 +352,3 @@ class Decoder(nn.Module):
 def layer_kinds(config: DecoderConfig) -> jax.Array | None:
     """Each layer's kind of attention `[L]`; `None` where there is but one."""
     return jnp.array(config.layer_kinds, jnp.int32) if config.layer_kinds else None
-
-
-def attention_context(
-    config: DecoderConfig,
-    positions: jax.Array,
-    segments: jax.Array,
-    branches: jax.Array,
-    dtype: Any,
-) -> AttentionContext:
-    """Mask and rotary factors from `[R, S]` positions, segments and branches.
-
-    A token sees itself and the tokens before it in its row that belong to the same segment and
-    either to the prompt or to its own branch; and none that a sliding window, counted in
-    positions, leaves behind. Padding sees padding, so that no row of the softmax is empty.
-    """
-    slots = positions.shape[1]
-    causal = jnp.tril(jnp.ones((slots, slots), bool))[None]
-    same_segment = segments[:, :, None] == segments[:, None, :]
-    visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-    distance = positions[:, :, None] - positions[:, None, :]
-    return _context_of_kinds(config, causal & same_segment & visible, distance, positions, dtype)
-
-
-def cached_attention_context(
-    config: DecoderConfig, positions: jax.Array, slots: int, dtype: Any
-) -> AttentionContext:
-    """The same where keys come from a cache: a token sees the slots up to its own position."""
-    distance = positions[:, :, None] - jnp.arange(slots)[None, None]
-    context = _context_of_kinds(config, distance >= 0, distance, positions, dtype)
-    return dataclasses.replace(context, cache_slots=positions)
-
-
-def _context_of_kinds(
-    config: DecoderConfig, mask: jax.Array, distance: jax.Array, positions: jax.Array, dtype: Any
-) -> AttentionContext:
-    """Applies each kind's window to a mask `[R, S, C]`, given how far back each key lies."""
-    contexts = []
-    for kind in config.attention_kinds:
-        seen = mask if kind.window is None else mask & (distance < kind.window)
-        angle = positions[..., None].astype(jnp.float32) * rotary_frequencies(config, kind)
-        angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
-        cos, sin = jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
-        contexts.append(AttentionContext(seen[:, None], cos, sin))
-    if len(contexts) == 1:
-        return contexts[0]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
-
-
-def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray:
-    """Angle a position [radians] of each pair of a head's axes, `[1, 1, K / 2]` in float32."""
-    exponent = np.arange(0, config.head_width, 2) / config.head_width
-    frequency: np.ndarray = (kind.rope_theta or config.rope_theta) ** -exponent
-    if kind.scaling is not None:
-        kept = np.zeros_like(frequency)
-        if kind.scaling.band is not None:
-            shortest, longest = kind.scaling.band
-            turns = frequency / (2 * np.pi)
-            kept = np.clip((turns - 1 / longest) / (1 / shortest - 1 / longest), 0, 1)
-        frequency = kept * frequency + (1 - kept) * frequency / kind.scaling.factor
-    return frequency.astype(np.float32)[None, None]
-
-
-def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:
-    """Rotary embedding of `[R, S, heads, K]` (arXiv 2104.09864), halves rotated as in Llama."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return x * context.cos + jnp.concatenate([-second, first], axis=-1) * context.sin

@@ -1,0 +1,135 @@
+"""Attention over rows in which several examples lie, and what its layers share.
+
+Axes: R rows, S slots a row, C keys a query may see, H query heads, G key and value heads, K head
+width.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from moecl_jax.models.config import AttentionKind, DecoderConfig
+
+
+@flax.struct.dataclass
+class AttentionContext:
+    """What all layers' attention shares.
+
+    With several kinds of attention, mask, cos and sin have a leading axis for the kind.
+
+    Attributes:
+      mask: `[R, 1, S, C]`, which of C keys each query sees; C is S, or the slots of a cache.
+      cos: `[R, S, 1, K]`.
+      sin: `[R, S, 1, K]`.
+      cache_slots: `[R, S]`, where in a cache keys and values are written; `None` without one.
+    """
+
+    mask: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+    cache_slots: jax.Array | None = None
+
+    def of_kind(self, kind: jax.Array | None) -> "AttentionContext":
+        """That of the layers of one kind; `None` where there is but one."""
+        if kind is None:
+            return self
+        mask, cos, sin = self.mask[kind], self.cos[kind], self.sin[kind]
+        return dataclasses.replace(self, mask=mask, cos=cos, sin=sin)
+
+
+def attention_context(
+    config: DecoderConfig, positions: jax.Array, segments: jax.Array, branches: jax.Array
+) -> AttentionContext:
+    """Mask and rotary factors from `[R, S]` positions, segments and branches.
+
+    A token sees itself and the tokens before it in its row that belong to the same segment and
+    either to the prompt or to its own branch; and none that a sliding window, counted in
+    positions, leaves behind. Padding sees padding, so that no row of the softmax is empty.
+    """
+    slots = positions.shape[1]
+    causal = jnp.tril(jnp.ones((slots, slots), bool))[None]
+    same_segment = segments[:, :, None] == segments[:, None, :]
+    visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+    distance = positions[:, :, None] - positions[:, None, :]
+    return _context_of_kinds(config, causal & same_segment & visible, distance, positions)
+
+
+def cached_attention_context(
+    config: DecoderConfig, positions: jax.Array, slots: int
+) -> AttentionContext:
+    """The same where keys come from a cache: a token sees the slots up to its own position."""
+    distance = positions[:, :, None] - jnp.arange(slots)[None, None]
+    context = _context_of_kinds(config, distance >= 0, distance, positions)
+    return dataclasses.replace(context, cache_slots=positions)
+
+
+def _context_of_kinds(
+    config: DecoderConfig, mask: jax.Array, distance: jax.Array, positions: jax.Array
+) -> AttentionContext:
+    """Applies each kind's window to a mask `[R, S, C]`, given how far back each key lies."""
+    contexts = []
+    for kind in config.attention_kinds:
+        seen = mask if kind.window is None else mask & (distance < kind.window)
+        angle = positions[..., None].astype(jnp.float32) * rotary_frequencies(config, kind)
+        angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+        contexts.append(AttentionContext(seen[:, None], jnp.cos(angle), jnp.sin(angle)))
+    if len(contexts) == 1:
+        return contexts[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
+
+
+def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray:
+    """Angle a position [radians] of each pair of a head's axes, `[1, 1, K / 2]` in float32."""
+    exponent = np.arange(0, config.head_width, 2) / config.head_width
+    frequency: np.ndarray = (kind.rope_theta or config.rope_theta) ** -exponent
+    if kind.scaling is not None:
+        kept = np.zeros_like(frequency)
+        if kind.scaling.band is not None:
+            shortest, longest = kind.scaling.band
+            turns = frequency / (2 * np.pi)
+            kept = np.clip((turns - 1 / longest) / (1 / shortest - 1 / longest), 0, 1)
+        frequency = kept * frequency + (1 - kept) * frequency / kind.scaling.factor
+    return frequency.astype(np.float32)[None, None]
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, scale: float | None
+) -> jax.Array:
+    """Scaled dot-product attention, softmax in float32.
+
+    Laid out for XLA's CPU backend: head first, the queries of a key's group in one product. There
+    it takes 0.6 of the time of `jax.nn.dot_product_attention`.
+
+    Args:
+      query: `[R, S, H, K]`.
+      key: `[R, C, G, K]`.
+      value: `[R, C, G, K]`.
+      mask: `[R, 1, S, C]`.
+      scale: of the scores; `None` for 1 / sqrt(K).
+
+    Returns:
+      `[R, S, H, K]`.
+    """
+    rows, slots, heads, width = query.shape
+    groups = key.shape[2]
+    grouped = query.reshape(rows, slots, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(rows * groups, -1, width)
+    key, value = (x.transpose(0, 2, 1, 3).reshape(rows * groups, -1, width) for x in (key, value))
+    over = (((2,), (2,)), ((0,), (0,)))
+    scores = lax.dot_general(grouped, key, over, preferred_element_type=jnp.float32)
+    scores = (width**-0.5 if scale is None else scale) * scores.reshape(rows, heads, slots, -1)
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    weights = weights.astype(value.dtype).reshape(grouped.shape[0], grouped.shape[1], -1)
+    over = (((2,), (1,)), ((0,), (0,)))
+    out = lax.dot_general(weights, value, over, preferred_element_type=jnp.float32)
+    return out.reshape(rows, heads, slots, width).transpose(0, 2, 1, 3).astype(query.dtype)
+
+
+def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:
+    """Rotary embedding of `[R, S, heads, K]` (arXiv 2104.09864), halves rotated as in Llama."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return x * context.cos + jnp.concatenate([-second, first], axis=-1) * context.sin
