@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from moecl_jax.errors import UserError
+from moecl_jax.sharding import first_process, wait_for_all
 
 FOLDER = "checkpoints"
 _IN_PROGRESS = "in_progress"
@@ -77,9 +78,10 @@ class TaskCheckpoints:
         """
         path = self._finished(index, name)
         _save(path, record, tree=tree, **({} if features is None else {_FEATURES: features}))
-        for other in self.folder.iterdir():
-            if other != path:
-                shutil.rmtree(other / _FEATURES, ignore_errors=True)
+        if first_process():
+            for other in self.folder.iterdir():
+                if other != path:
+                    shutil.rmtree(other / _FEATURES, ignore_errors=True)
         self.clear_in_progress()
 
     def finished_count(self) -> int:
@@ -112,9 +114,10 @@ class TaskCheckpoints:
         """Saves the state of the task in training over the one before, which stays till then."""
         step = int(record["step"])
         _save(self.folder / _IN_PROGRESS / str(step), record, tree=tree)
-        for other in self._in_progress_steps():
+        for other in self._in_progress_steps() if first_process() else ():
             if other != step:
                 shutil.rmtree(self.folder / _IN_PROGRESS / str(other))
+        wait_for_all("saved in progress")
 
     def in_progress_record(self) -> dict[str, Any] | None:
         """The record of the newest state of the task in training, or None."""
@@ -131,7 +134,9 @@ class TaskCheckpoints:
 
     def clear_in_progress(self) -> None:
         """Forgets the state of the task in training."""
-        shutil.rmtree(self.folder / _IN_PROGRESS, ignore_errors=True)
+        if first_process():
+            shutil.rmtree(self.folder / _IN_PROGRESS, ignore_errors=True)
+        wait_for_all("cleared in progress")
 
     def _in_progress_steps(self) -> list[int]:
         folder = self.folder / _IN_PROGRESS

@@ -5,6 +5,7 @@ do not wait for JAX.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -93,6 +94,13 @@ def _build_parser() -> argparse.ArgumentParser:
         "values (nested: --config.SECTION.KEY=VALUE)",
     )
     _add_workdir(train, "where the run's results, logs and checkpoints are, or will be")
+    train.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="train in several processes: the address of the first, or 'auto' under Slurm, on a "
+        "TPU pod or in Kubernetes. config.mesh says how their devices share the work",
+    )
+    train.add_argument("--process", metavar="I/N", help="this is the 0-based I of N processes")
 
     sweep = add(
         "sweep",
@@ -302,8 +310,17 @@ def _add_workdir(parser: argparse.ArgumentParser, help_text: str) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    from moecl_jax.sharding import first_process, join
     from moecl_jax.train import train
 
+    if arguments.process is not None and arguments.coordinator is None:
+        raise UserError("--process needs the --coordinator of all processes")
+    if arguments.coordinator is not None:
+        join(arguments.coordinator, arguments.process)
+    if not first_process():
+        with open(os.devnull, "w") as silent, contextlib.redirect_stderr(silent):
+            train(config, arguments.workdir)
+        return 0
     results = train(config, arguments.workdir)
     print(_matrix_of(results))
     print(f"\nResults: {arguments.workdir / 'results.json'}")

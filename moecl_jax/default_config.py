@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"  # of the frozen weights and activations; or float32
     # What the backward pass computes again: none (fastest where memory allows), dots (all but
     # matrix products), projections (all but the frozen ones), full (all but the layers' inputs).
-    config.model.remat = "full"
+    # auto: projections on a CPU, full on accelerators.
+    config.model.remat = "auto"
 
     config.lora = ConfigDict()
     config.lora.rank = 8
@@ -94,6 +95,13 @@ def get_config() -> ConfigDict:
     # original code. All three train alike; only the speed differs.
     config.batch.layout = "packed"
     config.batch.row_length = 128  # packed rows have at least this many slots
+
+    # Devices: rows of a batch are split over data and fsdp, matrices over fsdp and tensor. Their
+    # product is the number of devices, or 1 for one of them; -1 is what the others leave.
+    config.mesh = ConfigDict()
+    config.mesh.data = 1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
 
     config.evaluation = ConfigDict()  # of the LM head
     # scored: one pass tells whether greedy decoding would write exactly the right answer.

@@ -31,6 +31,7 @@ from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.linear import as_bits
 from moecl_jax.models.lora import TARGETS
+from moecl_jax.sharding import AXES, Placement
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Learner, evaluation_step, importance_step, train_step
 from moecl_jax.task_choice import extract, feature_step
@@ -182,7 +183,6 @@ def build(config: ConfigDict) -> Experiment:
       UserError: a value that is not one of its choices or out of range, or what loading raises.
     """
     dtype = _choose("model.dtype", config.model.dtype, ("bfloat16", "float32"))
-    remat = _choose("model.remat", config.model.remat, ("none", *REMAT_POLICIES))
     head = _choose("head", config.head, ("lm", "classification"))
     method_class = METHODS[_choose("method", config.method, tuple(METHODS))]
     settings = MethodSettings(
@@ -217,6 +217,10 @@ def build(config: ConfigDict) -> Experiment:
         )
     answers = _answers(head, definitions, backbone)
 
+    placement = Placement.over({axis: getattr(config.mesh, axis) for axis in AXES})
+    remat = _choose("model.remat", config.model.remat, ("auto", "none", *REMAT_POLICIES))
+    if remat == "auto":
+        remat = "projections" if placement.one_cpu else "full"
     method = method_class(settings, backbone.config, _options(config)[config.method])
     _check_output(method, head, config.shared_head)
     learner = Learner(
@@ -226,6 +230,7 @@ def build(config: ConfigDict) -> Experiment:
         remat=remat,
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
+        placement=placement,
     )
     classes = max(1, *(len(definition.labels) for definition in definitions))
     rows = _choose("batch.layout", config.batch.layout, ("packed", "padded", "padded_to_max"))
@@ -236,9 +241,10 @@ def build(config: ConfigDict) -> Experiment:
         continuations=classes if head == "lm" else 1,
         answer_length=max((len(ids) for labels in answers for ids in labels), default=1),
         padded_length=config.data.max_length if rows == "padded_to_max" else 0,
+        row_multiple=placement.row_shards,
     )
     batch_size = _at_least("batch.size", config.batch.size, 1)
-    frozen = jax.device_put(
+    frozen = placement.put(
         as_bits(backbone.params) if jax.default_backend() == "cpu" else backbone.params
     )
     return Experiment(

@@ -207,7 +207,8 @@ def save_in_progress(
         "best_score": list(best_score),
         "fingerprint": experiment.fingerprint,
     }
-    checkpoints.save_in_progress(in_progress_tree(state, best), record)
+    tree = experiment.learner.placement.host(in_progress_tree(state, best))
+    checkpoints.save_in_progress(tree, record)
 
 
 def in_progress_tree(state: TrainState, best: Active) -> dict[str, Any]:

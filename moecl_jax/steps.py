@@ -18,6 +18,7 @@ from moecl_jax.losses import answer_loss, classification_loss
 from moecl_jax.methods.base import Method, Tree, View
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.heads import answer_log_probabilities, class_logits
+from moecl_jax.sharding import ONE_DEVICE, Placement
 
 Head = Literal["lm", "classification"]
 Metrics = dict[str, jax.Array]
@@ -76,6 +77,7 @@ class Learner:
       remat: policy of the decoder.
       weight_decay: of AdamW.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them alone.
+      placement: of arrays on the devices.
     """
 
     method: Method
@@ -84,6 +86,7 @@ class Learner:
     remat: str
     weight_decay: float
     clip_norm: float
+    placement: Placement = ONE_DEVICE
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -100,6 +103,7 @@ class Learner:
             self.method.feed_forward(training),
             self.method.attention_term(training),
             self.remat if training else "none",
+            self.placement.split_tokens,
         )
 
 
@@ -136,7 +140,7 @@ def train_step(
     advanced = dataclasses.replace(
         state, step=state.step + 1, active=active, optimizer_state=optimizer_state
     )
-    return advanced, metrics
+    return learner.placement.keep(advanced), learner.placement.everywhere(metrics)
 
 
 def loss(
@@ -181,7 +185,8 @@ def importance_step(active: Active, frozen: Tree, batch: Batch, *, learner: Lear
         tokens = batch.answer_mask.sum() if learner.head == "lm" else 1.0
         return -tokens * instruction_loss(logits, batch, learner)
 
-    return jax.tree.map(jnp.square, jax.grad(log_likelihood)(active.shared))
+    squares = jax.tree.map(jnp.square, jax.grad(log_likelihood)(active.shared))
+    return learner.placement.keep(squares)
 
 
 def evaluation_step(
@@ -208,10 +213,10 @@ def evaluation_step(
         exists = real.any(axis=-1)
         scores = jnp.where(real, log_probabilities, 0.0).sum(axis=-1)
         answered = exists & (greedy | ~real).all(axis=-1)
-        return jnp.where(exists, scores, lowest), answered, reports
+        return learner.placement.everywhere((jnp.where(exists, scores, lowest), answered, reports))
     logits = output_logits(active, hidden, frozen, batch, learner)
     best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[1], dtype=bool)
-    return logits, best, reports
+    return learner.placement.everywhere((logits, best, reports))
 
 
 def forward(
@@ -219,6 +224,7 @@ def forward(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Final hidden states `[N, D]` and the layers' reports; `seeds` `[L]` means training."""
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
+    batch = learner.placement.split_rows(batch)
     membership = membership_of(batch)
     query = None
     if learner.method.queries:

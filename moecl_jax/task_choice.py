@@ -49,7 +49,8 @@ def feature_step(frozen: Tree, batch: Batch, *, learner: Learner) -> jax.Array:
     )
     hidden, _ = out
     lengths = jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)
-    return membership @ hidden.astype(jnp.float32) / lengths
+    features = membership @ hidden.astype(jnp.float32) / lengths
+    return learner.placement.everywhere(features)
 
 
 def extract(

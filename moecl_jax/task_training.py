@@ -40,7 +40,9 @@ class TaskTraining:
 
         active = task_trees(experiment, stream, index)
         key = experiment.initializer.training_key(index)
-        self.state = init_train_state(experiment.learner, copy_tree(active), key)
+        self.placement = experiment.learner.placement
+        state = init_train_state(experiment.learner, copy_tree(active), key)
+        self.state = self.placement.put(state)
         self.step = 0
         self.best, self.best_score = dataclasses.replace(active, memory={}), NO_SCORE
         self.validated = [
@@ -80,7 +82,7 @@ class TaskTraining:
             return {}
         layout = dataclasses.replace(self.experiment.training_layout, batch_size=1)
         generator = np.random.default_rng((self.experiment.seed, self.index, *b"importance"))
-        total = None
+        active, total = self.placement.put(active), None
         for place in generator.permutation(len(self.examples))[:count]:
             batch = self._batch([self.examples[place]], layout)
             squares = self.experiment.importance_step(active, self.experiment.frozen, batch)

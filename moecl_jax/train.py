@@ -1,10 +1,12 @@
 """The task loop: train, select, evaluate on every task, save; then the next task."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -34,6 +36,7 @@ from moecl_jax.resume import (
     save_finished,
     task_trees,
 )
+from moecl_jax.sharding import first_process, wait_for_all
 from moecl_jax.state import Stream, finish
 from moecl_jax.steps import Active
 from moecl_jax.task_choice import TaskFeatures
@@ -68,7 +71,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         refuse_other_config(config, workdir)
         experiment = build(config)
         run = Run(experiment, load_tasks(config, experiment), workdir)
-        save_config(config, workdir)
+        if first_process():
+            save_config(config, workdir)
+        wait_for_all("begun")
         results = plain(
             {
                 "method": config.method,
@@ -78,7 +83,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 "versions": versions(),
             }
         )
-        write_json(workdir / RESULTS_NAME, results)
+        if first_process():
+            write_json(workdir / RESULTS_NAME, results)
     return results
 
 
@@ -115,7 +121,11 @@ class Run:
             check_fingerprint(self.experiment, record)
             self._refuse_other_tasks(record)
             resumed_step += record["step"]
-        with MetricsLog(self.workdir, resumed_step=resumed_step) as log:
+        with contextlib.ExitStack() as stack:
+            folder = self.workdir
+            if not first_process():
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            log = stack.enter_context(MetricsLog(folder, resumed_step=resumed_step))
             for index in range(finished, len(self.tasks)):
                 stream = self.train_task(index, stream, history, log)
         return self._results(stream, history)
@@ -130,6 +140,8 @@ class Run:
             active, validation = training.run()
             importance = training.importance(active)
             history.global_step += training.total_steps
+        placement = self.experiment.learner.placement
+        active, importance = placement.host((active, importance))
         finished = initializer.finish(active, index, importance)
         stream = finish(stream, task.name, finished, len(task.labels))
         if self.features is not None and not task.definition.free_form:
@@ -164,6 +176,7 @@ class Run:
     ) -> Evaluation:
         """Results of given trees on examples that are asked as a task's."""
         task = self.tasks[index]
+        active = self.experiment.learner.placement.put(active)
         scores = score(
             self.experiment.evaluation_step,
             active,

@@ -22,13 +22,22 @@ from moecl_jax import config_file
 from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.sharding import first_process, fits
 
 CONFIG_NAME = "config.json"
 RESULTS_NAME = "results.json"
 ORIGIN_NAME = "origin.json"
 
 # Keys that change no result and may differ when a run goes on.
-_FREE = ("tasks", "log_every", "checkpoint_every", "batch.evaluation_size")
+_FREE = (
+    "tasks",
+    "log_every",
+    "checkpoint_every",
+    "batch.evaluation_size",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
 # Keys that a converted checkpoint fixes, whatever it is trained with.
 _FIXED = (
     "method",
@@ -90,6 +99,9 @@ def claimed(workdir: Path) -> Iterator[None]:
     """
     import fcntl  # of POSIX
 
+    if not first_process():  # it speaks for all that train together
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a") as lock:
         try:
@@ -133,7 +145,9 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """Reads the `config.json` of a workdir.
+    """Reads the `config.json` of a workdir, which may have been trained on other devices.
+
+    A mesh that the devices here cannot form becomes one of a single device.
 
     Raises:
       UserError: there is none, or it is broken.
@@ -143,7 +157,10 @@ def load_config(workdir: Path) -> ConfigDict:
         raise UserError(
             f"{path} does not exist: {workdir} is no workdir. Name the --workdir of a training."
         )
-    return config_file.read_json(path).lock()
+    config = config_file.read_json(path)
+    if not fits(config.mesh):
+        config.mesh.update({axis: 1 for axis in config.mesh})
+    return config.lock()
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:

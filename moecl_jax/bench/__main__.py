@@ -30,6 +30,7 @@ from moecl_jax.bench.parts import (
 from moecl_jax.errors import UserError
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.progress import plain
+from moecl_jax.sharding import ONE_DEVICE
 from moecl_jax.train import versions
 from moecl_jax.workdir import write_json
 
@@ -152,7 +153,12 @@ def _parser() -> argparse.ArgumentParser:
         default="packed",
         help="of rows; padded_to_max trains both ways and compares (default: packed)",
     )
-    add("--remat", choices=("none", *REMAT_POLICIES), default="full", help="default: full")
+    add(
+        "--remat",
+        choices=("none", *REMAT_POLICIES),
+        default="projections" if ONE_DEVICE.one_cpu else "full",
+        help="default: %(default)s",
+    )
     add("--dropout", type=float, default=0.05, help="of the experts (default: 0.05)")
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
     add("--method", choices=COUNTED, default="moe_cl", help="default: moe_cl")

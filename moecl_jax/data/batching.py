@@ -74,6 +74,7 @@ class Layout:
       answer_length: A of label tasks. Examples with their own responses have a K of 1, and where
         they need a longer A one out of `ROW_LENGTHS`.
       padded_length: rows of one example have at least this many slots.
+      row_multiple: the number of rows is one of this.
     """
 
     batch_size: int
@@ -82,6 +83,7 @@ class Layout:
     continuations: int
     answer_length: int
     padded_length: int = 0
+    row_multiple: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,10 +202,14 @@ def _distinct(positions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.n
     """
     distinct = np.unique(positions[mask > 0])
     step = 8 * len(positions)
-    padded = np.zeros(-(-len(distinct) // step) * step, np.int32)
+    padded = np.zeros(_up(len(distinct), step), np.int32)
     padded[: len(distinct)] = distinct
     index = np.searchsorted(distinct, positions).clip(max=max(len(distinct) - 1, 0))
     return padded, index.astype(np.int32)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int], tuple[int, int]]:
@@ -214,7 +220,8 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int],
     if not layout.packed:
         longest = max(lengths)
         slots = layout.padded_length if longest <= layout.padded_length else row_length(longest)
-        return list(range(len(lengths))), [0] * len(lengths), (layout.batch_size, slots)
+        count = _up(layout.batch_size, layout.row_multiple)
+        return list(range(len(lengths))), [0] * len(lengths), (count, slots)
     slots = row_length(max(max(lengths), layout.row_length))
     used: list[int] = []
     rows, offsets = [0] * len(lengths), [0] * len(lengths)
@@ -225,7 +232,7 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int],
             used.append(0)
         rows[index], offsets[index] = row, used[row]
         used[row] += lengths[index]
-    return rows, offsets, (len(used), slots)
+    return rows, offsets, (_up(len(used), layout.row_multiple), slots)
 
 
 def row_length(longest: int) -> int:
