@@ -53,6 +53,16 @@ SHAPES = {
         head_width=128,
         context_length=4096,
     ),
+    "llama-2-70b": DecoderConfig(
+        vocabulary_size=32000,
+        width=8192,
+        ffn_width=28672,
+        layers=80,
+        heads=64,
+        kv_heads=8,
+        head_width=128,
+        context_length=4096,
+    ),
     "tiny": DecoderConfig(
         vocabulary_size=64,
         width=32,
@@ -182,7 +192,13 @@ def build(arguments: argparse.Namespace) -> Inputs:
     )
     examples = tokenize()
     longest = max(len(example.prompt) for example in examples) + max(map(len, answers)) - 1
-    learner = _learner(arguments, config)
+    learner = learner_of(
+        arguments.method,
+        config,
+        dropout=arguments.dropout,
+        dtype=arguments.dtype,
+        remat=arguments.remat,
+    )
     return Inputs(
         learner=learner,
         frozen=_on_device(backbone.params) if backbone else random_frozen(config, dtype),
@@ -291,22 +307,24 @@ def _tokenize(
     return tokenized.splits["train"]
 
 
-def _learner(arguments: argparse.Namespace, config: DecoderConfig) -> Learner:
+def learner_of(
+    method: str, config: DecoderConfig, *, dropout: float, dtype: str, remat: str
+) -> Learner:
     """With the default config's settings where no argument says otherwise."""
     defaults = get_config()
     settings = MethodSettings(
         rank=defaults.lora.rank,
         lora_alpha=defaults.lora.alpha,
-        dropout=arguments.dropout,
+        dropout=dropout,
         targets=tuple(defaults.lora.targets),
         objective=defaults.adversarial.objective,
         adversarial_alpha=defaults.adversarial.alpha,
     )
     return Learner(
-        method=METHODS[arguments.method](settings, config),
+        method=METHODS[method](settings, config),
         head="lm",
-        dtype=jnp.dtype(arguments.dtype),
-        remat=arguments.remat,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
         weight_decay=defaults.optimizer.weight_decay,
         clip_norm=defaults.optimizer.clip_norm,
     )
