@@ -128,9 +128,9 @@ class TaskCheckpoints:
         return dict(_restore(path, "record", ocp.args.JsonRestore()))
 
     def restore_in_progress(self, template: Any) -> Any:
-        """The newest state of the task in training, on the device."""
+        """The newest state of the task in training as NumPy; `template` gives shapes and dtypes."""
         path = self.folder / _IN_PROGRESS / str(max(self._in_progress_steps()))
-        return _restore(path, "tree", ocp.args.StandardRestore(template))
+        return _restore_arrays(path, "tree", template)
 
     def clear_in_progress(self) -> None:
         """Forgets the state of the task in training."""

@@ -195,16 +195,18 @@ class TaskTraining:
         )
 
     def _restore(self, record: Mapping[str, Any]) -> None:
-        tree = self.parent.checkpoints.restore_in_progress(in_progress_tree(self.state, self.best))
+        template = in_progress_tree(self.state, self.best)
+        tree = self.parent.checkpoints.restore_in_progress(template)
         self.step = int(record["step"])
-        self.best = tree["best"]
+        self.best = self.placement.put(tree["best"])
         self.best_score = tuple(record["best_score"])
-        self.state = dataclasses.replace(
+        reached = dataclasses.replace(
             self.state,
-            step=jnp.asarray(self.step, jnp.int32),
+            step=np.asarray(self.step, np.int32),
             active=tree["active"],
             optimizer_state=tree["optimizer_state"],
         )
+        self.state = self.placement.put(reached)
 
 
 def copy_tree(tree: Any) -> Any:

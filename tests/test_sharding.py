@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from streams import logged, tiny_config
+from test_train import stop_after
 
 from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.errors import UserError
@@ -75,6 +76,16 @@ def test_a_mesh_goes_on_from_one_device_and_trains_as_it_does(mesh, runs, tmp_pa
     results = train(config_of(runs, mesh), tmp_path / "run")
     assert_same_run(runs, tmp_path / "run", runs / "alone")
     assert results["sizes"]["test"] == [48, 48]
+
+
+def test_a_task_begun_on_one_mesh_is_ended_on_another(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "first", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)  # a step after a checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            train(config_of(runs, (2, 2, 2)), tmp_path / "run")
+    train(config_of(runs, (2, 4, 1)), tmp_path / "run")
+    assert_same_run(runs, tmp_path / "run", runs / "alone")
 
 
 def test_two_processes_train_as_one(runs, tmp_path):
