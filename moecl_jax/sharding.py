@@ -223,17 +223,19 @@ def join(coordinator: str, process: str | None) -> None:
     Raises:
       UserError: an argument is malformed, or the others cannot be found.
     """
+    address = re.fullmatch(r".+:\d+", coordinator)
     numbers = re.fullmatch(r"(\d+)/(\d+)", process or "")
+    told = address and numbers and int(numbers[1]) < int(numbers[2])
+    if not told and (coordinator, process) != ("auto", None):
+        raise UserError(
+            "give --coordinator=HOST:PORT --process=I/N with I from 0 to N - 1, or "
+            "--coordinator=auto alone"
+        )
     try:
-        if coordinator == "auto" and process is None:
+        if numbers is None:
             jax.distributed.initialize()
-        elif numbers is not None and int(numbers[1]) < int(numbers[2]):
-            jax.distributed.initialize(coordinator, int(numbers[2]), int(numbers[1]))
         else:
-            raise UserError(
-                "give --coordinator=HOST:PORT --process=I/N with I from 0 to N - 1, or "
-                "--coordinator=auto alone"
-            )
+            jax.distributed.initialize(coordinator, int(numbers[2]), int(numbers[1]))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--coordinator={coordinator}: {one_line(error)}") from error
 

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from streams import logged, tiny_config
+from streams import ROOT, logged, tiny_config
 from test_train import stop_after
 
 from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.cli import main
 from moecl_jax.errors import UserError
 from moecl_jax.experiment import build
 from moecl_jax.inference import evaluate
@@ -113,6 +114,26 @@ def test_two_processes_train_as_one(runs, tmp_path):
     assert "after five" in outputs[0][0]
     assert "after five" not in outputs[1][0]
     assert_same_run(runs, tmp_path / "run", runs / "alone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--process=0/2"], "--process needs the --coordinator of all processes"),
+        (["--coordinator=host:1"], "give --coordinator=HOST:PORT --process=I/N with I from 0"),
+        (["--coordinator=host:1", "--process=2/2"], "with I from 0 to N - 1"),
+        (["--coordinator=host:1", "--process=first"], "with I from 0 to N - 1"),
+        (["--coordinator=auto", "--process=0/2"], "--coordinator=auto alone"),
+        (["--coordinator=host", "--process=0/2"], "give --coordinator=HOST:PORT"),
+    ],
+)
+def test_wrong_numbers_of_processes_are_refused(arguments, message, tmp_path, capsys):
+    config = str(ROOT / "configs" / "default.py")
+    assert main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("moecl: error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_parameters_lie_where_the_table_says():
