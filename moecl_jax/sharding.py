@@ -28,7 +28,8 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
 # (end of an array's path, mesh axis of each of its last axes). The first that matches holds; what
-# none matches is on every device. Leading axes (layers, tasks) are never split.
+# none matches is on every device. Leading axes (layers, tasks) are never split. A quantised kernel
+# is two arrays, its integers and their scales.
 _INTO = r"(q|k|v|gate|up)_proj"
 _OUT_OF = r"(o|down)_proj"
 Axis = str | tuple[str, ...] | None
@@ -112,7 +113,7 @@ class Placement:
         def size(path: Any, leaf: Any) -> int:
             if _is_key(leaf):
                 return 0
-            whole = int(leaf.size * leaf.dtype.itemsize)
+            whole = leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8
             if self.mesh is None:
                 return whole
             return whole // math.prod(map(self._parts, self._axes(path, leaf.shape)))
@@ -173,7 +174,7 @@ class Placement:
         assert self.mesh is not None
         name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         for pattern, last in RULES:
-            if re.search(rf"(^|/){pattern}$", name) and len(shape) >= len(last):
+            if re.search(rf"(^|/){pattern}(/values|/scale)?$", name) and len(shape) >= len(last):
                 axes = [*(None,) * (len(shape) - len(last)), *last]
                 return [
                     None if length % self._parts(axis) else axis

@@ -146,7 +146,7 @@ def test_llama_shape_has_the_published_number_of_weights():
 
 
 def test_random_weights_are_kept_as_bits_on_cpu():
-    params = random_frozen(SHAPES["tiny"], jax.numpy.bfloat16)
+    params = random_frozen(SHAPES["tiny"], jax.numpy.bfloat16, "none")
     kernel = params["layers"]["feed_forward"]["up_proj"]["kernel"]
     assert kernel.dtype == np.uint16 and kernel.shape == (2, 32, 48)
     deviation = np.asarray(from_bits(kernel), np.float32).std()

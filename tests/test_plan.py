@@ -2,13 +2,18 @@
 
 import pytest
 
-from moecl_jax.bench.plan import main, plan
+from moecl_jax.bench.plan import Plan, Training, main
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
+def plan(shape: str, sizes: dict[str, int], quantization: str = "none") -> Plan:
+    """Of 8 examples of 512 tokens."""
+    return Training.of(shape, 8, 512, quantization).plan(sizes, rate=1e15, share=0.5)
+
+
 def test_a_7b_model_on_one_chip():
-    found = plan("llama-2-7b", ONE, batch=8, length=512, rate=1e15, share=0.5)
+    found = plan("llama-2-7b", ONE)
     assert found.frozen == 2 * 6_738_415_616 + 2 * 65 * 4096  # norms are float32
     # Two experts of rank 8 on three projections, gate and discriminator; Adam keeps two more.
     expert = 32 * 8 * 3 * (4096 + 11008)
@@ -19,13 +24,22 @@ def test_a_7b_model_on_one_chip():
 
 
 def test_fsdp_divides_matrices_and_tokens_and_time():
-    one = plan("llama-2-7b", ONE, batch=8, length=512, rate=1e15, share=0.5)
-    eight = plan("llama-2-7b", {**ONE, "fsdp": 8}, batch=8, length=512, rate=1e15, share=0.5)
+    one = plan("llama-2-7b", ONE)
+    eight = plan("llama-2-7b", {**ONE, "fsdp": 8})
     norms = 65 * 4096 * 4
     assert eight.frozen == (one.frozen - norms) / 8 + norms
     assert eight.inputs_of_layers == one.inputs_of_layers / 8
     assert eight.gathered == one.gathered
     assert (eight.flops, eight.seconds) == (one.flops, one.seconds / 8)
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
+def test_quantised_layers_take_as_many_bits_as_they_are_named_for(quantization, bits):
+    dense, small = plan("llama-2-7b", ONE), plan("llama-2-7b", ONE, quantization)
+    kernels = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    scales = 2 * kernels // 32  # bfloat16, one for 32 weights
+    assert dense.frozen - small.frozen == 2 * kernels - kernels * bits // 8 - scales
+    assert (small.trained, small.flops) == (dense.trained, dense.flops)
 
 
 def test_the_command_prints_a_table(monkeypatch, capsys):

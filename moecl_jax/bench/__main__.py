@@ -29,6 +29,7 @@ from moecl_jax.bench.parts import (
 )
 from moecl_jax.errors import UserError
 from moecl_jax.models.decoder import REMAT_POLICIES
+from moecl_jax.models.linear import QUANTIZATIONS
 from moecl_jax.progress import plain
 from moecl_jax.sharding import ONE_DEVICE
 from moecl_jax.train import versions
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--model", metavar="PATH", help="a model's folder or file in its place")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
+    add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
     add("--parts", default=",".join(PARTS), help="what is measured (default: %(default)s)")
     add("--batch", type=int, default=8, metavar="B", help="examples a step (default: 8)")
     add(

@@ -179,10 +179,11 @@ def compile_shapes(
         if batch.tokens.shape not in calls:
             calls[batch.tokens.shape] = function.lower(*arguments(batch)).compile()
     seconds = time.perf_counter() - begun
-    return Compiled(calls, seconds, max(map(_step_memory, calls.values())))
+    return Compiled(calls, seconds, max(map(step_memory, calls.values())))
 
 
-def _step_memory(compiled: Any) -> int:
+def step_memory(compiled: Any) -> int:
+    """Bytes of a compiled function's arguments, results and temporaries, by XLA's analysis."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     return int(held - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)

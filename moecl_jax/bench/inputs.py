@@ -25,7 +25,7 @@ from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.models.linear import as_bits
+from moecl_jax.models.linear import as_bits, one_by_one, quantize_layers
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Active, Learner
 from moecl_jax.weights.load import load_backbone
@@ -201,7 +201,9 @@ def build(arguments: argparse.Namespace) -> Inputs:
     )
     return Inputs(
         learner=learner,
-        frozen=_on_device(backbone.params) if backbone else random_frozen(config, dtype),
+        frozen=_on_device(quantize_layers(backbone.params, arguments.quantization, one_by_one))
+        if backbone
+        else random_frozen(config, dtype, arguments.quantization),
         initializer=Initializer(learner.method, 0, "lm", len(answers)),
         examples=examples,
         answers=answers,
@@ -213,15 +215,17 @@ def build(arguments: argparse.Namespace) -> Inputs:
     )
 
 
-def random_frozen(config: DecoderConfig, dtype: Any) -> Tree:
+def random_frozen(config: DecoderConfig, dtype: Any, quantization: str) -> Tree:
     """Random parameters, drawn where they stay: no copy of them is ever in the host's memory."""
-    ids, membership = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))
-
-    def draw(key: jax.Array) -> Tree:
-        params = Decoder(config, dtype).init(key, ids, ids, ids, ids, membership)["params"]
-        return _as_kept(params)
-
+    draw = functools.partial(draw_frozen, config, dtype, quantization)
     return jax.jit(draw)(jax.random.key(0))
+
+
+def draw_frozen(config: DecoderConfig, dtype: Any, quantization: str, key: jax.Array) -> Tree:
+    """Random parameters as they are kept; to be compiled, or asked for shapes."""
+    ids, membership = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))
+    params = Decoder(config, dtype).init(key, ids, ids, ids, ids, membership)["params"]
+    return _as_kept(quantize_layers(params, quantization))
 
 
 def _on_device(params: Tree) -> Tree:

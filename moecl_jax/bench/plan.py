@@ -5,27 +5,30 @@ r"""What a training needs on many chips: `python -m moecl_jax.bench.plan`.
 
 Bytes of each chip come from the shapes of all arrays (`jax.eval_shape`, nothing is allocated) and
 the table in moecl_jax/sharding.py; time from the useful FLOPs (moecl_jax/bench/flops.py) and the
-chip's rate. No chip is needed. docs/scaling.md says what is counted and what is not.
+chip's rate. No chip is needed. With `--compile` XLA says what the step needs on one device of this
+machine. docs/scaling.md says what is counted and what is not.
 """
 
 import argparse
 import dataclasses
+import functools
 import math
 import sys
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from moecl_jax.bench.flops import Formula, Work
-from moecl_jax.bench.inputs import SHAPES, TASKS, learner_of
+from moecl_jax.bench.gauges import step_memory
+from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, TASKS, draw_frozen, learner_of
+from moecl_jax.data.batching import Batch, Layout, make_batch
+from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.base import Tree
-from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.linear import QUANTIZATIONS
 from moecl_jax.sharding import AXES, Placement
 from moecl_jax.state import Initializer
-from moecl_jax.steps import init_train_state
+from moecl_jax.steps import Learner, TrainState, init_train_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,56 +59,89 @@ class Plan:
         return self.frozen + self.trained + self.inputs_of_layers + self.gathered + self.hidden
 
 
-def plan(
-    shape: str, sizes: dict[str, int], batch: int, length: int, rate: float, share: float
-) -> Plan:
-    """Plans a training of MoE-CL with rank 8, bfloat16 weights and full rematerialisation.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training of MoE-CL with rank 8, bfloat16 and full rematerialisation, by its shapes alone.
 
-    Args:
-      shape: a key of `SHAPES`.
-      sizes: of the mesh's axes.
-      batch: examples a step, on all chips together.
-      length: tokens of each example, all real.
-      rate: of a chip's bfloat16 products, FLOP/s.
-      share: of that rate which a step reaches.
+    Attributes:
+      learner: static parts of the step.
+      frozen: parameters of the decoder.
+      state: of a task's training.
+      batch: examples of `length` real tokens, each in a row of its own if that is long enough.
+      formula: useful FLOPs.
+      work: of a step.
     """
-    config = SHAPES[shape]
-    learner = learner_of("moe_cl", config, dropout=0.05, dtype="bfloat16", remat="full")
-    initializer = Initializer(learner.method, 0, "lm", classes=4)
-    mesh = AbstractMesh(
-        tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
-    placement = Placement(mesh)
 
-    def frozen_tree(key: jax.Array) -> Tree:
-        ids = jnp.zeros((1, 2), jnp.int32)
-        decoder = Decoder(config, learner.dtype)
-        return decoder.init(key, ids, ids, ids, ids, jnp.zeros((1, 2)))["params"]
+    learner: Learner
+    frozen: Tree
+    state: TrainState
+    batch: Batch
+    formula: Formula
+    work: Work
 
-    def trained_tree(key: jax.Array) -> Any:
-        active = initializer.begin(initializer.shared(TASKS), 0)
-        state = init_train_state(learner, active, key)
-        return state.active, state.optimizer_state
+    @classmethod
+    def of(cls, shape: str, batch: int, length: int, quantization: str = "none") -> "Training":
+        """Of a key of `SHAPES`, and of `batch` examples with `length` tokens."""
+        config = SHAPES[shape]
+        learner = learner_of("moe_cl", config, dropout=0.05, dtype="bfloat16", remat="full")
+        initializer = Initializer(learner.method, 0, "lm", classes=4)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    frozen, trained = jax.eval_shape(frozen_tree, key), jax.eval_shape(trained_tree, key)
-    tokens = -(-batch * length // placement.row_shards)
-    layers = jax.tree.leaves(frozen["layers"])
-    divided = mesh.shape["tensor"]
-    work = Work(np.tile(np.arange(length), batch), 2 * batch, batch)
-    active = jax.eval_shape(lambda: initializer.begin(initializer.shared(TASKS), 0))
-    adapter = learner.method.adapter(active.shared, active.expert, active.memory)
-    flops = Formula.of(config, adapter, active.shared).training(work)
-    return Plan(
-        frozen=placement.bytes_per_device(frozen),
-        trained=placement.bytes_per_device(trained),
-        inputs_of_layers=config.layers * tokens * config.width * learner.dtype.itemsize,
-        gathered=sum(leaf.size * leaf.dtype.itemsize for leaf in layers)
-        // (config.layers * divided),
-        hidden=8 * tokens * config.ffn_width * 4 // divided,
-        flops=flops,
-        seconds=flops / (math.prod(sizes.values()) * rate * share),
-    )
+        def begin() -> TrainState:
+            active = initializer.begin(initializer.shared(TASKS), 0)
+            return init_train_state(learner, active, jax.random.key(0))
+
+        state = jax.eval_shape(begin)
+        draw = functools.partial(draw_frozen, config, learner.dtype, quantization)
+        answer = RANDOM_ANSWERS[0]
+        prompt = np.zeros(length - len(answer) + 1, np.int32)
+        rows = Layout(
+            batch, packed=True, row_length=128, continuations=1, answer_length=len(answer)
+        )
+        examples = [TokenizedExample(prompt, 0)] * batch
+        active = state.active
+        adapter = learner.method.adapter(active.shared, active.expert, state.memory)
+        return cls(
+            learner=learner,
+            frozen=jax.eval_shape(draw, jax.eval_shape(lambda: jax.random.key(0))),
+            state=state,
+            batch=make_batch(
+                examples, RANDOM_ANSWERS, rows, task_index=0, class_count=4, training=True
+            ),
+            formula=Formula.of(config, adapter, active.shared),
+            work=Work(np.tile(np.arange(length), batch), 2 * batch, batch),
+        )
+
+    def plan(self, sizes: dict[str, int], rate: float, share: float) -> Plan:
+        """What each chip of a mesh needs.
+
+        Args:
+          sizes: of the mesh's axes.
+          rate: of a chip's bfloat16 products, FLOP/s.
+          share: of that rate which a step reaches.
+        """
+        axes = tuple(sizes[axis] for axis in AXES)
+        mesh = AbstractMesh(axes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        placement, one = Placement(mesh), Placement()
+        config, itemsize = self.learner.method.config, self.learner.dtype.itemsize
+        tokens, divided = -(-self.work.tokens // placement.row_shards), mesh.shape["tensor"]
+        flops = self.formula.training(self.work)
+        trained = self.state.active, self.state.optimizer_state
+        layers = one.bytes_per_device(self.frozen["layers"])
+        return Plan(
+            frozen=placement.bytes_per_device(self.frozen),
+            trained=placement.bytes_per_device(trained),
+            inputs_of_layers=config.layers * tokens * config.width * itemsize,
+            gathered=layers // (config.layers * divided),
+            hidden=8 * tokens * config.ffn_width * 4 // divided,
+            flops=flops,
+            seconds=flops / (math.prod(axes) * rate * share),
+        )
+
+    def compiled_bytes(self) -> int:
+        """What the step needs on one device of this machine, by XLA's own analysis of it."""
+        step = jax.jit(functools.partial(train_step, learner=self.learner), donate_argnums=0)
+        rate = np.float32(2e-4)
+        return step_memory(step.lower(self.state, self.frozen, self.batch, rate).compile())
 
 
 def main() -> int:
@@ -118,18 +154,24 @@ def main() -> int:
         add(f"--{axis}", type=int, default=1, metavar="N", help="size of the mesh's axis")
     add("--batch", type=int, required=True, metavar="B", help="examples a step, all chips together")
     add("--length", type=int, required=True, metavar="N", help="tokens of an example")
+    add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
     add("--rate", type=float, required=True, metavar="F", help="bfloat16 FLOP/s of a chip")
     add("--share", type=float, default=0.4, help="of the rate, reached (default: 0.4)")
+    add("--compile", action="store_true", help="compile the step for one device of this machine")
     arguments = parser.parse_args()
     sizes = {axis: getattr(arguments, axis) for axis in AXES}
-    found = plan(
-        arguments.shape, sizes, arguments.batch, arguments.length, arguments.rate, arguments.share
+    training = Training.of(
+        arguments.shape, arguments.batch, arguments.length, arguments.quantization
     )
+    found = training.plan(sizes, arguments.rate, arguments.share)
     for name in ("frozen", "trained", "inputs_of_layers", "gathered", "hidden", "total"):
         print(f"{name.replace('_', ' '):18}{getattr(found, name) / 1e9:8.2f} GB a chip")
     speed = arguments.batch * arguments.length / found.seconds
     print(f"{'FLOPs of a step':18}{found.flops:8.2e}")
     print(f"{'a step':18}{found.seconds:8.3f} s, {speed:,.0f} tokens/s")
+    if arguments.compile:
+        place = f"one device ({jax.default_backend()})"
+        print(f"{'compiled':18}{training.compiled_bytes() / 1e9:8.2f} GB on {place}, by XLA")
     return 0
 
 

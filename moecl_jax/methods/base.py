@@ -115,6 +115,7 @@ class Method(abc.ABC):
         examples holds of earlier tasks, or, all tasks being trained at once, everybody's.
       output: what the method needs of the output layer: that all tasks share it (the LM head or
         one classification head), that it is the LM head, or nothing.
+      trains_weights: whether the LLM's own weights are trained.
       queries: whether `adapter` wants the prompts' embeddings.
       no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
         where it is one.
@@ -128,6 +129,7 @@ class Method(abc.ABC):
     Options: ClassVar[type] = NoOptions
     rehearsal: ClassVar[Literal["none", "memory", "joint"]] = "none"
     output: ClassVar[Output] = "any"
+    trains_weights: ClassVar[bool] = False
     queries: ClassVar[bool] = False
     no_single_lora: ClassVar[str] = ""
     settings: MethodSettings

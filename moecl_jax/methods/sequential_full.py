@@ -21,6 +21,7 @@ class SequentialFull(Method):
 
     name: ClassVar[str] = "sequential_full"
     experts: ClassVar[tuple[str, ...]] = ()
+    trains_weights: ClassVar[bool] = True
     no_single_lora: ClassVar[str] = "all weights of the LLM were trained, and no LoRA"
 
     def init_shared(self, key: jax.Array, task_count: int) -> Tree:

@@ -30,7 +30,7 @@ from moecl_jax.models.attention import (
     rotate,
 )
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import dot, from_bits
+from moecl_jax.models.linear import Kernel, dot, from_bits
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
 from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
 
@@ -82,7 +82,7 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map; parameter `kernel` `[I, O]`, and `bias` `[O]` if it has one."""
+    """A linear map; parameter `kernel` `[I, O]`, in full or quantised, and `bias` `[O]` or none."""
 
     features: int
     use_bias: bool = False
@@ -91,7 +91,9 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
         """Maps `[N, I]` to `[N, O]`, in `dtype` (default: that of `x`)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
+        if self.is_initializing():
+            self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
+        kernel: Kernel = self.get_variable("params", "kernel")
         if not self.use_bias:
             return checkpoint_name(dot(x, from_bits(kernel), dtype), PROJECTED)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)

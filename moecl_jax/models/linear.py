@@ -1,20 +1,46 @@
 """Matrix products with a frozen or low-rank operand, and how frozen weights lie in memory."""
 
 import functools
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+QUANTIZATIONS = {"int8": 8, "int4": 4}  # bits of a weight
+_GROUP = 32  # inputs of one output that share a scale
+
+
+@flax.struct.dataclass
+class QuantizedKernel:
+    """A frozen kernel `[I, O]` as small integers with a scale for each group of inputs.
+
+    Attributes:
+      values: of 8 bits: int8 `[I, O]`. Of 4 bits: uint8 `[I / 2, O]`, input i in the lower half of
+        the bytes in row i, input I / 2 + i in their upper half, both plus 8. (XLA's CPU backend
+        spends a byte on an int4, and would widen all layers' at once.)
+      scale: `[I / 32, O]`; groups are smaller where 32 does not divide I.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+
+Kernel: TypeAlias = jax.Array | QuantizedKernel
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dot(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
+def dot(x: jax.Array, kernel: Kernel, dtype: Any = None) -> jax.Array:
     """Product of 2-D operands that stays in the operands' dtype in the backward pass too.
 
     The default derivative of a bfloat16 product with a float32 accumulator multiplies float32
     by bfloat16, which has no fast kernel. Gradients that nobody asks for, such as a frozen
-    kernel's, are dead code to XLA and are never computed.
+    kernel's, are dead code to XLA and are never computed. A quantised kernel has none; both passes
+    expand it anew, so that it is never kept in full.
 
     Args:
       x: `[N, I]`.
@@ -24,7 +50,7 @@ def dot(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
     Returns:
       `[N, O]`.
     """
-    return _product(x, kernel.astype(x.dtype), 1, 0).astype(dtype or x.dtype)
+    return _product(x, dense(kernel, x.dtype), 1, 0).astype(dtype or x.dtype)
 
 
 def as_bits(tree: Any) -> Any:
@@ -41,11 +67,80 @@ def as_bits(tree: Any) -> Any:
     return jax.tree.map(view, tree)
 
 
-def from_bits(array: jax.Array) -> jax.Array:
-    """The bfloat16 array that `as_bits` stored; any other array as it is."""
-    if array.dtype != jnp.uint16:
-        return array
-    return lax.bitcast_convert_type(array, jnp.bfloat16)
+def from_bits(tree: Any) -> Any:
+    """The bfloat16 arrays that `as_bits` stored; any other array as it is."""
+
+    def view(leaf: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(leaf, jnp.bfloat16) if leaf.dtype == jnp.uint16 else leaf
+
+    return jax.tree.map(view, tree)
+
+
+def quantize(kernel: jax.Array, bits: int) -> QuantizedKernel:
+    """The nearest integers to a kernel's weights, group by group.
+
+        w ~ s q,   s = max |w| / (2^(bits - 1) - 1/2),   q in -2^(bits - 1) .. 2^(bits - 1) - 1
+
+    Args:
+      kernel: `[I, O]`; I even if `bits` is 4.
+      bits: 8 or 4.
+    """
+    inputs, outputs = kernel.shape
+    grouped = kernel.astype(jnp.float32).reshape(-1, math.gcd(inputs, _GROUP), outputs)
+    largest = 2.0 ** (bits - 1)
+    scale = (jnp.abs(grouped).max(axis=1) / (largest - 0.5)).astype(kernel.dtype)
+    steps = jnp.maximum(scale[:, None].astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
+    values = jnp.round(grouped / steps).clip(-largest, largest - 1).reshape(kernel.shape)
+    if bits == 8:
+        return QuantizedKernel(values.astype(jnp.int8), scale)
+    lower, upper = jnp.split((values + largest).astype(jnp.uint8), 2)
+    return QuantizedKernel(lower | upper << 4, scale)
+
+
+def quantize_layers(
+    params: Any, quantization: str, over_layers: Callable[..., Any] = lax.map
+) -> Any:
+    """A decoder's parameters with the kernels of all layers quantised, and nothing else.
+
+    Embedding, output projection, norms and biases stay as they are.
+
+    Args:
+      params: nested dict, as `weights.load.Backbone` has it.
+      quantization: a key of `QUANTIZATIONS`, or "none".
+      over_layers: maps a function over the leading axis of the kernels.
+    """
+    if quantization == "none":
+        return params
+    each = functools.partial(quantize, bits=QUANTIZATIONS[quantization])
+
+    def convert(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        return {
+            name: over_layers(each, leaf) if name == "kernel" else convert(leaf)
+            for name, leaf in tree.items()
+        }
+
+    return {**params, "layers": convert(params["layers"])}
+
+
+def one_by_one(function: Callable[[Any], Any], arrays: Any) -> Any:
+    """As `lax.map`, from host to host memory with one slice at a time on the device."""
+    compiled = jax.jit(function)
+    parts = [jax.device_get(compiled(array)) for array in arrays]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def dense(kernel: Kernel, dtype: Any) -> jax.Array:
+    """A kernel `[I, O]` in full."""
+    if not isinstance(kernel, QuantizedKernel):
+        return kernel.astype(dtype)
+    values = kernel.values
+    if values.dtype == jnp.uint8:
+        values = jnp.concatenate([values & 15, values >> 4]).astype(jnp.int8) - 8
+    grouped = values.reshape(len(kernel.scale), -1, values.shape[1]).astype(jnp.float32)
+    scale = from_bits(kernel.scale).astype(jnp.float32)
+    return (grouped * scale[:, None]).reshape(values.shape).astype(dtype)
 
 
 def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
@@ -54,18 +149,20 @@ def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, dtype: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x: jax.Array, kernel: Kernel, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, Kernel]]:
     return dot(x, kernel, dtype), (x, kernel)
 
 
 def _backward(
-    dtype: Any, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    dtype: Any, residuals: tuple[jax.Array, Kernel], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     del dtype
     x, kernel = residuals
     cotangent = cotangent.astype(x.dtype)
-    x_cotangent = _product(cotangent, kernel.astype(x.dtype), 1, 1).astype(x.dtype)
+    x_cotangent = _product(cotangent, dense(kernel, x.dtype), 1, 1).astype(x.dtype)
+    if isinstance(kernel, QuantizedKernel):
+        return x_cotangent, None
     if kernel.shape[1] < kernel.shape[0]:
         # XLA's CPU backend takes 12 times as long for a tall product as for a wide one, and would
         # undo a mere transposition.
