@@ -92,6 +92,9 @@ def get_config() -> ConfigDict:
 
     config.batch = ConfigDict()
     config.batch.size = 8
+    # A training batch is computed in this many parts, one after another, whose gradients are
+    # summed: less memory, the same step. Dropout draws other masks.
+    config.batch.accumulation_steps = 1
     config.batch.evaluation_size = 16
     # packed: several examples share a row of slots, so that few are padding. padded: one each, as
     # long as the batch's longest. padded_to_max: one each of data.max_length slots, as in the

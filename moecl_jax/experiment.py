@@ -268,7 +268,9 @@ def build(config: ConfigDict) -> Experiment:
         training=_training(config),
         answering=_answering(config, max_response),
         batch_size=batch_size,
-        training_layout=layout(batch_size + method.replayed),
+        training_layout=layout(
+            batch_size + method.replayed, parts=_parts(config, batch_size + method.replayed)
+        ),
         evaluation_layout=layout(
             _at_least("batch.evaluation_size", config.batch.evaluation_size, 1)
         ),
@@ -413,6 +415,17 @@ def _writer(learner: Learner, frozen: Tree, backbone: Backbone) -> Writer:
         end=end,
         context_length=backbone.config.context_length,
     )
+
+
+def _parts(config: ConfigDict, examples: int) -> int:
+    """In how many parts the `examples` of a training batch are computed."""
+    steps: int = _at_least("batch.accumulation_steps", config.batch.accumulation_steps, 1)
+    if steps > examples:
+        raise UserError(
+            f"config: batch.accumulation_steps = {steps} exceeds the {examples} examples of a "
+            "training batch"
+        )
+    return steps
 
 
 def _training(config: ConfigDict) -> Training:

@@ -123,7 +123,7 @@ def train_step(
     Args:
       state: state of the task's training.
       frozen: parameters of the decoder.
-      batch: one training batch.
+      batch: one training batch; parts of it on a leading axis are computed one after another.
       learning_rate: scalar of this step.
       learner: static parts.
 
@@ -131,7 +131,7 @@ def train_step(
       The new state, and the metrics `loss` (L of eq. 10: what experts, gate and head minimise),
       `loss_instruction`, `loss_adversarial`, `gradient_norm` and the method's own.
     """
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.active, state, frozen, batch, learner)
+    gradients, metrics = _gradients(state, frozen, batch, learner)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     updates, optimizer_state = learner.optimizer.update(
         gradients, state.optimizer_state, state.active
@@ -143,12 +143,66 @@ def train_step(
     return learner.placement.keep(advanced), learner.placement.everywhere(metrics)
 
 
+@flax.struct.dataclass
+class Part:
+    """A part of a batch whose gradients are summed with those of the other parts.
+
+    Attributes:
+      index: which.
+      instruction_share: its share of what the batch's instruction loss is averaged over: tokens of
+        answers, or with classification heads examples.
+      example_share: its share of the batch's examples.
+    """
+
+    index: jax.Array
+    instruction_share: jax.Array
+    example_share: jax.Array
+
+
+def _gradients(
+    state: TrainState, frozen: Tree, batch: Batch, learner: Learner
+) -> tuple[Active, Metrics]:
+    """Gradients and metrics of a batch, or their sums over its parts."""
+    gradient = jax.grad(loss, has_aux=True)
+    if batch.tokens.ndim == 2:
+        whole: tuple[Active, Metrics] = gradient(state.active, state, frozen, batch, learner)
+        return whole
+    examples = batch.weights.sum(axis=1)
+    averaged = batch.answer_mask.sum(axis=(1, 2, 3)) if learner.head == "lm" else examples
+    index = jnp.arange(len(examples))
+    parts = Part(index, averaged / averaged.sum(), examples / examples.sum())
+
+    def of_part(each: tuple[Batch, Part]) -> tuple[Active, Metrics]:
+        found: tuple[Active, Metrics] = gradient(
+            state.active, state, frozen, each[0], learner, each[1]
+        )
+        return found
+
+    def add(total: Any, each: tuple[Batch, Part]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_part(each)), None
+
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], (batch, parts)))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    summed: tuple[Active, Metrics] = jax.lax.scan(add, nothing, (batch, parts))[0]
+    return summed
+
+
 def loss(
-    active: Active, state: TrainState, frozen: Tree, batch: Batch, learner: Learner
+    active: Active,
+    state: TrainState,
+    frozen: Tree,
+    batch: Batch,
+    learner: Learner,
+    part: Part | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """What is differentiated: instruction loss plus the method's penalty; and metrics."""
+    """What is differentiated: instruction loss plus the method's penalty; and metrics.
+
+    A mean over the batch is the sum of its parts' means, each times the part's share.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    key = key if part is None else jax.random.fold_in(key, part.index)
     layers = (learner.method.config.layers,)
-    seeds = jax.random.bits(jax.random.fold_in(state.key, state.step), layers, jnp.uint32)
+    seeds = jax.random.bits(key, layers, jnp.uint32)
     answering = dataclasses.replace(active, memory=state.memory)
     hidden, reports = forward(answering, frozen, batch, learner, seeds=seeds)
     logits = output_logits(answering, hidden, frozen, batch, learner)
@@ -162,6 +216,9 @@ def loss(
     query = prompt_query(frozen, batch, learner)
     view = View(state.memory, batch, reports, query, logits, predict)
     penalty, metrics = learner.method.penalty(active.shared, view)
+    if part is not None:
+        instruction = instruction * part.instruction_share
+        penalty, metrics = jax.tree.map(lambda x: x * part.example_share, (penalty, metrics))
     seen = instruction + metrics.pop("penalty")
     return instruction + penalty, {"loss": seen, "loss_instruction": instruction, **metrics}
 

@@ -80,7 +80,7 @@ class TaskTraining:
         count = min(self.method.importance_examples, len(self.examples))
         if not count:
             return {}
-        layout = dataclasses.replace(self.experiment.training_layout, batch_size=1)
+        layout = dataclasses.replace(self.experiment.training_layout, batch_size=1, parts=1)
         generator = np.random.default_rng((self.experiment.seed, self.index, *b"importance"))
         active, total = self.placement.put(active), None
         for place in generator.permutation(len(self.examples))[:count]:

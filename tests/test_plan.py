@@ -9,7 +9,7 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 def plan(shape: str, sizes: dict[str, int], quantization: str = "none") -> Plan:
     """Of 8 examples of 512 tokens."""
-    return Training.of(shape, 8, 512, quantization).plan(sizes, rate=1e15, share=0.5)
+    return Training.of(shape, 8, 512, quantization=quantization).plan(sizes, rate=1e15, share=0.5)
 
 
 def test_a_7b_model_on_one_chip():
@@ -40,6 +40,16 @@ def test_quantised_layers_take_as_many_bits_as_they_are_named_for(quantization, 
     scales = 2 * kernels // 32  # bfloat16, one for 32 weights
     assert dense.frozen - small.frozen == 2 * kernels - kernels * bits // 8 - scales
     assert (small.trained, small.flops) == (dense.trained, dense.flops)
+
+
+def test_parts_divide_what_is_kept_of_tokens():
+    whole, parts = (
+        Training.of("llama-2-7b", 8, 512, parts=count).plan(ONE, rate=1e15, share=0.5)
+        for count in (1, 4)
+    )
+    assert (parts.frozen, parts.trained, parts.flops) == (whole.frozen, whole.trained, whole.flops)
+    assert parts.inputs_of_layers == whole.inputs_of_layers / 4
+    assert parts.hidden == whole.hidden / 4
 
 
 def test_the_command_prints_a_table(monkeypatch, capsys):

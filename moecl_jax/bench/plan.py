@@ -67,7 +67,8 @@ class Training:
       learner: static parts of the step.
       frozen: parameters of the decoder.
       state: of a task's training.
-      batch: examples of `length` real tokens, each in a row of its own if that is long enough.
+      batch: examples of one length, without padding where rows of that length exist.
+      parts: in which the batch is computed.
       formula: useful FLOPs.
       work: of a step.
     """
@@ -76,12 +77,15 @@ class Training:
     frozen: Tree
     state: TrainState
     batch: Batch
+    parts: int
     formula: Formula
     work: Work
 
     @classmethod
-    def of(cls, shape: str, batch: int, length: int, quantization: str = "none") -> "Training":
-        """Of a key of `SHAPES`, and of `batch` examples with `length` tokens."""
+    def of(
+        cls, shape: str, batch: int, length: int, *, quantization: str = "none", parts: int = 1
+    ) -> "Training":
+        """Of a key of `SHAPES`, and of `batch` examples with `length` tokens in `parts` parts."""
         config = SHAPES[shape]
         learner = learner_of("moe_cl", config, dropout=0.05, dtype="bfloat16", remat="full")
         initializer = Initializer(learner.method, 0, "lm", classes=4)
@@ -95,7 +99,12 @@ class Training:
         answer = RANDOM_ANSWERS[0]
         prompt = np.zeros(length - len(answer) + 1, np.int32)
         rows = Layout(
-            batch, packed=True, row_length=128, continuations=1, answer_length=len(answer)
+            batch,
+            packed=True,
+            row_length=1,
+            continuations=1,
+            answer_length=len(answer),
+            parts=parts,
         )
         examples = [TokenizedExample(prompt, 0)] * batch
         active = state.active
@@ -107,6 +116,7 @@ class Training:
             batch=make_batch(
                 examples, RANDOM_ANSWERS, rows, task_index=0, class_count=4, training=True
             ),
+            parts=parts,
             formula=Formula.of(config, adapter, active.shared),
             work=Work(np.tile(np.arange(length), batch), 2 * batch, batch),
         )
@@ -123,7 +133,8 @@ class Training:
         mesh = AbstractMesh(axes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
         placement, one = Placement(mesh), Placement()
         config, itemsize = self.learner.method.config, self.learner.dtype.itemsize
-        tokens, divided = -(-self.work.tokens // placement.row_shards), mesh.shape["tensor"]
+        tokens = -(-self.work.tokens // (placement.row_shards * self.parts))
+        divided = mesh.shape["tensor"]
         flops = self.formula.training(self.work)
         trained = self.state.active, self.state.optimizer_state
         layers = one.bytes_per_device(self.frozen["layers"])
@@ -155,13 +166,18 @@ def main() -> int:
     add("--batch", type=int, required=True, metavar="B", help="examples a step, all chips together")
     add("--length", type=int, required=True, metavar="N", help="tokens of an example")
     add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
+    add("--accumulation-steps", type=int, default=1, metavar="N", help="as in a config")
     add("--rate", type=float, required=True, metavar="F", help="bfloat16 FLOP/s of a chip")
     add("--share", type=float, default=0.4, help="of the rate, reached (default: 0.4)")
     add("--compile", action="store_true", help="compile the step for one device of this machine")
     arguments = parser.parse_args()
     sizes = {axis: getattr(arguments, axis) for axis in AXES}
     training = Training.of(
-        arguments.shape, arguments.batch, arguments.length, arguments.quantization
+        arguments.shape,
+        arguments.batch,
+        arguments.length,
+        quantization=arguments.quantization,
+        parts=arguments.accumulation_steps,
     )
     found = training.plan(sizes, arguments.rate, arguments.share)
     for name in ("frozen", "trained", "inputs_of_layers", "gathered", "hidden", "total"):

@@ -8,6 +8,8 @@ The layout is data: `packed` puts several examples in one row, told apart by seg
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,6 +77,7 @@ class Layout:
         they need a longer A one out of `ROW_LENGTHS`.
       padded_length: rows of one example have at least this many slots.
       row_multiple: the number of rows is one of this.
+      parts: in how many parts a batch is computed, one after another.
     """
 
     batch_size: int
@@ -84,6 +87,7 @@ class Layout:
     answer_length: int
     padded_length: int = 0
     row_multiple: int = 1
+    parts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +143,22 @@ def make_batch(
       task_index: place of the task in the stream.
       class_count: classes of the task.
       training: whether only the right answer follows the prompt, or every label's.
+
+    Returns:
+      The batch; where `layout` has several parts, theirs on a leading axis of each array.
     """
-    sequences = []
-    for example in examples:
-        if example.response is not None:
-            chosen: Sequence[np.ndarray] = [example.response]
-        else:
-            chosen = [answers[example.label]] if training and answers else answers
-        sequences.append(lay_out(example.prompt, chosen))
+    sequences = [lay_out(e.prompt, _answers(e, answers, training=training)) for e in examples]
     lengths = [len(sequence.tokens) for sequence in sequences]
+    if layout.parts > 1:
+        make = functools.partial(
+            make_batch,
+            answers=answers,
+            layout=_layout_of_parts(layout, max(lengths)),
+            task_index=task_index,
+            class_count=class_count,
+            training=training,
+        )
+        return _stacked([make(part) for part in _split(examples, layout.parts)], layout.parts)
     rows, offsets, shape = place(lengths, layout)
 
     grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
@@ -192,6 +203,49 @@ def make_batch(
         "class_count": np.int32(class_count),
     }
     return Batch(**arrays)
+
+
+def _answers(
+    example: TokenizedExample, answers: Sequence[np.ndarray], *, training: bool
+) -> Sequence[np.ndarray]:
+    """What follows an example's prompt."""
+    if example.response is not None:
+        return [example.response]
+    return [answers[example.label]] if training and answers else answers
+
+
+def _split(
+    examples: Sequence[TokenizedExample], parts: int
+) -> Iterator[Sequence[TokenizedExample]]:
+    """At most `parts` pieces, none empty, whose sizes differ by one at most."""
+    bounds = np.linspace(0, len(examples), min(parts, len(examples)) + 1).astype(int)
+    for start, end in itertools.pairwise(bounds):
+        yield examples[start:end]
+
+
+def _layout_of_parts(layout: Layout, longest: int) -> Layout:
+    """Of each part, so that all have rows of one length."""
+    slots = place([longest], layout)[2][1]
+    size = -(-layout.batch_size // layout.parts)
+    return dataclasses.replace(
+        layout, batch_size=size, row_length=slots, padded_length=slots, parts=1
+    )
+
+
+def _stacked(batches: list[Batch], parts: int) -> Batch:
+    """Batches on a leading axis of length `parts`, filled up with zeros to equal shapes."""
+
+    def stack(*arrays: Any) -> np.ndarray:
+        if not arrays[0].shape:  # of the task, and the same in parts without examples
+            return np.full(parts, arrays[0])
+        shape = np.max([array.shape for array in arrays], axis=0)
+        stacked = np.zeros((parts, *shape), arrays[0].dtype)
+        for index, array in enumerate(arrays):
+            place_of: tuple[Any, ...] = (index, *map(slice, array.shape))
+            stacked[place_of] = array
+        return stacked
+
+    return jax.tree.map(stack, *batches)
 
 
 def _distinct(positions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
