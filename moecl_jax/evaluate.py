@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moecl_jax.data.batching import Batch, Layout, chunks, make_batch
+from moecl_jax.data.batching import Batch, Layout, chunks, make_batch, make_mixed_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.base import Tree
 from moecl_jax.steps import Active
@@ -66,7 +66,7 @@ def score(
     *,
     class_count: int,
 ) -> Scores:
-    """Scores examples of one task, all batches being dispatched before the first is fetched.
+    """Scores examples of one task.
 
     Args:
       step: the compiled evaluation step.
@@ -77,12 +77,9 @@ def score(
       layout: of evaluation batches.
       class_count: the task's labels; 0 in a free-form task.
     """
-    columns = max(class_count, 1)
-    if not examples:
-        return Scores(np.zeros((0, columns), np.float32), np.zeros((0, columns), bool))
-    results = []
-    for chunk in chunks(range(len(examples)), layout.batch_size):
-        batch = make_batch(
+
+    def make(chunk: Sequence[int]) -> Batch:
+        return make_batch(
             [examples[index] for index in chunk],
             answers,
             layout,
@@ -90,14 +87,69 @@ def score(
             class_count=class_count,
             training=False,
         )
-        results.append((step(active, frozen, batch), len(chunk)))
+
+    return _scored(step, active, frozen, make, len(examples), layout, max(class_count, 1))
+
+
+def score_mixed(
+    step: EvaluationStep,
+    active: Active,
+    frozen: Tree,
+    examples: Sequence[TokenizedExample],
+    tasks: Sequence[int],
+    answers: Sequence[Sequence[np.ndarray]],
+    layout: Layout,
+    *,
+    class_counts: Sequence[int],
+) -> Scores:
+    """As `score`, of examples of several tasks in the same batches.
+
+    Args:
+      step: the compiled evaluation step.
+      active: trees of all the tasks: see `steps.Active`.
+      frozen: parameters of the decoder.
+      examples: n of them.
+      tasks: each example's, as an index into what follows.
+      answers: for each task what `score` takes.
+      layout: of evaluation batches.
+      class_counts: for each task its labels.
+    """
+
+    def make(chunk: Sequence[int]) -> Batch:
+        return make_mixed_batch(
+            [examples[index] for index in chunk],
+            [tasks[index] for index in chunk],
+            answers,
+            layout,
+            class_counts=class_counts,
+        )
+
+    return _scored(step, active, frozen, make, len(examples), layout, max(class_counts))
+
+
+def _scored(
+    step: EvaluationStep,
+    active: Active,
+    frozen: Tree,
+    make: Callable[[Sequence[int]], Batch],
+    count: int,
+    layout: Layout,
+    columns: int,
+) -> Scores:
+    """Scores `count` examples, all batches being dispatched before the first is fetched."""
+    if not count:
+        return Scores(np.zeros((0, columns), np.float32), np.zeros((0, columns), bool))
+    results = [
+        (step(active, frozen, make(chunk)), len(chunk))
+        for chunk in chunks(range(count), layout.batch_size)
+    ]
     scores, answered = (
-        np.concatenate([np.asarray(result[part])[:count] for result, count in results])
+        np.concatenate([np.asarray(result[part])[:held] for result, held in results])
         for part in (0, 1)
     )
     reports = {
         name: np.concatenate(
-            [np.asarray(result[2][name])[:, :count] for result, count in results], axis=1
+            [np.asarray(result[2][name])[:, :held] for result, held in results], axis=1
         )
         for name in results[0][0][2]
     }

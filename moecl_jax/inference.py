@@ -1,5 +1,6 @@
 """Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -10,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.data.batching import chunks
 from moecl_jax.data.tasks import SPLITS
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
-from moecl_jax.evaluate import score
+from moecl_jax.evaluate import score_mixed
 from moecl_jax.experiment import Experiment, build, load_tasks
 from moecl_jax.generation import GREEDY, Sampling, Writer
+from moecl_jax.mixed import MIXED_TASKS, can_mix
 from moecl_jax.progress import plain
 from moecl_jax.prompts import ChoosingReader, Prompt, PromptReader, answer_lines
 from moecl_jax.resume import restore_features, restore_stream, task_trees
 from moecl_jax.state import Stream
+from moecl_jax.steps import Active
 from moecl_jax.train import Run
 from moecl_jax.workdir import load_config
 
@@ -125,7 +129,7 @@ def generate(
 
     def write(prompts: list[Prompt]) -> list[dict[str, Any]]:
         written = writer.write(
-            trained.active(index),
+            trained.active((index,)),
             [prompt.ids for prompt in prompts],
             max_tokens=trained.max_response if max_tokens is None else max_tokens,
             sampling=sampling,
@@ -157,7 +161,7 @@ def stream(
     if "truncated" in record:
         print(f"note: the prompt was cut to its first {len(prompt.ids)} tokens", file=sys.stderr)
     tokens = writer.stream(
-        trained.active(index),
+        trained.active((index,)),
         prompt.ids,
         max_tokens=trained.max_response if max_tokens is None else max_tokens,
         sampling=sampling,
@@ -187,8 +191,8 @@ class _Trained:
         answering = self.stream
         if base:
             answering = self.experiment.initializer.stream(len(self.experiment.names))
-        trees = functools.partial(task_trees, self.experiment, answering)
-        self.active = functools.lru_cache(maxsize=1)(trees)  # one task's are on the device
+        trees = functools.partial(_trees, self.experiment, answering)
+        self.active = functools.lru_cache(maxsize=1)(trees)  # few tasks' are on the device
         self.max_response: int = config.data.max_response
 
     def index(self, task: str) -> int:
@@ -227,20 +231,24 @@ class _Trained:
     def label(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """What `predict` adds to the lines of these prompts."""
         experiment, added = self.experiment, [dict[str, Any]()] * len(prompts)
-        for task in sorted({prompt.task for prompt in prompts}):
-            places = [place for place, prompt in enumerate(prompts) if prompt.task == task]
-            labels = experiment.definitions[task].labels
-            scores = score(
+        tasks = sorted({prompt.task for prompt in prompts})
+        together = MIXED_TASKS if can_mix(experiment.learner.method) else 1
+        for group in chunks(tasks, together):
+            places = [place for place, prompt in enumerate(prompts) if prompt.task in group]
+            labels = [experiment.definitions[task].labels for task in group]
+            own = [group.index(prompts[place].task) for place in places]
+            scores = score_mixed(
                 experiment.evaluation_step,
-                self.active(task),
+                self.active(tuple(group)),
                 experiment.frozen,
                 [TokenizedExample(prompts[place].ids, 0) for place in places],
-                experiment.answers[task],
+                own,
+                [experiment.answers[task] for task in group],
                 experiment.evaluation_layout,
-                class_count=len(labels),
+                class_counts=[len(names) for names in labels],
             )
-            for place, row in zip(places, scores.scores.astype(np.float64), strict=True):
-                added[place] = _labelled(labels, row)
+            for place, task, row in zip(places, own, scores.scores.astype(np.float64), strict=True):
+                added[place] = _labelled(labels[task], row[: len(labels[task])])
         return added
 
     def writer(self, index: int) -> Writer:
@@ -256,6 +264,18 @@ class _Trained:
         """The text of an answer's ids, without the space that parts it from its prompt."""
         tokenizer: Any = self.experiment.tokenizer
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _trees(experiment: Experiment, stream: Stream, tasks: tuple[int, ...]) -> Active:
+    """What answers for one task, or for several in the same batch."""
+    first, *others = (task_trees(experiment, stream, task) for task in tasks)
+    if not others:
+        return first
+    return dataclasses.replace(
+        first,
+        expert=(first.expert, *(each.expert for each in others)),
+        head=(first.head, *(each.head for each in others)),
+    )
 
 
 def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:

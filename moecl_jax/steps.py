@@ -16,6 +16,7 @@ import optax
 from moecl_jax.data.batching import Batch
 from moecl_jax.losses import answer_loss, classification_loss
 from moecl_jax.methods.base import Method, Tree, View
+from moecl_jax.mixed import mixed_adapter
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.heads import answer_log_probabilities, class_logits
 from moecl_jax.sharding import ONE_DEVICE, Placement
@@ -26,12 +27,12 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Active:
-    """Everything that is trained while one task is, or that answers for it.
+    """Everything that is trained while one task is, or that answers for it, or for several.
 
     Attributes:
       shared: the method's tree that all tasks share.
-      expert: the task's own tree.
-      head: `[D, C]` kernel of the task's classification head, or `{}` with the LM head.
+      expert: the task's own tree; or a tuple of several tasks', in evaluation.
+      head: `[D, C]` kernel of the task's classification head, or `{}` with the LM head; or a tuple.
       memory: the method's memory, which answers are given with and which is never trained; `{}`
         where this is what a step differentiates.
     """
@@ -283,9 +284,6 @@ def forward(
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
     batch = learner.placement.split_rows(batch)
     membership = membership_of(batch)
-    query = None
-    if learner.method.queries:
-        query = membership.T @ prompt_query(frozen, batch, learner)
     out: Any = learner.decoder(training=seeds is not None).apply(
         {"params": learner.method.parameters(frozen, active.shared)},
         batch.tokens,
@@ -293,10 +291,23 @@ def forward(
         batch.segments,
         batch.branches,
         membership,
-        learner.method.adapter(active.shared, active.expert, active.memory, query),
+        _adapter(active, frozen, batch, membership, learner),
         seeds,
     )
     return out
+
+
+def _adapter(
+    active: Active, frozen: Tree, batch: Batch, membership: jax.Array, learner: Learner
+) -> Tree:
+    """What the layers receive."""
+    method = learner.method
+    if isinstance(active.expert, tuple):
+        task = jax.nn.one_hot(batch.task_index, len(active.expert))
+        choice = membership.T @ task
+        return mixed_adapter(method, active.shared, active.expert, active.memory, choice)
+    query = membership.T @ prompt_query(frozen, batch, learner) if method.queries else None
+    return method.adapter(active.shared, active.expert, active.memory, query)
 
 
 def output_logits(
@@ -304,7 +315,10 @@ def output_logits(
 ) -> jax.Array:
     """Logits of the answers' tokens, nowhere else, `[B, K, A, V]`; or class logits `[B, C]`."""
     if learner.head == "classification":
-        return class_logits(hidden, batch.last_token, active.head, batch.class_count)
+        head = active.head
+        if isinstance(head, tuple):
+            head = jnp.stack(head)[batch.task_index]
+        return class_logits(hidden, batch.last_token, head, batch.class_count)
     at = hidden[batch.answer_positions.reshape(-1)]
     logits = _vocabulary_logits(active, at, frozen, learner)
     return logits.reshape(*batch.answer_targets.shape, -1)

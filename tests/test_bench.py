@@ -187,13 +187,14 @@ def result(tmp_path_factory):
 def test_every_part_runs_and_the_json_holds_it(result):
     assert set(result) == {
         *("settings", "device", "versions", "model", "ceiling", "parts"),
-        "padded_to_max_over_packed",
+        *("padded_to_max_over_packed", "mixed_over_one_task"),
     }
     assert [row["part"] for row in result["parts"]] == [
-        *("train, packed", "train, padded_to_max", "evaluate, packed", "generate", "data, batch")
+        *("train, packed", "train, padded_to_max", "evaluate, packed"),
+        *("evaluate, packed, 4 tasks mixed", "generate", "data, batch"),
     ]
     assert all(set(row) == ROW_KEYS for row in result["parts"])
-    assert result["settings"]["parts"] == ["train", "evaluate", "generate", "data"]
+    assert result["settings"]["parts"] == ["train", "evaluate", "mixed", "generate", "data"]
     assert result["model"]["width"] == 32 and result["device"]["platform"] == "cpu"
     assert set(result["ceiling"]) == {"flops_per_second", "by_rows", "products"}
 
@@ -202,17 +203,20 @@ def test_every_part_runs_and_the_json_holds_it(result):
 def test_rates_agree_with_one_another(result):
     ceiling = result["ceiling"]["flops_per_second"]
     assert ceiling == max(result["ceiling"]["by_rows"].values())
-    for row in result["parts"][:4]:
+    for row in result["parts"][:5]:
         tokens, flops = row["tokens_per_second"], row["useful_flops_per_second"]
         assert flops == pytest.approx(row["useful_flops_per_token"] * tokens)
         assert row["share_of_ceiling"] == pytest.approx(flops / ceiling)
         assert row["steps"] == 2 and row["compiled_shapes"] == 1
-    train, padded, evaluate, generate, batch = result["parts"]
+    train, padded, evaluate, mixed, generate, batch = result["parts"]
     per_example = [row["tokens_per_second"] / row["examples_per_second"] for row in result["parts"]]
     # Prompts of 26 tokens: with 1 or (the fourth label) 3 fed tokens, with all 6, with 32 of 33.
     assert 26.99 < per_example[0] < 29.01
     assert per_example[1] == pytest.approx(per_example[0])
-    assert per_example[2:4] == [pytest.approx(32), pytest.approx(26 + 32)]
+    assert per_example[2:5] == [pytest.approx(tokens) for tokens in (32, 32, 26 + 32)]
+    assert evaluate["useful_flops_per_token"] == mixed["useful_flops_per_token"]
+    ratio = mixed["examples_per_second"] / evaluate["examples_per_second"]
+    assert result["mixed_over_one_task"] == ratio
     assert train["useful_flops_per_token"] == padded["useful_flops_per_token"]
     assert train["step_memory_bytes"] > 0 and evaluate["step_memory_bytes"] > 0
     assert generate["step_memory_bytes"] is None and batch["useful_flops_per_second"] is None
@@ -242,7 +246,10 @@ def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--parts=train,fly"], "--parts: 'fly' is not one of train, evaluate, generate, data"),
+        (
+            ["--parts=train,fly"],
+            "--parts: 'fly' is not one of train, evaluate, mixed, generate, data",
+        ),
         (["--batch=0"], "--batch=0 must be at least 1"),
         (["--steps=0"], "--steps=0 must be at least 1"),
         (["--length=-1"], "--length=-1 must be at least 0"),

@@ -35,7 +35,8 @@ from moecl_jax.sharding import ONE_DEVICE
 from moecl_jax.train import versions
 from moecl_jax.workdir import write_json
 
-PARTS = ("train", "evaluate", "generate", "data")
+PARTS = ("train", "evaluate", "mixed", "generate", "data")
+MIXED = 4  # tasks whose examples share a batch in the part "mixed"
 LAYOUTS = ("packed", "padded", "padded_to_max")
 
 
@@ -83,6 +84,11 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         ratio = padded.examples_per_second / packed.examples_per_second
         print(f"padded_to_max trains {ratio:.2f} times as many examples/s as packed")
         result["padded_to_max_over_packed"] = ratio
+    if {"evaluate", "mixed"} <= set(parts):
+        one, mixed = (row for row in rows if row.part.startswith("evaluate"))
+        ratio = mixed.examples_per_second / one.examples_per_second
+        print(f"{MIXED} tasks mixed are evaluated at {ratio:.0%} of the speed of one")
+        result["mixed_over_one_task"] = ratio
     return result
 
 
@@ -97,6 +103,7 @@ def _measurements(
             for name in dict.fromkeys((usual, layout))
         ],
         "evaluate": [functools.partial(measure_evaluation, layout=usual)],
+        "mixed": [functools.partial(measure_evaluation, layout=usual, tasks=MIXED)],
         "generate": [measure_generation],
         "data": [
             *([measure_tokenization] if texts else []),

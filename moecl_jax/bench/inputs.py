@@ -13,7 +13,15 @@ import numpy as np
 
 from moecl_jax.bench.flops import Formula
 from moecl_jax.bench.gauges import WARM_UP
-from moecl_jax.data.batching import ROW_LENGTHS, Batch, Layout, chunks, epoch_order, make_batch
+from moecl_jax.data.batching import (
+    ROW_LENGTHS,
+    Batch,
+    Layout,
+    chunks,
+    epoch_order,
+    make_batch,
+    make_mixed_batch,
+)
 from moecl_jax.data.catalog import MTL5_LABELS
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.sources import read_split
@@ -134,26 +142,48 @@ class Inputs:
             active.shared,
         )
 
+    def begin_mixed(self, tasks: int) -> Active:
+        """What answers for several tasks at once."""
+        active = self.begin()
+        others = (self.initializer.begin(active.shared, task).expert for task in range(1, tasks))
+        return dataclasses.replace(
+            active, expert=(active.expert, *others), head=(active.head,) * tasks
+        )
+
     def make_batch(
         self, examples: Sequence[TokenizedExample], layout: str, *, training: bool
     ) -> Batch:
         """One batch, as training and evaluation make it."""
+        return make_batch(
+            examples,
+            self.answers,
+            self._layout(layout),
+            task_index=0,
+            class_count=len(self.answers),
+            training=training,
+        )
+
+    def make_mixed_batch(
+        self, examples: Sequence[TokenizedExample], layout: str, *, tasks: int
+    ) -> Batch:
+        """One evaluation batch of several tasks' examples, given to them in turn."""
+        return make_mixed_batch(
+            examples,
+            [index % tasks for index in range(len(examples))],
+            [self.answers] * tasks,
+            self._layout(layout),
+            class_counts=[len(self.answers)] * tasks,
+        )
+
+    def _layout(self, layout: str) -> Layout:
         config = get_config()
-        rows = Layout(
+        return Layout(
             self.batch_size,
             packed=layout == "packed",
             row_length=config.batch.row_length,
             continuations=len(self.answers),
             answer_length=max(map(len, self.answers)),
             padded_length=self.padded_length if layout == "padded_to_max" else 0,
-        )
-        return make_batch(
-            examples,
-            self.answers,
-            rows,
-            task_index=0,
-            class_count=len(self.answers),
-            training=training,
         )
 
 

@@ -41,11 +41,21 @@ def measure_training(inputs: Inputs, layout: str) -> Row:
     return _step_row(f"train, {layout}", seconds, inputs.formula.training, batches, compiled)
 
 
-def measure_evaluation(inputs: Inputs, layout: str) -> Row:
-    """Evaluation steps with the making of their batches: every label's text is scored."""
+def measure_evaluation(inputs: Inputs, layout: str, tasks: int = 1) -> Row:
+    """Evaluation steps with the making of their batches: every label's text is scored.
+
+    Args:
+      inputs: model and texts.
+      layout: of rows.
+      tasks: how many the examples of each batch belong to.
+    """
     step = jax.jit(functools.partial(evaluation_step, learner=inputs.learner))
-    active = inputs.begin()
-    make = functools.partial(inputs.make_batch, layout=layout, training=False)
+    if tasks == 1:
+        active, name = inputs.begin(), f"evaluate, {layout}"
+        make = functools.partial(inputs.make_batch, layout=layout, training=False)
+    else:
+        active, name = inputs.begin_mixed(tasks), f"evaluate, {layout}, {tasks} tasks mixed"
+        make = functools.partial(inputs.make_mixed_batch, layout=layout, tasks=tasks)
     batches = [make(examples) for examples in inputs.batches]
     compiled = compile_shapes(step, batches, lambda batch: (active, inputs.frozen, batch))
 
@@ -54,7 +64,7 @@ def measure_evaluation(inputs: Inputs, layout: str) -> Row:
         return compiled.calls[batch.tokens.shape](active, inputs.frozen, batch)
 
     seconds = steady(run, inputs.batches)
-    return _step_row(f"evaluate, {layout}", seconds, inputs.formula.forward, batches, compiled)
+    return _step_row(name, seconds, inputs.formula.forward, batches, compiled)
 
 
 def _step_row(

@@ -44,8 +44,9 @@ class Batch:
       answer_index: `[B, K, A]` place of each in `predicted`.
       answer_targets: `[B, K, A]` the token to predict.
       answer_mask: `[B, K, A]` 1 for an answer's token.
-      task_index: scalar, place of the task in the stream.
-      class_count: scalar, classes of the task.
+      task_index: scalar, place of the task in the stream; or `[B]`, each example's place among the
+        tasks of a mixed batch.
+      class_count: scalar, classes of the task; or `[B]`.
     """
 
     tokens: jax.Array
@@ -148,18 +149,69 @@ def make_batch(
       The batch; where `layout` has several parts, theirs on a leading axis of each array.
     """
     sequences = [lay_out(e.prompt, _answers(e, answers, training=training)) for e in examples]
-    lengths = [len(sequence.tokens) for sequence in sequences]
     if layout.parts > 1:
+        longest = max(len(sequence.tokens) for sequence in sequences)
         make = functools.partial(
             make_batch,
             answers=answers,
-            layout=_layout_of_parts(layout, max(lengths)),
+            layout=_layout_of_parts(layout, longest),
             task_index=task_index,
             class_count=class_count,
             training=training,
         )
         return _stacked([make(part) for part in _split(examples, layout.parts)], layout.parts)
-    rows, offsets, shape = place(lengths, layout)
+    return _assemble(
+        examples,
+        sequences,
+        layout,
+        training=training,
+        task_index=np.int32(task_index),
+        class_count=np.int32(class_count),
+    )
+
+
+def make_mixed_batch(
+    examples: Sequence[TokenizedExample],
+    tasks: Sequence[int],
+    answers: Sequence[Sequence[np.ndarray]],
+    layout: Layout,
+    *,
+    class_counts: Sequence[int],
+) -> Batch:
+    """Lays out up to B examples of several tasks for evaluation.
+
+    Args:
+      examples: between 1 and B of them.
+      tasks: each example's, as an index into what follows.
+      answers: for each task what `make_batch` takes.
+      layout: shapes and packing.
+      class_counts: for each task its classes.
+    """
+    chosen = [_answers(e, answers[t], training=False) for e, t in zip(examples, tasks, strict=True)]
+    sequences = [lay_out(e.prompt, own) for e, own in zip(examples, chosen, strict=True)]
+    task_index, class_count = np.zeros((2, layout.batch_size), np.int32)
+    task_index[: len(tasks)] = tasks
+    class_count[: len(tasks)] = [class_counts[task] for task in tasks]
+    return _assemble(
+        examples,
+        sequences,
+        layout,
+        training=False,
+        task_index=task_index,
+        class_count=class_count,
+    )
+
+
+def _assemble(
+    examples: Sequence[TokenizedExample],
+    sequences: Sequence[LaidOut],
+    layout: Layout,
+    *,
+    training: bool,
+    **of_task: Any,
+) -> Batch:
+    """The arrays of laid-out examples; `of_task` are those that the tasks alone determine."""
+    rows, offsets, shape = place([len(sequence.tokens) for sequence in sequences], layout)
 
     grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
     segments = np.zeros(shape, np.int32)
@@ -199,8 +251,7 @@ def make_batch(
         "answer_index": answer_index,
         "answer_targets": answer_targets,
         "answer_mask": answer_mask,
-        "task_index": np.int32(task_index),
-        "class_count": np.int32(class_count),
+        **of_task,
     }
     return Batch(**arrays)
 

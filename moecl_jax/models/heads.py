@@ -31,14 +31,15 @@ def class_logits(
     Args:
       hidden: `[N, D]`.
       last_token: `[B]` flat positions.
-      head: `[D, C]`, padded to the widest task of the stream.
-      class_count: scalar; columns from there on are masked out.
+      head: `[D, C]`, padded to the widest task of the stream; or `[B, D, C]`, each example's.
+      class_count: scalar, or `[B]`; columns from there on are masked out.
 
     Returns:
       `[B, C]` float32; masked classes have the lowest finite value.
     """
-    logits = hidden[last_token].astype(jnp.float32) @ head
-    real = jnp.arange(head.shape[1])[None, :] < class_count
+    states = hidden[last_token].astype(jnp.float32)
+    logits = states @ head if head.ndim == 2 else jnp.einsum("bd,bdc->bc", states, head)
+    real = jnp.arange(head.shape[-1])[None, :] < jnp.reshape(class_count, (-1, 1))
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
 
 

@@ -127,7 +127,8 @@ def moe_ffn(
     Args:
       frozen: the layer's frozen projections.
       x: `[N, D]`.
-      adapter: `shared` and `task` experts and `gate` `[2, D]` (row 0 shared).
+      adapter: `shared` and `task` experts and `gate` `[2, D]` (row 0 shared); or `gate`
+        `[E, 2, D]` of several tasks and `choice` `[N, E]`, 1 for the task a token belongs to.
       context: membership of tokens and dropout seed.
       scale: lora_alpha / r.
       dropout_rate: of both experts.
@@ -137,7 +138,11 @@ def moe_ffn(
       `[N, D]`, and of each example's real tokens the mean weight of the shared expert,
       `shared_weight` `[B]`, and, when `adversarial`, mean(z_s), `shared_pooled` `[B, D]`.
     """
-    weights = jax.nn.softmax(x.astype(jnp.float32) @ adapter["gate"].T, axis=-1)
+    gate = adapter["gate"]
+    scores = x.astype(jnp.float32) @ gate.reshape(-1, x.shape[1]).T
+    if gate.ndim == 3:
+        scores = jnp.einsum("neg,ne->ng", scores.reshape(len(x), -1, 2), adapter["choice"])
+    weights = jax.nn.softmax(scores, axis=-1)
     out, pooled = mixture(
         frozen,
         x,
