@@ -1,0 +1,169 @@
+"""What finished tasks cost the next one: `python -m moecl_jax.bench.tasks`.
+
+Trains the task after 1, 10 and 100 finished ones, step by step in turn, so that whatever else the
+machine does befalls all alike. Finished tasks' experts are real: drawn, finished and held as in a
+run. docs/benchmark.md says what each column is.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moecl_jax.bench.gauges import WARM_UP, step_memory
+from moecl_jax.bench.inputs import SHAPES, Inputs, build
+from moecl_jax.bench.parts import RATE
+from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.errors import UserError
+from moecl_jax.methods.base import Tree
+from moecl_jax.models.linear import QUANTIZATIONS
+from moecl_jax.sharding import ONE_DEVICE
+from moecl_jax.state import Stream, finish
+from moecl_jax.steps import init_train_state, train_step
+from moecl_jax.task_training import copy_tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a stream with so many finished tasks costs.
+
+    Attributes:
+      finished: tasks.
+      seconds: median of a step of the next task.
+      step_bytes: of a step on the device, by XLA's analysis: weights, what is trained, temporaries.
+      host_bytes: of the finished tasks' experts and heads in host memory.
+      checkpoint_bytes: of the last finished task's folder on disk.
+      expert_bytes: of its expert and head.
+      shared_bytes: of the trees that all tasks share, as they were when it was finished.
+    """
+
+    finished: int
+    seconds: float
+    step_bytes: int
+    host_bytes: int
+    checkpoint_bytes: int
+    expert_bytes: int
+    shared_bytes: int
+
+
+def measure(inputs: Inputs, counts: Sequence[int]) -> list[Cost]:
+    """Costs of streams with so many finished tasks.
+
+    Args:
+      inputs: model and texts; all batches must have one shape.
+      counts: of finished tasks.
+    """
+    step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
+    batches = [inputs.make_batch(each, "packed", training=True) for each in inputs.batches]
+    streams = [_stream(inputs, count) for count in counts]
+    states, calls = [], []
+    for stream, count in zip(streams, counts, strict=True):
+        shared = copy_tree(stream.shared)  # for the step may overwrite what it is given
+        active = inputs.initializer.begin(shared, count, memory=stream.memory)
+        state = init_train_state(inputs.learner, active, inputs.initializer.training_key(count))
+        states.append(state)
+        calls.append(step.lower(state, inputs.frozen, batches[0], RATE).compile())
+    seconds = np.zeros((len(batches), len(counts)))
+    for number, batch in enumerate(batches):
+        for place, call in enumerate(calls):
+            begun = time.perf_counter()
+            states[place], metrics = call(states[place], inputs.frozen, batch, RATE)
+            jax.block_until_ready(metrics)
+            seconds[number, place] = time.perf_counter() - begun
+    medians = np.median(seconds[WARM_UP:], axis=0)
+    return [
+        _cost(stream, float(median), step_memory(call))
+        for stream, median, call in zip(streams, medians, calls, strict=True)
+    ]
+
+
+def _stream(inputs: Inputs, count: int) -> Stream:
+    """A stream with `count` finished tasks, and one to come."""
+    stream = inputs.initializer.stream(count + 1)
+    for index in range(count):
+        active = inputs.initializer.begin(stream.shared, index, memory=stream.memory)
+        stream = finish(stream, f"task_{index}", active, len(inputs.answers))
+    return stream
+
+
+def _cost(stream: Stream, seconds: float, step_bytes: int) -> Cost:
+    name, last = list(stream.finished.items())[-1]
+    index = len(stream.finished) - 1
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = TaskCheckpoints(Path(folder))
+        tree = {"shared": stream.shared, "expert": last.expert, "head": last.head}
+        checkpoints.save_finished(index, name, tree, {})
+        files = [path for path in checkpoints.folder.rglob("*") if path.is_file()]
+        saved = sum(path.stat().st_size for path in files)
+    return Cost(
+        finished=len(stream.finished),
+        seconds=seconds,
+        step_bytes=step_bytes,
+        host_bytes=sum(_bytes((each.expert, each.head)) for each in stream.finished.values()),
+        checkpoint_bytes=saved,
+        expert_bytes=_bytes((last.expert, last.head)),
+        shared_bytes=_bytes(stream.shared),
+    )
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status is 1 after a mistake that standard error names."""
+    arguments = _parser().parse_args(argv)
+    try:
+        counts = sorted(int(count) for count in arguments.finished.split(","))
+        if counts[0] < 1:
+            raise ValueError
+    except ValueError:
+        print(f"tasks: error: --finished={arguments.finished}: expected numbers", file=sys.stderr)
+        return 1
+    try:
+        costs = measure(build(arguments), counts)
+    except UserError as error:
+        print(f"tasks: error: {error}", file=sys.stderr)
+        return 1
+    first = costs[0]
+    print("finished  step ms  of the first  step MB  of the first  host MB  checkpoint MB (expert)")
+    for cost in costs:
+        cells = (
+            f"{cost.finished:8}",
+            f"{1e3 * cost.seconds:7.1f}",
+            f"{cost.seconds / first.seconds:12.3f}",
+            f"{cost.step_bytes / 1e6:7.1f}",
+            f"{cost.step_bytes / first.step_bytes:12.3f}",
+            f"{cost.host_bytes / 1e6:7.2f}",
+            f"{cost.checkpoint_bytes / 1e6:13.2f} ({cost.expert_bytes / 1e6:.2f})",
+        )
+        print("  ".join(cells))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tasks", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--finished", default="1,10,100", metavar="N,N", help="tasks (default: %(default)s)")
+    add("--shape", choices=tuple(SHAPES), default="smollm2-135m", help="default: %(default)s")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
+    add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
+    add("--batch", type=int, default=8, metavar="B", help="examples a step (default: 8)")
+    add("--length", type=int, default=64, metavar="N", help="tokens of each (default: 64)")
+    add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
+    remat: Any = "projections" if ONE_DEVICE.one_cpu else "full"
+    parser.set_defaults(model=None, texts=None, method="moe_cl", dropout=0.05, remat=remat)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

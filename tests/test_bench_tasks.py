@@ -1,0 +1,26 @@
+"""What finished tasks cost the next one."""
+
+import pytest
+
+from moecl_jax.bench.tasks import main
+
+SMALL = ["--shape=tiny", "--dtype=float32", "--batch=2", "--length=32", "--steps=2"]
+
+
+def test_costs_are_told_for_each_number_of_finished_tasks(capsys):
+    assert main([*SMALL, "--finished=3,1"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "finished"
+    rows = [[float(cell.strip("()")) for cell in line.split()] for line in lines]
+    assert [row[0] for row in rows] == [1, 3]
+    assert rows[0][2] == rows[0][4] == 1
+    # Two more rows of the discriminator, with Adam's moments: 2 x 2 layers x 32 x 3 numbers.
+    assert 1 < rows[1][4] < 1.03
+    assert rows[1][5] == pytest.approx(3 * rows[0][5], abs=0.02)
+    assert rows[0][6] > 0
+
+
+@pytest.mark.parametrize("finished", ["0,1", "some"])
+def test_numbers_of_tasks_are_checked(finished, capsys):
+    assert main([*SMALL, f"--finished={finished}"]) == 1
+    assert capsys.readouterr().err.startswith(f"tasks: error: --finished={finished}: expected")
