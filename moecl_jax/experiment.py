@@ -229,7 +229,7 @@ def build(config: ConfigDict) -> Experiment:
     if quantization != "none" and method.trains_weights:
         raise UserError(
             f"config: method = '{method.name}' trains the LLM's own weights, which cannot be "
-            f"quantised; set model.quantization = 'none'"
+            "quantised; set model.quantization = 'none'"
         )
     learner = Learner(
         method=method,
@@ -423,7 +423,7 @@ def _parts(config: ConfigDict, examples: int) -> int:
     if steps > examples:
         raise UserError(
             f"config: batch.accumulation_steps = {steps} exceeds the {examples} examples of a "
-            "training batch"
+            "training batch; lower it, or raise batch.size"
         )
     return steps
 

@@ -1,6 +1,5 @@
 """Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
 
-import dataclasses
 import functools
 import json
 import sys
@@ -23,7 +22,7 @@ from moecl_jax.progress import plain
 from moecl_jax.prompts import ChoosingReader, Prompt, PromptReader, answer_lines
 from moecl_jax.resume import restore_features, restore_stream, task_trees
 from moecl_jax.state import Stream
-from moecl_jax.steps import Active
+from moecl_jax.steps import Active, together
 from moecl_jax.train import Run
 from moecl_jax.workdir import load_config
 
@@ -268,14 +267,8 @@ class _Trained:
 
 def _trees(experiment: Experiment, stream: Stream, tasks: tuple[int, ...]) -> Active:
     """What answers for one task, or for several in the same batch."""
-    first, *others = (task_trees(experiment, stream, task) for task in tasks)
-    if not others:
-        return first
-    return dataclasses.replace(
-        first,
-        expert=(first.expert, *(each.expert for each in others)),
-        head=(first.head, *(each.head for each in others)),
-    )
+    actives = [task_trees(experiment, stream, task) for task in tasks]
+    return actives[0] if len(actives) == 1 else together(actives)
 
 
 def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Placement:
         def size(path: Any, leaf: Any) -> int:
             if _is_key(leaf):
                 return 0
-            whole = leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8
+            whole = int(leaf.size * leaf.dtype.itemsize)
             if self.mesh is None:
                 return whole
             return whole // math.prod(map(self._parts, self._axes(path, leaf.shape)))

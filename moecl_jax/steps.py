@@ -5,6 +5,7 @@ no optimizer state of it exist.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import chex
@@ -41,6 +42,15 @@ class Active:
     expert: Tree
     head: Any
     memory: Tree = flax.struct.field(default_factory=dict)
+
+
+def together(actives: Sequence[Active]) -> Active:
+    """What answers for several tasks in the same batch, out of what answers for each."""
+    return dataclasses.replace(
+        actives[0],
+        expert=tuple(active.expert for active in actives),
+        head=tuple(active.head for active in actives),
+    )
 
 
 @flax.struct.dataclass

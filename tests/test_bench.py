@@ -222,6 +222,15 @@ def test_rates_agree_with_one_another(result):
     assert generate["step_memory_bytes"] is None and batch["useful_flops_per_second"] is None
 
 
+def test_a_quantised_model_is_measured(tmp_path):
+    path = tmp_path / "bench.json"
+    small = ["--shape=tiny", "--batch=2", "--length=32", "--steps=1", "--parts=train"]
+    assert main([*small, "--quantization=int4", f"--output={path}"]) == 0
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["settings"]["quantization"] == "int4"
+    assert result["parts"][0]["share_of_ceiling"] > 0
+
+
 def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
     model, texts, output = (tmp_path / name for name in ("model", "texts.json", "out.json"))
     tokenizer = write_model(model) / "tokenizer.json"

@@ -14,7 +14,7 @@ from moecl_jax.methods import METHODS, MoeCl
 from moecl_jax.methods.moe_cl import Options
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.state import Initializer, finish, look_up
-from moecl_jax.steps import evaluation_step
+from moecl_jax.steps import evaluation_step, together
 
 LENGTHS = [5, 3, 9, 1, 7, 4, 6]
 OF_EXAMPLE = [2, 0, 1, 1, 0, 2, 0]
@@ -54,11 +54,7 @@ def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
     step = jax.jit(functools.partial(evaluation_step, learner=chosen))
     actives, examples = trained(chosen), random_examples(LENGTHS)
     answers = [ANSWERS, ANSWERS[1:], ANSWERS[::-1]] if head == "lm" else [()] * 3
-    mixed = dataclasses.replace(
-        actives[0],
-        expert=tuple(active.expert for active in actives),
-        head=tuple(active.head for active in actives),
-    )
+    mixed = together(actives)
     found = score_mixed(
         step, mixed, frozen_params(), examples, OF_EXAMPLE, answers, LAYOUT, class_counts=CLASSES
     )

@@ -61,3 +61,13 @@ def test_the_command_prints_a_table(monkeypatch, capsys):
         *("frozen", "trained", "inputs of layers", "gathered", "hidden", "total"),
         *("FLOPs of a step", "a step"),
     ]
+
+
+@pytest.mark.parametrize("steps", ["0", "5"])
+def test_parts_are_as_many_as_examples_at_most(steps, monkeypatch, capsys):
+    arguments = ["--shape=tiny", "--batch=4", "--length=16", "--rate=1e12"]
+    monkeypatch.setattr("sys.argv", ["plan", *arguments, f"--accumulation-steps={steps}"])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    assert "--accumulation-steps must be from 1 to --batch" in capsys.readouterr().err

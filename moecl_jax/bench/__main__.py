@@ -55,7 +55,10 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     inputs = build(arguments)
     device = jax.devices()[0]
     print(f"{device.device_kind}, {cores()} cores; {_describe(inputs)}", flush=True)
-    gauge_ceiling = functools.partial(measure_ceiling, inputs.frozen, inputs.learner.dtype)
+    learner = inputs.learner
+    gauge_ceiling = functools.partial(
+        measure_ceiling, learner.method.config, inputs.frozen, learner.dtype
+    )
     before, rows = gauge_ceiling(), []
     for measure in _measurements(parts, arguments.layout, texts=inputs.texts):
         forget_peak()
@@ -75,7 +78,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
             "cores": cores(),
         },
         "versions": versions(),
-        "model": dataclasses.asdict(inputs.learner.method.config),
+        "model": dataclasses.asdict(learner.method.config),
         "ceiling": dataclasses.asdict(ceiling),
         "parts": [dataclasses.asdict(row) for row in rows],
     }

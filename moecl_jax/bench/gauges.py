@@ -16,6 +16,7 @@ import numpy as np
 from moecl_jax.bench.flops import Work
 from moecl_jax.data.batching import Batch
 from moecl_jax.methods.base import Tree
+from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.linear import dot, from_bits
 
 WARM_UP = 3  # steps before the measured ones
@@ -189,7 +190,7 @@ def step_memory(compiled: Any) -> int:
     return int(held - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
 
 
-def measure_ceiling(frozen: Tree, dtype: Any) -> Ceiling:
+def measure_ceiling(config: DecoderConfig, frozen: Tree, dtype: Any) -> Ceiling:
     """The machine's rate of matrix products of the model's own sizes, and nothing else.
 
     Through `linear.dot` as in the model, in a scan over the layers with the frozen weights where
@@ -198,12 +199,13 @@ def measure_ceiling(frozen: Tree, dtype: Any) -> Ceiling:
     several N.
 
     Args:
-      frozen: parameters of the decoder.
+      config: sizes of the decoder.
+      frozen: its parameters.
       dtype: of the products.
     """
     ffn = frozen["layers"]["feed_forward"]
     kernels = ffn["up_proj"]["kernel"], ffn["down_proj"]["kernel"]
-    layers, width, ffn_width = kernels[0].shape
+    layers, width, ffn_width = config.layers, config.width, config.ffn_width
 
     @jax.jit
     def products(x: jax.Array, kernels: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -35,7 +35,7 @@ from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.linear import as_bits, one_by_one, quantize_layers
 from moecl_jax.state import Initializer
-from moecl_jax.steps import Active, Learner
+from moecl_jax.steps import Active, Learner, together
 from moecl_jax.weights.load import load_backbone
 
 SHAPES = {
@@ -144,11 +144,8 @@ class Inputs:
 
     def begin_mixed(self, tasks: int) -> Active:
         """What answers for several tasks at once."""
-        active = self.begin()
-        others = (self.initializer.begin(active.shared, task).expert for task in range(1, tasks))
-        return dataclasses.replace(
-            active, expert=(active.expert, *others), head=(active.head,) * tasks
-        )
+        shared = self.initializer.shared(TASKS)
+        return together([self.initializer.begin(shared, task) for task in range(tasks)])
 
     def make_batch(
         self, examples: Sequence[TokenizedExample], layout: str, *, training: bool

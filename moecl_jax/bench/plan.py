@@ -171,6 +171,8 @@ def main() -> int:
     add("--share", type=float, default=0.4, help="of the rate, reached (default: 0.4)")
     add("--compile", action="store_true", help="compile the step for one device of this machine")
     arguments = parser.parse_args()
+    if not 1 <= arguments.accumulation_steps <= arguments.batch:
+        parser.error("--accumulation-steps must be from 1 to --batch")
     sizes = {axis: getattr(arguments, axis) for axis in AXES}
     training = Training.of(
         arguments.shape,

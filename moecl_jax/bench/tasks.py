@@ -42,7 +42,6 @@ class Cost:
       host_bytes: of the finished tasks' experts and heads in host memory.
       checkpoint_bytes: of the last finished task's folder on disk.
       expert_bytes: of its expert and head.
-      shared_bytes: of the trees that all tasks share, as they were when it was finished.
     """
 
     finished: int
@@ -51,7 +50,6 @@ class Cost:
     host_bytes: int
     checkpoint_bytes: int
     expert_bytes: int
-    shared_bytes: int
 
 
 def measure(inputs: Inputs, counts: Sequence[int]) -> list[Cost]:
@@ -110,7 +108,6 @@ def _cost(stream: Stream, seconds: float, step_bytes: int) -> Cost:
         host_bytes=sum(_bytes((each.expert, each.head)) for each in stream.finished.values()),
         checkpoint_bytes=saved,
         expert_bytes=_bytes((last.expert, last.head)),
-        shared_bytes=_bytes(stream.shared),
     )
 
 
@@ -126,7 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if counts[0] < 1:
             raise ValueError
     except ValueError:
-        print(f"tasks: error: --finished={arguments.finished}: expected numbers", file=sys.stderr)
+        print(
+            f"tasks: error: --finished={arguments.finished}: expected numbers from 1 on, joined by "
+            "commas, such as 1,10,100",
+            file=sys.stderr,
+        )
         return 1
     try:
         costs = measure(build(arguments), counts)
