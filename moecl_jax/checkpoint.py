@@ -1,7 +1,8 @@
 """Orbax checkpoints: one for each finished task, and one inside the task being trained.
 
-    checkpoints/000_trec/       shared trees, the task's expert and head; JSON beside them; in the
-                                newest one also what is known of all tasks' features
+    checkpoints/000_trec/       the task's expert and head; JSON beside them; the trees that all
+                                tasks share as they were then, if kept; in the newest one also what
+                                is known of all tasks' features
     checkpoints/in_progress/    the state of the task in training; gone when it is finished
 
 Every save is atomic: Orbax writes beside the target and renames. The frozen LLM is not saved;
@@ -22,6 +23,8 @@ from moecl_jax.sharding import first_process, wait_for_all
 
 FOLDER = "checkpoints"
 _IN_PROGRESS = "in_progress"
+_OWN = "task"
+_SHARED = "shared"
 _FEATURES = "features"
 
 
@@ -42,8 +45,8 @@ def _restore(path: Path, part: str, argument: Any) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot read the checkpoint {path}: {reason}. It is damaged, or was written with "
-            "other sizes; restore it from a copy, or remove it and what follows it to train from "
-            "the task before."
+            "other sizes or by an earlier version; restore it from a copy, or remove it and what "
+            "follows it to train from the task before."
         ) from error
 
 
@@ -63,32 +66,39 @@ class TaskCheckpoints:
         self,
         index: int,
         name: str,
-        tree: Any,
+        own: Any,
+        shared: Any,
         record: Mapping[str, Any],
         features: Mapping[str, np.ndarray] | None = None,
+        *,
+        keep_shared: int = 0,
     ) -> None:
         """Saves a finished task and forgets its training state.
 
         Args:
           index: place of the task in the stream.
           name: the task.
-          tree: its shared trees, expert and head.
+          own: its expert and head.
+          shared: the shared trees and memory of the moment.
           record: JSON-serialisable facts, such as the accuracies so far.
           features: of all tasks so far, which take the place of those saved with earlier tasks.
+          keep_shared: how many of the newest tasks keep the shared trees of their moment; 0: all.
         """
         path = self._finished(index, name)
-        _save(path, record, tree=tree, **({} if features is None else {_FEATURES: features}))
+        items = {} if features is None else {_FEATURES: features}
+        _save(path, record, **{_OWN: own, _SHARED: shared}, **items)
         if first_process():
-            for other in self.folder.iterdir():
+            newest_first = sorted(self._finished_folders(), reverse=True)
+            for age, other in enumerate(newest_first):
                 if other != path:
                     shutil.rmtree(other / _FEATURES, ignore_errors=True)
+                if keep_shared and age >= keep_shared:
+                    shutil.rmtree(other / _SHARED, ignore_errors=True)
         self.clear_in_progress()
 
     def finished_count(self) -> int:
         """How many tasks are finished."""
-        if not self.folder.is_dir():
-            return 0
-        return sum(path.name != _IN_PROGRESS for path in self.folder.iterdir() if path.is_dir())
+        return len(self._finished_folders())
 
     def finished_record(self, index: int, name: str) -> dict[str, Any] | None:
         """The record of a finished task, or None if it has not been finished."""
@@ -97,9 +107,27 @@ class TaskCheckpoints:
             return None
         return dict(_restore(path, "record", ocp.args.JsonRestore()))
 
-    def restore_finished(self, index: int, name: str, template: Any) -> Any:
-        """The trees of a finished task as NumPy; `template` gives their shapes and dtypes."""
-        return _restore_arrays(self._finished(index, name), "tree", template)
+    def restore_own(self, index: int, name: str, template: Any) -> Any:
+        """A finished task's expert and head as NumPy; `template` gives their shapes and dtypes."""
+        return _restore_arrays(self._finished(index, name), _OWN, template)
+
+    def has_shared(self, index: int, name: str) -> bool:
+        """Whether the shared trees are kept of the moment when a task was finished."""
+        return (self._finished(index, name) / _SHARED).is_dir()
+
+    def restore_shared(self, index: int, name: str, template: Any) -> Any:
+        """The shared trees and memory of the moment when a task was finished, as NumPy.
+
+        Raises:
+          UserError: they were not kept, or cannot be read.
+        """
+        path = self._finished(index, name)
+        if not self.has_shared(index, name):
+            raise UserError(
+                f"{path} holds the task's own expert and head alone, as config.keep_shared told. "
+                "What all tasks share is with newer tasks: restore their folders from a copy."
+            )
+        return _restore_arrays(path, _SHARED, template)
 
     def restore_features(
         self, index: int, name: str, template: Mapping[str, Any]
@@ -143,6 +171,11 @@ class TaskCheckpoints:
         if not folder.is_dir():
             return []
         return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+    def _finished_folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [p for p in self.folder.iterdir() if p.is_dir() and p.name != _IN_PROGRESS]
 
     def _finished(self, index: int, name: str) -> Path:
         return self.folder / f"{index:03d}_{name}"

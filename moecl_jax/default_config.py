@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     # matrix products), projections (all but the frozen ones), full (all but the layers' inputs).
     # auto: projections on a CPU, full on accelerators.
     config.model.remat = "auto"
+    # What computes attention: xla; on NVIDIA GPUs cudnn, in bfloat16; on one TPU splash, in
+    # training alone. The same values within rounding.
+    config.model.attention = "xla"
 
     config.lora = ConfigDict()
     config.lora.rank = 8
@@ -128,4 +131,8 @@ def get_config() -> ConfigDict:
     config.selection = "best"  # weights of the epoch that validates best; or last
     config.log_every = 10  # steps
     config.checkpoint_every = 200  # steps; the end of an epoch is always saved
+    # With how many of the newest finished tasks the shared trees and memory of their moment are
+    # kept; 0: with all. Older ones serve to go back to that task by removing the folders of later
+    # ones, and to fill its row of the matrix for tasks that are added to the stream.
+    config.keep_shared = 0
     return config

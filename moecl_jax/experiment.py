@@ -28,6 +28,7 @@ from moecl_jax.generation import Sampling, Writer, read_prompts, write_tokens
 from moecl_jax.losses import OBJECTIVES, REDUCTIONS
 from moecl_jax.methods import METHODS, Method, MethodSettings
 from moecl_jax.methods.base import Tree
+from moecl_jax.models.attention import ATTENTIONS, check_attention
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.linear import QUANTIZATIONS, as_bits, one_by_one, quantize_layers
 from moecl_jax.models.lora import TARGETS
@@ -80,6 +81,7 @@ class Training:
       validates_on_test: whether validation is the test split.
       log_every: steps.
       checkpoint_every: steps.
+      keep_shared: with how many of the newest tasks shared trees are kept; 0: with all.
     """
 
     epochs: int
@@ -88,6 +90,7 @@ class Training:
     validates_on_test: bool
     log_every: int
     checkpoint_every: int
+    keep_shared: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +224,8 @@ def build(config: ConfigDict) -> Experiment:
     remat = _choose("model.remat", config.model.remat, ("auto", "none", *REMAT_POLICIES))
     if remat == "auto":
         remat = "projections" if placement.one_cpu else "full"
+    attention = _choose("model.attention", config.model.attention, tuple(ATTENTIONS))
+    check_attention(attention, backbone.config, dtype, placement.device_count)
     method = method_class(settings, backbone.config, _options(config)[config.method])
     _check_output(method, head, config.shared_head)
     quantization = _choose(
@@ -239,6 +244,7 @@ def build(config: ConfigDict) -> Experiment:
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
         placement=placement,
+        attention=attention,
     )
     classes = max(1, *(len(definition.labels) for definition in definitions))
     rows = _choose("batch.layout", config.batch.layout, ("packed", "padded", "padded_to_max"))
@@ -439,6 +445,7 @@ def _training(config: ConfigDict) -> Training:
         validates_on_test=config.data.validation_from == "test",
         log_every=_at_least("log_every", config.log_every, 1),
         checkpoint_every=_at_least("checkpoint_every", config.checkpoint_every, 1),
+        keep_shared=_at_least("keep_shared", config.keep_shared, 0),
     )
 
 

@@ -79,16 +79,19 @@ def restore_stream(
       UserError: the checkpoints were made with another frozen model, or cannot be read.
     """
     initializer, count = experiment.initializer, len(experiment.definitions)
-    stream, history = initializer.stream(count), None
+    finished: dict[str, Finished] = {}
+    history = None
     for index, name in enumerate(experiment.names):
         record = checkpoints.finished_record(index, name)
         if record is None:
             break
         check_fingerprint(experiment, record)
         history = History.from_record(record)
-        restored = restore_task(experiment, checkpoints, index, len(history.random_init))
-        stream = dataclasses.replace(restored, finished={**stream.finished, **restored.finished})
-    return stream, history
+        finished[name] = restore_own(experiment, checkpoints, index)
+    if history is None:
+        return initializer.stream(count), None
+    last = restore_shared(experiment, checkpoints, len(finished) - 1, len(history.random_init))
+    return dataclasses.replace(last, finished=finished), history
 
 
 def restore_task(
@@ -102,8 +105,46 @@ def restore_task(
       index: place of the task.
       task_count: tasks of the stream when it was saved.
     """
-    definition, initializer = experiment.definitions[index], experiment.initializer
-    method, count = initializer.method, len(experiment.definitions)
+    stream = restore_shared(experiment, checkpoints, index, task_count)
+    own = restore_own(experiment, checkpoints, index)
+    return dataclasses.replace(stream, finished={experiment.names[index]: own})
+
+
+def restore_own(experiment: Experiment, checkpoints: TaskCheckpoints, index: int) -> Finished:
+    """A finished task's own trees, as NumPy."""
+    definition = experiment.definitions[index]
+    shapes = _finished_shapes(experiment, index, len(experiment.definitions))
+    head = jax.tree.map(
+        lambda kernel: jax.ShapeDtypeStruct(
+            (kernel.shape[0], len(definition.labels)), kernel.dtype
+        ),
+        shapes.head,
+    )
+    template = {"expert": shapes.expert, "head": head}
+    return Finished(**checkpoints.restore_own(index, definition.name, template))
+
+
+def restore_shared(
+    experiment: Experiment, checkpoints: TaskCheckpoints, index: int, task_count: int
+) -> Stream:
+    """As `restore_task`, without the task's own trees."""
+    initializer, count = experiment.initializer, len(experiment.definitions)
+    shapes = _finished_shapes(experiment, index, task_count)
+    template = {"shared": shapes.shared}
+    if shapes.memory:
+        template["memory"] = shapes.memory
+    tree = checkpoints.restore_shared(index, experiment.names[index], template)
+    return Stream(
+        initializer.extend(tree["shared"], count),
+        {},
+        initializer.method.extend_memory(tree.get("memory", {}), count),
+    )
+
+
+def _finished_shapes(experiment: Experiment, index: int, task_count: int) -> Active:
+    """Shapes and dtypes of the trees when a task of a stream of `task_count` was finished."""
+    initializer = experiment.initializer
+    method = initializer.method
 
     def finished() -> Active:
         stream = initializer.stream(task_count)
@@ -112,22 +153,7 @@ def restore_task(
         importance = active.shared if method.importance_examples else {}
         return initializer.finish(active, index, importance)
 
-    shapes = jax.eval_shape(finished)
-    head = jax.tree.map(
-        lambda kernel: jax.ShapeDtypeStruct(
-            (kernel.shape[0], len(definition.labels)), kernel.dtype
-        ),
-        shapes.head,
-    )
-    template = {"shared": shapes.shared, "expert": shapes.expert, "head": head}
-    if shapes.memory:
-        template["memory"] = shapes.memory
-    tree = checkpoints.restore_finished(index, definition.name, template)
-    return Stream(
-        initializer.extend(tree["shared"], count),
-        {definition.name: Finished(tree["expert"], tree["head"])},
-        method.extend_memory(tree.get("memory", {}), count),
-    )
+    return jax.eval_shape(finished)
 
 
 def restore_features(
@@ -163,13 +189,14 @@ def save_finished(
     index = len(stream.finished) - 1
     name = experiment.names[index]
     done = stream.finished[name]
-    tree = {"shared": stream.shared, "expert": done.expert, "head": done.head}
+    shared = {"shared": stream.shared}
     if stream.memory:
-        tree["memory"] = stream.memory
+        shared["memory"] = stream.memory
     checkpoints.save_finished(
         index,
         name,
-        tree,
+        {"expert": done.expert, "head": done.head},
+        shared,
         plain(
             {
                 **dataclasses.asdict(history),
@@ -178,6 +205,7 @@ def save_finished(
             }
         ),
         features.arrays if features is not None and features.names else None,
+        keep_shared=experiment.training.keep_shared,
     )
 
 

@@ -85,6 +85,11 @@ class Placement:
         return self.mesh is None and jax.default_backend() == "cpu"
 
     @property
+    def device_count(self) -> int:
+        """Devices that steps run on."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
     def row_shards(self) -> int:
         """In how many parts the rows of a batch are split."""
         return 1 if self.mesh is None else self._parts(ROWS)

@@ -89,6 +89,7 @@ class Learner:
       weight_decay: of AdamW.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them alone.
       placement: of arrays on the devices.
+      attention: a name of `ATTENTIONS`.
     """
 
     method: Method
@@ -98,6 +99,7 @@ class Learner:
     weight_decay: float
     clip_norm: float
     placement: Placement = ONE_DEVICE
+    attention: str = "xla"
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -108,6 +110,7 @@ class Learner:
 
     def decoder(self, training: bool) -> Decoder:
         """The frozen decoder with the method's experts in it."""
+        branches = not training and self.attention == "splash"  # which that kernel does not know
         return Decoder(
             self.method.config,
             self.dtype,
@@ -115,6 +118,7 @@ class Learner:
             self.method.attention_term(training),
             self.remat if training else "none",
             self.placement.split_tokens,
+            "xla" if branches else self.attention,
         )
 
 

@@ -231,7 +231,8 @@ class Run:
     def _fill_columns(self, history: History) -> None:
         """Adds the columns of tasks that were not in the stream when earlier ones were trained.
 
-        Each is evaluated with the shared trees of that time, which its checkpoint holds.
+        Each is evaluated with the shared trees of that time; where these were not kept, it is
+        unknown.
         """
         known, count = len(history.random_init), len(self.tasks)
         if known == count:
@@ -245,7 +246,8 @@ class Run:
         for column in range(known, count):
             history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
         for row, name in enumerate(self.experiment.names[: len(history.accuracy)]):
-            if row < history.converted - 1:  # its shared trees of that time are not known
+            shared_known = self.checkpoints.has_shared(row, name)
+            if row < history.converted - 1 or not shared_known:  # of that time
                 for matrix in (history.accuracy, history.scored):
                     matrix[row] += [math.nan] * (count - known)
                 continue

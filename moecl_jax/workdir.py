@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from moecl_jax import config_file
 from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.models.attention import MADE_FOR
 from moecl_jax.sharding import first_process, fits
 
 CONFIG_NAME = "config.json"
@@ -33,6 +35,8 @@ _FREE = (
     "tasks",
     "log_every",
     "checkpoint_every",
+    "keep_shared",
+    "model.attention",
     "batch.evaluation_size",
     "mesh.data",
     "mesh.fsdp",
@@ -147,7 +151,8 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 def load_config(workdir: Path) -> ConfigDict:
     """Reads the `config.json` of a workdir, which may have been trained on other devices.
 
-    A mesh that the devices here cannot form becomes one of a single device.
+    A mesh that the devices here cannot form becomes one of a single device, and attention that is
+    made for others XLA's.
 
     Raises:
       UserError: there is none, or it is broken.
@@ -160,6 +165,8 @@ def load_config(workdir: Path) -> ConfigDict:
     config = config_file.read_json(path)
     if not fits(config.mesh):
         config.mesh.update({axis: 1 for axis in config.mesh})
+    if MADE_FOR.get(config.model.attention, jax.default_backend()) != jax.default_backend():
+        config.model.attention = "xla"
     return config.lock()
 
 

@@ -11,13 +11,15 @@ def test_costs_are_told_for_each_number_of_finished_tasks(capsys):
     assert main([*SMALL, "--finished=3,1"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[0] == "finished"
-    rows = [[float(cell.strip("()")) for cell in line.split()] for line in lines]
+    rows = [[float(cell) for cell in line.split()] for line in lines]
     assert [row[0] for row in rows] == [1, 3]
     assert rows[0][2] == rows[0][4] == 1
     # Two more rows of the discriminator, with Adam's moments: 2 x 2 layers x 32 x 3 numbers.
     assert 1 < rows[1][4] < 1.03
     assert rows[1][5] == pytest.approx(3 * rows[0][5], abs=0.02)
-    assert rows[0][6] > 0
+    assert rows[0][6] == rows[1][6] > 0
+    assert rows[0][7] == pytest.approx(rows[1][7], abs=0.02)
+    assert 0 < rows[0][7] < rows[0][8]
 
 
 @pytest.mark.parametrize("finished", ["0,1", "some"])

@@ -293,7 +293,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1)
     train(config, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "000_two"
-    for file in (checkpoint / "tree").rglob("*"):
+    for file in (checkpoint / "task").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot read the checkpoint .*000_two"):

@@ -28,6 +28,7 @@ from moecl_jax.bench.parts import (
     measure_training,
 )
 from moecl_jax.errors import UserError
+from moecl_jax.models.attention import ATTENTIONS
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.linear import QUANTIZATIONS
 from moecl_jax.progress import plain
@@ -171,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         default="projections" if ONE_DEVICE.one_cpu else "full",
         help="default: %(default)s",
     )
+    add("--attention", choices=tuple(ATTENTIONS), default="xla", help="default: xla")
     add("--dropout", type=float, default=0.05, help="of the experts (default: 0.05)")
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
     add("--method", choices=COUNTED, default="moe_cl", help="default: moe_cl")

@@ -31,6 +31,7 @@ from moecl_jax.default_config import get_config
 from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
+from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.linear import as_bits, one_by_one, quantize_layers
@@ -219,12 +220,14 @@ def build(arguments: argparse.Namespace) -> Inputs:
     )
     examples = tokenize()
     longest = max(len(example.prompt) for example in examples) + max(map(len, answers)) - 1
+    check_attention(arguments.attention, config, arguments.dtype, devices=1)
     learner = learner_of(
         arguments.method,
         config,
         dropout=arguments.dropout,
         dtype=arguments.dtype,
         remat=arguments.remat,
+        attention=arguments.attention,
     )
     return Inputs(
         learner=learner,
@@ -339,7 +342,13 @@ def _tokenize(
 
 
 def learner_of(
-    method: str, config: DecoderConfig, *, dropout: float, dtype: str, remat: str
+    method: str,
+    config: DecoderConfig,
+    *,
+    dropout: float,
+    dtype: str,
+    remat: str,
+    attention: str = "xla",
 ) -> Learner:
     """With the default config's settings where no argument says otherwise."""
     defaults = get_config()
@@ -358,4 +367,5 @@ def learner_of(
         remat=remat,
         weight_decay=defaults.optimizer.weight_decay,
         clip_norm=defaults.optimizer.clip_norm,
+        attention=attention,
     )

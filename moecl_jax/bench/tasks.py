@@ -40,8 +40,10 @@ class Cost:
       seconds: median of a step of the next task.
       step_bytes: of a step on the device, by XLA's analysis: weights, what is trained, temporaries.
       host_bytes: of the finished tasks' experts and heads in host memory.
-      checkpoint_bytes: of the last finished task's folder on disk.
-      expert_bytes: of its expert and head.
+      checkpoint_bytes: of the last finished task's folder on disk, once a newer one is finished
+        and with `keep_shared = 1`.
+      shared_bytes: what such a folder holds more while it is the newest.
+      expert_bytes: of its expert and head in memory.
     """
 
     finished: int
@@ -49,6 +51,7 @@ class Cost:
     step_bytes: int
     host_bytes: int
     checkpoint_bytes: int
+    shared_bytes: int
     expert_bytes: int
 
 
@@ -93,22 +96,26 @@ def _stream(inputs: Inputs, count: int) -> Stream:
 
 
 def _cost(stream: Stream, seconds: float, step_bytes: int) -> Cost:
-    name, last = list(stream.finished.items())[-1]
-    index = len(stream.finished) - 1
+    last = list(stream.finished.values())[-1]
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = TaskCheckpoints(Path(folder))
-        tree = {"shared": stream.shared, "expert": last.expert, "head": last.head}
-        checkpoints.save_finished(index, name, tree, {})
-        files = [path for path in checkpoints.folder.rglob("*") if path.is_file()]
-        saved = sum(path.stat().st_size for path in files)
+        for index, name in enumerate(("older", "newest")):
+            own, shared = {"expert": last.expert, "head": last.head}, {"shared": stream.shared}
+            checkpoints.save_finished(index, name, own, shared, {}, keep_shared=1)
+        older, newest = map(_size_on_disk, sorted(checkpoints.folder.iterdir()))
     return Cost(
         finished=len(stream.finished),
         seconds=seconds,
         step_bytes=step_bytes,
         host_bytes=sum(_bytes((each.expert, each.head)) for each in stream.finished.values()),
-        checkpoint_bytes=saved,
+        checkpoint_bytes=older,
+        shared_bytes=newest - older,
         expert_bytes=_bytes((last.expert, last.head)),
     )
+
+
+def _size_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _bytes(tree: Tree) -> int:
@@ -135,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tasks: error: {error}", file=sys.stderr)
         return 1
     first = costs[0]
-    print("finished  step ms  of the first  step MB  of the first  host MB  checkpoint MB (expert)")
+    print(
+        "finished  step ms  of the first  step MB  of the first  host MB  expert MB  saved MB  "
+        "with shared"
+    )
     for cost in costs:
         cells = (
             f"{cost.finished:8}",
@@ -144,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{cost.step_bytes / 1e6:7.1f}",
             f"{cost.step_bytes / first.step_bytes:12.3f}",
             f"{cost.host_bytes / 1e6:7.2f}",
-            f"{cost.checkpoint_bytes / 1e6:13.2f} ({cost.expert_bytes / 1e6:.2f})",
+            f"{cost.expert_bytes / 1e6:9.2f}",
+            f"{cost.checkpoint_bytes / 1e6:8.2f}",
+            f"{(cost.checkpoint_bytes + cost.shared_bytes) / 1e6:11.2f}",
         )
         print("  ".join(cells))
     return 0
@@ -162,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--length", type=int, default=64, metavar="N", help="tokens of each (default: 64)")
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
     remat: Any = "projections" if ONE_DEVICE.one_cpu else "full"
-    parser.set_defaults(model=None, texts=None, method="moe_cl", dropout=0.05, remat=remat)
+    parser.set_defaults(
+        model=None, texts=None, method="moe_cl", dropout=0.05, remat=remat, attention="xla"
+    )
     return parser
 
 

@@ -5,6 +5,8 @@ width.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from moecl_jax.errors import UserError
 from moecl_jax.models.config import AttentionKind, DecoderConfig
+
+_SPLASH_BLOCK = 128  # slots that splash attention takes at a time
 
 
 @flax.struct.dataclass
@@ -26,12 +31,14 @@ class AttentionContext:
       cos: `[R, S, 1, K]`.
       sin: `[R, S, 1, K]`.
       cache_slots: `[R, S]`, where in a cache keys and values are written; `None` without one.
+      segments: `[R, S]`, of which text a token is, 0 for padding; `None` with a cache.
     """
 
     mask: jax.Array
     cos: jax.Array
     sin: jax.Array
     cache_slots: jax.Array | None = None
+    segments: jax.Array | None = None
 
     def of_kind(self, kind: jax.Array | None) -> "AttentionContext":
         """That of the layers of one kind; `None` where there is but one."""
@@ -55,7 +62,8 @@ def attention_context(
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     distance = positions[:, :, None] - positions[:, None, :]
-    return _context_of_kinds(config, causal & same_segment & visible, distance, positions)
+    context = _context_of_kinds(config, causal & same_segment & visible, distance, positions)
+    return dataclasses.replace(context, segments=segments)
 
 
 def cached_attention_context(
@@ -96,8 +104,12 @@ def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray
     return frequency.astype(np.float32)[None, None]
 
 
-def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, scale: float | None
+def attend_by_xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    context: AttentionContext,
+    config: DecoderConfig,
 ) -> jax.Array:
     """Scaled dot-product attention, softmax in float32.
 
@@ -108,8 +120,8 @@ def attend(
       query: `[R, S, H, K]`.
       key: `[R, C, G, K]`.
       value: `[R, C, G, K]`.
-      mask: `[R, 1, S, C]`.
-      scale: of the scores; `None` for 1 / sqrt(K).
+      context: with the mask of this kind of layer.
+      config: of the decoder, for the scale of the scores.
 
     Returns:
       `[R, S, H, K]`.
@@ -121,12 +133,101 @@ def attend(
     key, value = (x.transpose(0, 2, 1, 3).reshape(rows * groups, -1, width) for x in (key, value))
     over = (((2,), (2,)), ((0,), (0,)))
     scores = lax.dot_general(grouped, key, over, preferred_element_type=jnp.float32)
-    scores = (width**-0.5 if scale is None else scale) * scores.reshape(rows, heads, slots, -1)
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    scores = _scale(config) * scores.reshape(rows, heads, slots, -1)
+    lowest = jnp.finfo(jnp.float32).min
+    weights = jax.nn.softmax(jnp.where(context.mask, scores, lowest), axis=-1)
     weights = weights.astype(value.dtype).reshape(grouped.shape[0], grouped.shape[1], -1)
     over = (((2,), (1,)), ((0,), (0,)))
     out = lax.dot_general(weights, value, over, preferred_element_type=jnp.float32)
     return out.reshape(rows, heads, slots, width).transpose(0, 2, 1, 3).astype(query.dtype)
+
+
+def attend_by_cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    context: AttentionContext,
+    config: DecoderConfig,
+) -> jax.Array:
+    """As `attend_by_xla`, by cuDNN's fused kernel: on NVIDIA GPUs, in bfloat16 or float16."""
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=context.mask, scale=_scale(config), implementation="cudnn"
+    )
+
+
+def attend_by_splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    context: AttentionContext,
+    config: DecoderConfig,
+) -> jax.Array:
+    """As `attend_by_xla`, by JAX's splash kernel for TPUs, which no score leaves.
+
+    It knows texts and windows, but not branches: each text must have at most one continuation. All
+    layers must be of one kind. Elsewhere than on a TPU it is interpreted, which is for tests.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import
+
+    segments = context.segments
+    assert segments is not None, "splash attention reads no cache"
+    (kind,) = config.attention_kinds
+    slots = query.shape[1]
+    filled = -slots % _SPLASH_BLOCK
+    shape = (slots + filled, slots + filled)
+    mask: splash.Mask = splash.CausalMask(shape)
+    if kind.window is not None:
+        mask = splash.LocalMask(shape, (kind.window - 1, 0), 0)
+    attend = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([mask] * query.shape[2]),
+        interpret=jax.default_backend() != "tpu",
+    )
+    query = (query.astype(jnp.float32) * _scale(config)).astype(query.dtype)
+    heads_first = [
+        jnp.pad(x, ((0, 0), (0, filled), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+        for x in (query, key, value)
+    ]
+    texts = jnp.pad(segments, ((0, 0), (0, filled)))
+    out = jax.vmap(attend)(*heads_first, splash.SegmentIds(texts, texts))
+    return out.transpose(0, 2, 1, 3)[:, :slots].astype(query.dtype)
+
+
+ATTENTIONS: dict[str, Callable[..., jax.Array]] = {
+    "xla": attend_by_xla,
+    "cudnn": attend_by_cudnn,
+    "splash": attend_by_splash,
+}
+MADE_FOR = {"cudnn": "gpu", "splash": "tpu"}  # JAX's backends
+
+
+def check_attention(name: str, config: DecoderConfig, dtype: Any, devices: int) -> None:
+    """Refuses what one of `ATTENTIONS` cannot do.
+
+    Args:
+      name: of `ATTENTIONS`.
+      config: of the decoder.
+      dtype: of activations.
+      devices: that the model is on.
+
+    Raises:
+      UserError: the backend, the dtype, the decoder or the number of devices does not suit.
+    """
+    reason = None
+    if name == "cudnn" and jax.default_backend() != "gpu":
+        reason = f"needs an NVIDIA GPU, and JAX runs on {jax.default_backend()}"
+    elif name == "cudnn" and jnp.dtype(dtype) != jnp.bfloat16:
+        reason = f"needs bfloat16; model.dtype is {jnp.dtype(dtype).name}"
+    elif name == "splash" and len(config.attention_kinds) > 1:
+        reason = "needs a model whose layers all attend in the same way"
+    elif name == "splash" and devices > 1:
+        reason = f"is for one device, and the mesh has {devices}"
+    if reason:
+        raise UserError(f"attention '{name}' {reason}; set model.attention = 'xla'")
+
+
+def _scale(config: DecoderConfig) -> float:
+    """Of the scores."""
+    return config.attention_scale or config.head_width**-0.5
 
 
 def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:

@@ -23,8 +23,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from moecl_jax.models.attention import (
+    ATTENTIONS,
     AttentionContext,
-    attend,
     attention_context,
     cached_attention_context,
     rotate,
@@ -142,6 +142,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     term: AttentionTerm
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(
@@ -180,7 +181,7 @@ class Attention(nn.Module):
         if cache is not None and context.cache_slots is not None:
             cache = cache.write(key, value, context.cache_slots)
             key, value = cache.key, cache.value
-        out = attend(query, key, value, context.mask, config.attention_scale)
+        out = ATTENTIONS[self.kernel](query, key, value, context, config)
         return project("o_proj", config.width, out.reshape(rows * slots, -1)).astype(x.dtype), cache
 
 
@@ -217,6 +218,7 @@ class Block(nn.Module):
     feed_forward: FeedForward
     attention_term: AttentionTerm
     split: Callable[[jax.Array], jax.Array] = whole
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -232,7 +234,8 @@ class Block(nn.Module):
         """Maps the residual stream `[N, D]`; gives the adapter's report and the layer's cache."""
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
         layer = LayerContext(membership, seed)
-        attention = Attention(self.config, self.attention_term, name="attention")
+        kernel = "xla" if cache is not None else self.attention
+        attention = Attention(self.config, self.attention_term, kernel, name="attention")
         normed = norm(name="input_norm")(x)
         out, cache = attention(normed, adapter, layer, attention_context.of_kind(kind), cache)
         out = norm(name="attention_output_norm")(out) if self.config.post_norms else out
@@ -253,6 +256,7 @@ class Decoder(nn.Module):
       attention_term: what is added to attention's projections; the default adds nothing.
       remat: "none", or a name of `REMAT_POLICIES`: what is recomputed in the backward pass.
       split: gives each device its part of the tokens' states `[N, D]`.
+      attention: a name of `ATTENTIONS`, where no cache is read.
     """
 
     config: DecoderConfig
@@ -261,6 +265,7 @@ class Decoder(nn.Module):
     attention_term: AttentionTerm = no_term
     remat: str = "none"
     split: Callable[[jax.Array], jax.Array] = whole
+    attention: str = "xla"
 
     def setup(self) -> None:
         """Declares the embedding, the scanned blocks and the output projection."""
@@ -277,7 +282,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, 0),
             length=config.layers,
-        )(config, self.feed_forward, self.attention_term, self.split)
+        )(config, self.feed_forward, self.attention_term, self.split, self.attention)
         self.final_norm = RMSNorm(config.norm_epsilon)
         if not config.tied_embeddings:
             self.lm_head = Projection(config.vocabulary_size)

@@ -1,0 +1,130 @@
+"""Attention by kernels made for an accelerator: values and gradients of XLA's."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from streams import tiny_config
+from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+
+from moecl_jax.errors import UserError
+from moecl_jax.models.attention import (
+    ATTENTIONS,
+    AttentionContext,
+    AttentionKind,
+    attention_context,
+    check_attention,
+)
+from moecl_jax.steps import init_train_state, loss
+from moecl_jax.train import train
+from moecl_jax.workdir import load_config, save_config
+
+TWO_KINDS = {"attention_kinds": (AttentionKind(), AttentionKind(8)), "layer_kinds": (0, 1)}
+
+
+def inputs(slots: int, dtype: str, **changes) -> tuple[list[jax.Array], AttentionContext, object]:
+    """Query, key and value of two rows with three texts and padding, and what goes with them."""
+    config = dataclasses.replace(CONFIG, heads=4, kv_heads=2, head_width=16, **changes)
+    draw = np.random.default_rng(0)
+    shapes = [(2, slots, count, 16) for count in (4, 2, 2)]
+    states = [jnp.asarray(draw.standard_normal(shape), dtype) for shape in shapes]
+    lengths = np.array([[slots // 2, slots // 4], [slots - 3, 0]])
+    segments, positions = np.zeros((2, slots), np.int32), np.zeros((2, slots), np.int32)
+    for row, (first, second) in enumerate(lengths):
+        segments[row, :first], positions[row, :first] = 2 * row + 1, np.arange(first)
+        segments[row, first : first + second] = 2 * row + 2
+        positions[row, first : first + second] = np.arange(second)
+    context = attention_context(config, positions, segments, np.zeros_like(segments))
+    return states, context, config
+
+
+def values_and_gradients(name: str, states, context, config):
+    """Attention of real tokens, and gradients of a weighed sum of it."""
+    real = (context.segments > 0)[:, :, None, None]
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal(states[0].shape), jnp.float32)
+
+    def total(query, key, value):
+        out = ATTENTIONS[name](query, key, value, context, config)
+        out = jnp.where(real, out.astype(jnp.float32), 0.0)
+        return (out * weights).sum(), out
+
+    run = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+    gradients, out = run(*states)
+    return out, gradients
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("slots", [128, 192])
+def test_splash_is_the_reference(slots, window):
+    """Interpreted; rows that its blocks do not fill are padded."""
+    kinds = (AttentionKind(window),)
+    given = inputs(slots, "float32", attention_kinds=kinds, attention_scale=0.3)
+    expected = values_and_gradients("xla", *given)
+    chex.assert_trees_all_close(values_and_gradients("splash", *given), expected, atol=1e-5)
+
+
+def test_cudnn_is_the_reference_by_what_it_is_given(monkeypatch):
+    """Mask, scale and layout; JAX's own implementation stands in for the kernel."""
+    asked, attend = [], jax.nn.dot_product_attention
+
+    def stand_in(*arrays, implementation, **settings):
+        asked.append(implementation)
+        return attend(*arrays, implementation="xla", **settings)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    given = inputs(48, "float32", attention_scale=0.3)
+    expected = values_and_gradients("xla", *given)
+    chex.assert_trees_all_close(values_and_gradients("cudnn", *given), expected, atol=1e-5)
+    assert asked == ["cudnn"]
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+def test_cudnn_is_the_reference_on_a_gpu():
+    given = inputs(128, "bfloat16")
+    expected = values_and_gradients("xla", *given)
+    chex.assert_trees_all_close(values_and_gradients("cudnn", *given), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("head", ["lm", "classification"])
+def test_a_training_step_is_the_same_with_splash(head):
+    """Evaluation, whose prompts have several continuations, stays with XLA."""
+    plain, found = learner(head), []
+    active = random_active(plain)
+    batch = batch_of(random_examples((9, 5, 14)), head, training=True)
+    for attention in ("xla", "splash"):
+        chosen = dataclasses.replace(plain, attention=attention)
+        assert chosen.decoder(training=False).attention == "xla"
+        state = init_train_state(chosen, active, jax.random.key(0))
+        gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=4)
+        found.append(gradient(state.active, state, frozen_params(), batch, chosen))
+    chex.assert_trees_all_close(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "dtype", "devices", "message"),
+    [
+        ("cudnn", {}, "bfloat16", 1, "'cudnn' needs an NVIDIA GPU, and JAX runs on cpu"),
+        ("splash", TWO_KINDS, "float32", 1, "layers all attend in the same way"),
+        ("splash", {}, "float32", 8, "is for one device, and the mesh has 8"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_refused(name, changes, dtype, devices, message):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(UserError, match=message):
+        check_attention(name, config, dtype, devices)
+
+
+def test_a_kernel_is_chosen_by_the_config_and_a_run_is_read_without_it(tmp_path):
+    config = tiny_config(tmp_path, tasks=("two",), epochs=1)
+    reference = train(config, tmp_path / "xla")
+    config.model.attention = "cudnn"
+    with pytest.raises(UserError, match=r"set model\.attention = 'xla'"):
+        train(config, tmp_path / "cudnn")
+    config.model.attention = "splash"
+    results = train(config, tmp_path / "splash")
+    assert results["accuracy_matrix"] == reference["accuracy_matrix"]
+    save_config(config, tmp_path)
+    assert load_config(tmp_path).model.attention == "xla"
