@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     # long as the batch's longest. padded_to_max: one each of data.max_length slots, as in the
     # original code. All three train alike; only the speed differs.
     config.batch.layout = "packed"
-    config.batch.row_length = 128  # packed rows have at least this many slots
+    config.batch.row_length = 128  # packed rows have at least this many slots, or half as many more
 
     # Devices: rows of a batch are split over data and fsdp, matrices over fsdp and tensor. Their
     # product is the number of devices, or 1 for one of them; -1 is what the others leave.
