@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains nine methods and two variants of MoE-CL on three orders of MTL5 with SmolLM2-135M and
+# Trains nine methods and three variants of MoE-CL on three orders of MTL5 with SmolLM2-135M and
 # reports how they compare:
 #
 #     bash launch/comparison.sh [ARGUMENTS OF moecl sweep ...]
@@ -13,7 +13,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" demo
 cd "$moecl_root"
 
 methods="per_task,sequential_lora,o_lora,mocl,replay,ewc,lwf"
-methods+=",moe_cl,moe_cl:adversarial.objective=off,moe_cl:moe_cl.snapshot=true,joint"
+methods+=",moe_cl,moe_cl:adversarial.objective=off,moe_cl:adversarial.objective=paper"
+methods+=",moe_cl:moe_cl.snapshot=true,joint"
 
 # If some runs failed, the others are reported.
 status=0

@@ -404,5 +404,5 @@ def test_the_comparison_s_methods_and_orders_are_known() -> None:
     methods = "".join(re.findall(r'^methods\+?="(.*)"$', script, flags=re.MULTILINE))
     (orders,) = re.findall(r"--orders=(\S+)", script)
     grid = Grid.parse("configs/mtl5_comparison.py", [], methods, orders, "0")
-    assert len(grid.variants) == 11
+    assert len(grid.variants) == 12
     assert grid.orders == ("1", "2", "3")
