@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     # Less memory, at some cost in accuracy: docs/scaling.md.
     config.model.quantization = "none"
     # What the backward pass computes again: none (fastest where memory allows), dots (all but
-    # matrix products), projections (all but the frozen ones), full (all but the layers' inputs).
+    # matrix products), projections (all but the frozen ones and the experts' first products), full
+    # (all but the layers' inputs).
     # auto: projections on a CPU, full on accelerators.
     config.model.remat = "auto"
     # What computes attention: xla; on NVIDIA GPUs cudnn, in bfloat16; on one TPU splash, in

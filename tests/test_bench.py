@@ -231,6 +231,13 @@ def test_a_quantised_model_is_measured(tmp_path):
     assert result["parts"][0]["share_of_ceiling"] > 0
 
 
+def test_a_shape_with_fewer_layers_is_measured(tmp_path):
+    path = tmp_path / "bench.json"
+    small = ["--shape=tiny", "--batch=2", "--length=32", "--steps=1", "--parts=train"]
+    assert main([*small, "--layers=1", f"--output={path}"]) == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["model"]["layers"] == 1
+
+
 def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
     model, texts, output = (tmp_path / name for name in ("model", "texts.json", "out.json"))
     tokenizer = write_model(model) / "tokenizer.json"
@@ -260,6 +267,7 @@ def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
             "--parts: 'fly' is not one of train, evaluate, mixed, generate, data",
         ),
         (["--batch=0"], "--batch=0 must be at least 1"),
+        (["--layers=-1"], "--layers=-1 must be at least 0"),
         (["--steps=0"], "--steps=0 must be at least 1"),
         (["--length=-1"], "--length=-1 must be at least 0"),
         (["--length=6"], "--length=6 must be above 6"),
@@ -288,6 +296,11 @@ def test_mistakes_in_texts_are_named(tmp_path, content, message, capsys):
     texts.write_text(json.dumps(content), encoding="utf-8")
     assert main(["--shape=tiny", f"--texts={texts}"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_model_keeps_its_layers(capsys):
+    assert main(["--model=folder", "--layers=2"]) == 1
+    assert "--layers=2 is for a --shape; --model has its own" in capsys.readouterr().err
 
 
 def test_a_model_and_a_shape_exclude_each_other(capsys):

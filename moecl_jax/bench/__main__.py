@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         default="smollm2-135m",
         help="random weights of a model of these sizes (default: smollm2-135m)",
     )
+    add("--layers", type=int, default=0, metavar="N", help="of --shape (default: all it has)")
     model.add_argument("--model", metavar="PATH", help="a model's folder or file in its place")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
     add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")

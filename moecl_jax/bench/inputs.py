@@ -196,7 +196,7 @@ def build(arguments: argparse.Namespace) -> Inputs:
     texts = _read_texts(definition) if arguments.texts else []
     dtype = jnp.dtype(arguments.dtype)
     backbone = load_backbone(arguments.model, dtype) if arguments.model else None
-    config = backbone.config if backbone else SHAPES[arguments.shape]
+    config = backbone.config if backbone else _shape(arguments)
     tokenizer = backbone.tokenizer if backbone else None
     if texts and tokenizer is None:
         raise UserError(
@@ -294,10 +294,12 @@ def random_texts(count: int, vocabulary_size: int, length: int, fed: int) -> lis
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("batch", 1), ("steps", 1), ("length", 0)):
+    for name, least in (("batch", 1), ("steps", 1), ("length", 0), ("layers", 0)):
         value = getattr(arguments, name)
         if value < least:
             raise UserError(f"--{name}={value} must be at least {least}")
+    if arguments.model and arguments.layers:
+        raise UserError(f"--layers={arguments.layers} is for a --shape; --model has its own")
     if not 0 <= arguments.dropout < 1:
         raise UserError(f"--dropout={arguments.dropout} must be at least 0 and below 1")
 
@@ -339,6 +341,12 @@ def _tokenize(
         task, answers, tokenizer, max_length=max_length, max_response=1, over_long="truncate"
     )
     return tokenized.splits["train"]
+
+
+def _shape(arguments: argparse.Namespace) -> DecoderConfig:
+    """Sizes of a random model."""
+    config = SHAPES[arguments.shape]
+    return dataclasses.replace(config, layers=arguments.layers or config.layers)
 
 
 def learner_of(

@@ -175,7 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
     remat: Any = "projections" if ONE_DEVICE.one_cpu else "full"
     parser.set_defaults(
-        model=None, texts=None, method="moe_cl", dropout=0.05, remat=remat, attention="xla"
+        model=None,
+        layers=0,
+        texts=None,
+        method="moe_cl",
+        dropout=0.05,
+        remat=remat,
+        attention="xla",
     )
     return parser
 

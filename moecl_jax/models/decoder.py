@@ -30,11 +30,9 @@ from moecl_jax.models.attention import (
     rotate,
 )
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import Kernel, dot, from_bits
+from moecl_jax.models.linear import PROJECTED, Kernel, dot, from_bits
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
 from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
-
-PROJECTED = "projected"  # what a frozen projection gives
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,

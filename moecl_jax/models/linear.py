@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+PROJECTED = "projected"  # names what frozen projections give, and the first half of low-rank ones
 QUANTIZATIONS = {"int8": 8, "int4": 4}  # bits of a weight
 _GROUP = 32  # inputs of one output that share a scale
 

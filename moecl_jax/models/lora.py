@@ -11,9 +11,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import dot
+from moecl_jax.models.linear import PROJECTED, dot
 
 FFN_TARGETS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -103,7 +104,7 @@ def low_rank(
     Returns:
       `[N, O]` in float32.
     """
-    middle = dot(x, factors["a"], jnp.float32) * scale
+    middle = checkpoint_name(dot(x, factors["a"], jnp.float32), PROJECTED) * scale
     for factor in (weight, factors.get("weights")):
         middle = middle if factor is None else middle * factor
     return dot(middle.astype(x.dtype), factors["b"], jnp.float32)
