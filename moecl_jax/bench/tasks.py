@@ -1,8 +1,8 @@
 """What finished tasks cost the next one: `python -m moecl_jax.bench.tasks`.
 
 Trains the task after 1, 10 and 100 finished ones, step by step in turn, so that whatever else the
-machine does befalls all alike. Finished tasks' experts are real: drawn, finished and held as in a
-run. docs/benchmark.md says what each column is.
+machine does befalls all alike. Finished tasks' experts are finished and held as in a run, their
+factors random. docs/benchmark.md says what each column is.
 """
 
 import argparse
@@ -91,8 +91,17 @@ def _stream(inputs: Inputs, count: int) -> Stream:
     stream = inputs.initializer.stream(count + 1)
     for index in range(count):
         active = inputs.initializer.begin(stream.shared, index, memory=stream.memory)
+        noised = functools.partial(_noised, np.random.default_rng(index))
+        expert = jax.tree.map(noised, active.expert)
+        active = dataclasses.replace(active, expert=expert)
         stream = finish(stream, f"task_{index}", active, len(inputs.answers))
     return stream
+
+
+def _noised(generator: np.random.Generator, leaf: jax.Array) -> np.ndarray:
+    """As after training: no B is zero, which would be saved in no space."""
+    noise = generator.standard_normal(leaf.shape, np.float32)
+    return np.asarray(leaf) + 0.01 * noise.astype(leaf.dtype)
 
 
 def _cost(stream: Stream, seconds: float, step_bytes: int) -> Cost:
