@@ -149,7 +149,7 @@ def attend_by_cudnn(
     context: AttentionContext,
     config: DecoderConfig,
 ) -> jax.Array:
-    """As `attend_by_xla`, by cuDNN's fused kernel: on NVIDIA GPUs, in bfloat16 or float16."""
+    """As `attend_by_xla`, by cuDNN's fused kernel: on NVIDIA GPUs, in bfloat16."""
     return jax.nn.dot_product_attention(
         query, key, value, mask=context.mask, scale=_scale(config), implementation="cudnn"
     )
