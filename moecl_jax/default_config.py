@@ -28,9 +28,9 @@ def get_config() -> ConfigDict:
     # Of the frozen layers' matrices: none, int8 or int4, with a scale for each group of 32 weights.
     # Less memory, at some cost in accuracy: docs/scaling.md.
     config.model.quantization = "none"
-    # What the backward pass computes again: none (fastest where memory allows), dots (all but
-    # matrix products), projections (all but the frozen ones and the experts' first products), full
-    # (all but the layers' inputs).
+    # What the backward pass computes again: none (fastest on accelerators, where memory allows),
+    # projections (all but the frozen ones and the experts' first products), full (all but the
+    # layers' inputs). docs/benchmark.md has time and memory of each.
     # auto: projections on a CPU, full on accelerators.
     config.model.remat = "auto"
     # What computes attention: xla; on NVIDIA GPUs cudnn, in bfloat16; on one TPU splash, in

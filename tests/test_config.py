@@ -103,7 +103,7 @@ def test_a_wrong_argument_is_named(argument):
     [
         ({"head": "regression"}, "head = 'regression' is not one of lm, classification"),
         ({"method": "magic"}, "method = 'magic' is not one of moe_cl, per_task, "),
-        ({"model__remat": "some"}, "model.remat = 'some' is not one of auto, none, full, dots, "),
+        ({"model__remat": "some"}, "model.remat = 'some' is not one of auto, none, full, pro"),
         ({"model__dtype": "int8"}, "model.dtype = 'int8'"),
         ({"lora__targets": ("w1_proj",)}, "lora.targets = 'w1_proj' is not one of gate_proj"),
         ({"lora__rank": 0}, "lora.rank = 0 must be at least 1"),

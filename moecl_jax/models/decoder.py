@@ -36,7 +36,6 @@ from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED),
 }
 
