@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     # Of the frozen layers' matrices: none, int8 or int4, with a scale for each group of 32 weights.
     # Less memory, at some cost in accuracy: docs/scaling.md.
     config.model.quantization = "none"
-    # What the backward pass computes again: none (fastest on accelerators, where memory allows),
+    # What the backward pass computes again: none (nothing: most memory, and slow on a CPU),
     # projections (all but the frozen ones and the experts' first products), full (all but the
     # layers' inputs). docs/benchmark.md has time and memory of each.
     # auto: projections on a CPU, full on accelerators.
