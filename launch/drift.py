@@ -2,10 +2,10 @@
 
     python launch/drift.py RUN ... [--split=validation]
 
-Each RUN is a finished workdir of `moe_cl` without snapshots. All its tasks but the last are
-answered for with shared expert and gate as they were when the task was finished ("kept") or as they
-are after the last task ("moved"). Prints the mean accuracy over tasks and runs of all four
-combinations.
+Each RUN is a finished workdir of `moe_cl` without snapshots and with `keep_shared = 0`. All its
+tasks but the last are answered for with shared expert and gate as they were when the task was
+finished ("kept") or as they are after the last task ("moved"). Prints the mean accuracy over tasks
+and runs of all four combinations.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.errors import UserError
 from moecl_jax.experiment import build, load_tasks
 from moecl_jax.resume import restore_task
 from moecl_jax.state import look_up
@@ -56,7 +57,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--split", default="validation")
     arguments = parser.parse_args()
-    by_run = np.stack([accuracies(run, arguments.split) for run in arguments.runs])
+    try:
+        by_run = np.stack([accuracies(run, arguments.split) for run in arguments.runs])
+    except UserError as error:
+        raise SystemExit(f"drift: error: {error}") from error
     print("| shared expert | gate | accuracy |", "| --- | --- | --- |", sep="\n")
     for (expert, gate), values in zip(COMBINATIONS, by_run.swapaxes(0, 1), strict=True):
         print(f"| {expert} | {gate} | {100 * values.mean():.1f} |")

@@ -125,7 +125,8 @@ class TaskCheckpoints:
         if not self.has_shared(index, name):
             raise UserError(
                 f"{path} holds the task's own expert and head alone, as config.keep_shared told. "
-                "What all tasks share is with newer tasks: restore their folders from a copy."
+                "What all tasks share is with newer tasks: restore their folders from a copy, or "
+                "train again with keep_shared = 0."
             )
         return _restore_arrays(path, _SHARED, template)
 

@@ -104,14 +104,18 @@ def test_a_training_step_is_the_same_with_splash(head):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "dtype", "devices", "message"),
+    ("name", "changes", "dtype", "devices", "backend", "message"),
     [
-        ("cudnn", {}, "bfloat16", 1, "'cudnn' needs an NVIDIA GPU, and JAX runs on cpu"),
-        ("splash", TWO_KINDS, "float32", 1, "layers all attend in the same way"),
-        ("splash", {}, "float32", 8, "is for one device, and the mesh has 8"),
+        ("cudnn", {}, "bfloat16", 1, "tpu", "'cudnn' needs an NVIDIA GPU, and JAX runs on tpu"),
+        ("cudnn", {}, "float32", 1, "gpu", "needs bfloat16; model.dtype is float32"),
+        ("splash", TWO_KINDS, "float32", 1, "tpu", "layers all attend in the same way"),
+        ("splash", {}, "float32", 8, "tpu", "is for one device, and the mesh has 8"),
     ],
 )
-def test_what_a_kernel_cannot_do_is_refused(name, changes, dtype, devices, message):
+def test_what_a_kernel_cannot_do_is_refused(
+    name, changes, dtype, devices, backend, message, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(UserError, match=message):
         check_attention(name, config, dtype, devices)

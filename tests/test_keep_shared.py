@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from streams import tiny_config
 
 from moecl_jax.errors import UserError
 from moecl_jax.train import train
-from tests.streams import tiny_config
 
 
 def items(workdir, task):
