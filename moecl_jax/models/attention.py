@@ -12,10 +12,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import AttentionKind, DecoderConfig
+from moecl_jax.models.linear import dot
 
 _SPLASH_BLOCK = 128  # slots that splash attention takes at a time
 
@@ -131,15 +131,13 @@ def attend_by_xla(
     grouped = query.reshape(rows, slots, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(rows * groups, -1, width)
     key, value = (x.transpose(0, 2, 1, 3).reshape(rows * groups, -1, width) for x in (key, value))
-    over = (((2,), (2,)), ((0,), (0,)))
-    scores = lax.dot_general(grouped, key, over, preferred_element_type=jnp.float32)
+    scores = dot(grouped, key, jnp.float32, -1)
     scores = _scale(config) * scores.reshape(rows, heads, slots, -1)
     lowest = jnp.finfo(jnp.float32).min
     weights = jax.nn.softmax(jnp.where(context.mask, scores, lowest), axis=-1)
     weights = weights.astype(value.dtype).reshape(grouped.shape[0], grouped.shape[1], -1)
-    over = (((2,), (1,)), ((0,), (0,)))
-    out = lax.dot_general(weights, value, over, preferred_element_type=jnp.float32)
-    return out.reshape(rows, heads, slots, width).transpose(0, 2, 1, 3).astype(query.dtype)
+    out = dot(weights, value).reshape(rows, heads, slots, width)
+    return out.transpose(0, 2, 1, 3)
 
 
 def attend_by_cudnn(

@@ -120,7 +120,7 @@ class Embedder(nn.Module):
         """Logits `[M, V]` in float32 of `[M, D]` against the table itself (tied embeddings)."""
         table = self.embedding
         if table.dtype != jnp.uint16:
-            return dot(hidden, table.T, jnp.float32)
+            return dot(hidden, table, jnp.float32, -1)
         # XLA's CPU backend multiplies bfloat16 in loops alone; elsewhere it would first make all
         # of the table float32.
         blocks = math.gcd(len(table), 64)
@@ -128,7 +128,7 @@ class Embedder(nn.Module):
 
         @jax.checkpoint
         def of_block(block: jax.Array) -> jax.Array:
-            return dot(hidden, from_bits(block).T, jnp.float32)
+            return dot(hidden, from_bits(block), jnp.float32, -1)
 
         parts = lax.map(of_block, blocked)
         return parts.transpose(1, 0, 2).reshape(len(hidden), -1)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 PROJECTED = "projected"  # names what frozen projections give, and the first half of low-rank ones
 QUANTIZATIONS = {"int8": 8, "int4": 4}  # bits of a weight
@@ -34,9 +35,9 @@ class QuantizedKernel:
 Kernel: TypeAlias = jax.Array | QuantizedKernel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dot(x: jax.Array, kernel: Kernel, dtype: Any = None) -> jax.Array:
-    """Product of 2-D operands that stays in the operands' dtype in the backward pass too.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dot(x: jax.Array, kernel: Kernel, dtype: Any = None, kernel_axis: int = -2) -> jax.Array:
+    """Product of matrices that stays in the operands' dtype in the backward pass too.
 
     The default derivative of a bfloat16 product with a float32 accumulator multiplies float32
     by bfloat16, which has no fast kernel. Gradients that nobody asks for, such as a frozen
@@ -44,14 +45,15 @@ def dot(x: jax.Array, kernel: Kernel, dtype: Any = None) -> jax.Array:
     expand it anew, so that it is never kept in full.
 
     Args:
-      x: `[N, I]`.
-      kernel: `[I, O]`; cast to the dtype of `x`.
+      x: `[..., N, I]`.
+      kernel: `[..., I, O]`; cast to the dtype of `x`.
       dtype: of the result; the default is that of `x`.
+      kernel_axis: -1 where the kernel is `[..., O, I]`.
 
     Returns:
-      `[N, O]`.
+      `[..., N, O]`.
     """
-    return _product(x, dense(kernel, x.dtype), 1, 0).astype(dtype or x.dtype)
+    return _product(x, dense(kernel, x.dtype), -1, kernel_axis).astype(dtype or x.dtype)
 
 
 def as_bits(tree: Any) -> Any:
@@ -145,31 +147,45 @@ def dense(kernel: Kernel, dtype: Any) -> jax.Array:
 
 
 def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
-    dimensions = (((a_axis,), (b_axis,)), ((), ()))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    """Contracts one axis of the last two each, over the leading axes one by one; in float32."""
+    leading = tuple(range(a.ndim - 2))
+    axes = ((a.ndim + a_axis,), (b.ndim + b_axis,))
+    return lax.dot_general(a, b, (axes, (leading, leading)), preferred_element_type=jnp.float32)
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    """The last two axes exchanged; on a CPU in memory too.
+
+    XLA's CPU backend has no bfloat16 kernel for a product over the first operand's rows. It would
+    make both operands float32, and undo a mere transposition.
+    """
+    x = x.swapaxes(-1, -2)
+    if jax.default_backend() != "cpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _forward(
-    x: jax.Array, kernel: Kernel, dtype: Any
+    x: jax.Array, kernel: Kernel, dtype: Any, kernel_axis: int
 ) -> tuple[jax.Array, tuple[jax.Array, Kernel]]:
-    return dot(x, kernel, dtype), (x, kernel)
+    return dot(x, kernel, dtype, kernel_axis), (x, kernel)
 
 
 def _backward(
-    dtype: Any, residuals: tuple[jax.Array, Kernel], cotangent: jax.Array
+    dtype: Any, kernel_axis: int, residuals: tuple[jax.Array, Kernel], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     del dtype
     x, kernel = residuals
     cotangent = cotangent.astype(x.dtype)
-    x_cotangent = _product(cotangent, dense(kernel, x.dtype), 1, 1).astype(x.dtype)
+    x_cotangent = _product(cotangent, dense(kernel, x.dtype), -1, -3 - kernel_axis).astype(x.dtype)
     if isinstance(kernel, QuantizedKernel):
         return x_cotangent, None
-    if kernel.shape[1] < kernel.shape[0]:
-        # XLA's CPU backend takes 12 times as long for a tall product as for a wide one, and would
-        # undo a mere transposition.
-        wide = lax.optimization_barrier(_product(cotangent, x, 0, 0))
-        return x_cotangent, wide.T.astype(kernel.dtype)
-    return x_cotangent, _product(x, cotangent, 0, 0).astype(kernel.dtype)
+    narrow = cotangent.shape[-1] < x.shape[-1]  # a wide product is faster than a tall one
+    first, second = (cotangent, x) if narrow else (x, cotangent)
+    gradient = _product(_transposed(first), second, -1, -2)
+    if narrow == (kernel_axis == -2):
+        gradient = lax.optimization_barrier(gradient).swapaxes(-1, -2)  # XLA would make it tall
+    return x_cotangent, gradient.astype(kernel.dtype)
 
 
 dot.defvjp(_forward, _backward)

@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from moecl_jax.models.linear import dot
 from moecl_jax.models.lora import Adapter, Expert, LayerContext, dropout, low_rank, site_seed
@@ -80,7 +81,7 @@ def mixture(
     Returns:
       `[N, D]`, and mean(z_0) `[B, D]` in float32 over each example's real tokens or `None`.
     """
-    # Between matrix products all is float32, whatever their operands are.
+    # Arithmetic is float32, whatever the products' operands are.
     hidden_gate, hidden_up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
     mixed, low_rank_out, pooled = jnp.zeros_like(hidden_up), jnp.zeros(x.shape, jnp.float32), None
 
@@ -92,11 +93,11 @@ def mixture(
             gate = gate + low_rank(dropped, expert["gate_proj"], scale)
         if "up_proj" in expert:
             up = up + low_rank(dropped, expert["up_proj"], scale)
-        activation = frozen.activation(gate) * up
+        gate, up = _round_gradient(gate, x.dtype), _round_gradient(up, x.dtype)
+        activation = _computed_once((frozen.activation(gate) * up).astype(x.dtype))
         mixed = mixed + (activation if weight is None else weight * activation)
         if "down_proj" in expert:
             dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1))
-            dropped = dropped.astype(x.dtype)
             low_rank_out = low_rank_out + low_rank(dropped, expert["down_proj"], scale, weight)
         if pool_first and index == 0:
             mean = _mean(activation, context.membership).astype(x.dtype)
@@ -182,5 +183,31 @@ def lora_ffn(
 
 def _mean(values: jax.Array, membership: jax.Array) -> jax.Array:
     """Mean of `[N, F]` over each example's real tokens, `[B, F]` in float32."""
-    total = membership @ values
+    total = dot(membership.astype(values.dtype), values, jnp.float32)
     return total / jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)
+
+
+def _computed_once(x: jax.Array) -> jax.Array:
+    """`x`; on a CPU it and its gradient are computed once, not anew in each loop that reads them.
+
+    There such loops take as long as their arrays take to read and write. Accelerators fuse them.
+    """
+    return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _round_gradient(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x`, with a gradient that is rounded to `dtype`, in which the products take it anyway."""
+    del dtype
+    return x
+
+
+def _forward(x: jax.Array, dtype: Any) -> tuple[jax.Array, None]:
+    return _round_gradient(x, dtype), None
+
+
+def _backward(dtype: Any, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (_computed_once(cotangent.astype(dtype)).astype(cotangent.dtype),)
+
+
+_round_gradient.defvjp(_forward, _backward)
