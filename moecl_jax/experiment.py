@@ -256,6 +256,7 @@ def build(config: ConfigDict) -> Experiment:
         answer_length=max((len(ids) for labels in answers for ids in labels), default=1),
         padded_length=config.data.max_length if rows == "padded_to_max" else 0,
         row_multiple=placement.row_shards,
+        compact=placement.one_cpu,
     )
     batch_size = _at_least("batch.size", config.batch.size, 1)
     params = quantize_layers(backbone.params, quantization, over_layers=one_by_one)

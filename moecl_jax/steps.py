@@ -307,6 +307,7 @@ def forward(
         membership,
         _adapter(active, frozen, batch, membership, learner),
         seeds,
+        batch.slots,
     )
     return out
 
@@ -358,9 +359,9 @@ def _vocabulary_logits(active: Active, hidden: jax.Array, frozen: Tree, learner:
 
 def prompt_query(frozen: Tree, batch: Batch, learner: Learner) -> jax.Array:
     """Mean frozen word embedding of each prompt, `[B, D]` float32."""
-    prompt = membership_of(batch) * (batch.branches.reshape(1, -1) == 0)
+    prompt = membership_of(batch) * (batch.flat(batch.branches)[None] == 0)
     decoder = Decoder(learner.method.config, learner.dtype)
-    words: Any = decoder.apply({"params": frozen}, batch.tokens.reshape(-1), method="embed")
+    words: Any = decoder.apply({"params": frozen}, batch.flat(batch.tokens), method="embed")
     total = prompt @ words.astype(jnp.float32)
     return total / jnp.maximum(prompt.sum(axis=1, keepdims=True), 1.0)
 
@@ -368,4 +369,4 @@ def prompt_query(frozen: Tree, batch: Batch, learner: Learner) -> jax.Array:
 def membership_of(batch: Batch) -> jax.Array:
     """`[B, N]` float32, 1 where a token is a real token of an example."""
     examples = jnp.arange(1, batch.weights.shape[0] + 1)
-    return (batch.segments.reshape(1, -1) == examples[:, None]).astype(jnp.float32)
+    return (batch.flat(batch.segments)[None] == examples[:, None]).astype(jnp.float32)

@@ -46,6 +46,7 @@ def feature_step(frozen: Tree, batch: Batch, *, learner: Learner) -> jax.Array:
         batch.segments,
         batch.branches,
         membership,
+        computed=batch.slots,
     )
     hidden, _ = out
     lengths = jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)

@@ -177,8 +177,8 @@ def compile_shapes(
     calls: dict[tuple[int, ...], Any] = {}
     begun = time.perf_counter()
     for batch in batches:
-        if batch.tokens.shape not in calls:
-            calls[batch.tokens.shape] = function.lower(*arguments(batch)).compile()
+        if batch.shape not in calls:
+            calls[batch.shape] = function.lower(*arguments(batch)).compile()
     seconds = time.perf_counter() - begun
     return Compiled(calls, seconds, max(map(step_memory, calls.values())))
 

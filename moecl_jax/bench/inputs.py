@@ -35,6 +35,7 @@ from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.linear import as_bits, one_by_one, quantize_layers
+from moecl_jax.sharding import ONE_DEVICE
 from moecl_jax.state import Initializer
 from moecl_jax.steps import Active, Learner, together
 from moecl_jax.weights.load import load_backbone
@@ -181,6 +182,7 @@ class Inputs:
             row_length=config.batch.row_length,
             continuations=len(self.answers),
             answer_length=max(map(len, self.answers)),
+            compact=ONE_DEVICE.one_cpu,
             padded_length=self.padded_length if layout == "padded_to_max" else 0,
         )
 

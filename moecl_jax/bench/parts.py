@@ -33,7 +33,7 @@ def measure_training(inputs: Inputs, layout: str) -> Row:
     def run(examples: Sequence[TokenizedExample]) -> Any:
         nonlocal state
         batch = make(examples)
-        call = compiled.calls[batch.tokens.shape]
+        call = compiled.calls[batch.shape]
         state, metrics = call(state, inputs.frozen, batch, RATE)
         return metrics
 
@@ -61,7 +61,7 @@ def measure_evaluation(inputs: Inputs, layout: str, tasks: int = 1) -> Row:
 
     def run(examples: Sequence[TokenizedExample]) -> Any:
         batch = make(examples)
-        return compiled.calls[batch.tokens.shape](active, inputs.frozen, batch)
+        return compiled.calls[batch.shape](active, inputs.frozen, batch)
 
     seconds = steady(run, inputs.batches)
     return _step_row(name, seconds, inputs.formula.forward, batches, compiled)
@@ -75,7 +75,7 @@ def _step_row(
     compiled: Compiled,
 ) -> Row:
     works = [Work.of_batch(batch) for batch in batches[WARM_UP:]]
-    slots = sum(batch.tokens.size for batch in batches[WARM_UP:])
+    slots = sum(batch.shape[2] for batch in batches[WARM_UP:])
     return Row.of(
         name,
         seconds,

@@ -5,6 +5,7 @@ task's labels in evaluation), A tokens an answer.
 
 The layout is data: `packed` puts several examples in one row, told apart by segment ids;
 `padded` and `padded_to_max` give each example a row of its own. The same compiled step takes all.
+Only attention needs rows: with `compact` all else is computed of the filled slots alone.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ ROW_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 204
 class Batch:
     """The arrays of one step, NumPy's until a step is called with them.
 
-    Positions into the row-major `[R * S]` layout are 'flat'.
+    N slots are computed: all R * S of the row-major layout, or those in `slots`. Positions among
+    them are 'flat'.
 
     Attributes:
       tokens: `[R, S]` ids; 0 where padded.
@@ -48,6 +50,8 @@ class Batch:
       task_index: scalar, place of the task in the stream; or `[B]`, each example's place among the
         tasks of a mixed batch.
       class_count: scalar, classes of the task; or `[B]`.
+      slots: `[N]` which of the R * S slots are computed, ascending: those that hold a token and a
+        few more, so that few shapes are compiled. `None` for all.
     """
 
     tokens: jax.Array
@@ -64,6 +68,17 @@ class Batch:
     answer_mask: jax.Array
     task_index: jax.Array
     class_count: jax.Array
+    slots: jax.Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """R, S and N."""
+        rows, slots = self.tokens.shape
+        return rows, slots, rows * slots if self.slots is None else len(self.slots)
+
+    def flat(self, grid: jax.Array) -> jax.Array:
+        """The `[N]` elements that are computed of one of the `[R, S]` arrays."""
+        return grid.reshape(-1) if self.slots is None else grid.reshape(-1)[self.slots]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Layout:
         rows are not longer than they must be.
       row_multiple: the number of rows is one of this.
       parts: in how many parts a batch is computed, one after another.
+      compact: where packed rows are empty, attention alone is computed; not with several parts.
     """
 
     batch_size: int
@@ -91,6 +107,7 @@ class Layout:
     padded_length: int = 0
     row_multiple: int = 1
     parts: int = 1
+    compact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +234,15 @@ def _assemble(
 
     grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
     segments = np.zeros(shape, np.int32)
+    filled = np.concatenate(
+        [
+            row * shape[1] + offset + np.arange(len(sequence.tokens))
+            for sequence, row, offset in zip(sequences, rows, offsets, strict=True)
+        ]
+    )
+    computed = (
+        computed_slots(filled, math.prod(shape)) if layout.packed and layout.compact else None
+    )
     count, answer_length = 1 if training else layout.continuations, layout.answer_length
     if examples[0].response is not None:
         longest = max(len(where) for sequence in sequences for where, _ in sequence.answers)
@@ -233,6 +259,8 @@ def _assemble(
             array[row, slots] = getattr(sequence, name)
         segments[row, slots] = index + 1
         flat = row * shape[1] + offset
+        if computed is not None:
+            flat = int(np.searchsorted(computed, flat))
         last_token[index] = flat + len(examples[index].prompt) - 1
         for branch, (where, targets) in enumerate(sequence.answers):
             answer_positions[index, branch, : len(where)] = flat + where
@@ -253,6 +281,7 @@ def _assemble(
         "answer_index": answer_index,
         "answer_targets": answer_targets,
         "answer_mask": answer_mask,
+        "slots": computed,
         **of_task,
     }
     return Batch(**arrays)
@@ -281,7 +310,7 @@ def _layout_of_parts(layout: Layout, longest: int) -> Layout:
     slots = place([longest], layout)[2][1]
     size = -(-layout.batch_size // layout.parts)
     return dataclasses.replace(
-        layout, batch_size=size, row_length=slots, padded_length=slots, parts=1
+        layout, batch_size=size, row_length=slots, padded_length=slots, parts=1, compact=False
     )
 
 
@@ -323,7 +352,8 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int],
     """Row and offset of each sequence and the grid's shape `(R, S)`.
 
     Packed: into rows of one length, the shortest or one up to half as long again, where that leaves
-    a twentieth of all slots out. (Attention costs more in longer rows.) Padded: one row each.
+    a twentieth of all slots out. (Attention costs more in longer rows, and where empty slots cost
+    attention alone, it is the shortest.) Padded: one row each.
     """
     if not layout.packed:
         longest = max(lengths)
@@ -331,7 +361,7 @@ def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int],
         count = _up(layout.batch_size, layout.row_multiple)
         return list(range(len(lengths))), [0] * len(lengths), (count, slots)
     shortest = row_length(max(max(lengths), layout.row_length))
-    longest = shortest if layout.padded_length else shortest * 3 // 2
+    longest = shortest if layout.padded_length or layout.compact else shortest * 3 // 2
     packings = []
     for slots in (slots for slots in ROW_LENGTHS if shortest <= slots <= longest):
         rows, offsets = first_fit(lengths, slots)
@@ -353,6 +383,18 @@ def first_fit(lengths: Sequence[int], slots: int) -> tuple[list[int], list[int]]
         rows[index], offsets[index] = row, used[row]
         used[row] += lengths[index]
     return rows, offsets
+
+
+def computed_slots(filled: np.ndarray, slots: int) -> np.ndarray:
+    """Which of so many slots are computed: those that are filled and, ascending, some that are not.
+
+    Their number is a multiple of an eighth of the power of two below the number of the filled, so
+    that few shapes are compiled.
+    """
+    step = max(1, 2 ** int(np.log2(len(filled))) // 8)
+    count = min(_up(len(filled), step), slots)
+    empty = np.setdiff1d(np.arange(slots), filled)
+    return np.sort(np.concatenate([filled, empty[: count - len(filled)]])).astype(np.int32)
 
 
 def row_length(longest: int) -> int:

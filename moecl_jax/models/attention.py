@@ -1,7 +1,7 @@
 """Attention over rows in which several examples lie, and what its layers share.
 
-Axes: R rows, S slots a row, C keys a query may see, H query heads, G key and value heads, K head
-width.
+Axes: R rows, S slots a row, N slots that are computed, C keys a query may see, H query heads, G key
+and value heads, K head width.
 """
 
 import dataclasses
@@ -28,10 +28,12 @@ class AttentionContext:
 
     Attributes:
       mask: `[R, 1, S, C]`, which of C keys each query sees; C is S, or the slots of a cache.
-      cos: `[R, S, 1, K]`.
-      sin: `[R, S, 1, K]`.
+      cos: `[N, 1, K]`.
+      sin: `[N, 1, K]`.
       cache_slots: `[R, S]`, where in a cache keys and values are written; `None` without one.
       segments: `[R, S]`, of which text a token is, 0 for padding; `None` with a cache.
+      places: `[R * S]`, where each slot lies among the N that are computed, N if nowhere; and
+        `[N]`, the reverse. `None` where all are computed.
     """
 
     mask: jax.Array
@@ -39,6 +41,15 @@ class AttentionContext:
     sin: jax.Array
     cache_slots: jax.Array | None = None
     segments: jax.Array | None = None
+    places: tuple[jax.Array, jax.Array] | None = None
+
+    def in_rows(self, x: jax.Array) -> jax.Array:
+        """The computed slots' `[N, F]` in their rows, `[R * S, F]`; 0 in the others."""
+        return x if self.places is None else _rearranged(x, *self.places)
+
+    def computed(self, x: jax.Array) -> jax.Array:
+        """The computed slots' `[N, F]` out of their rows, `[R * S, F]`."""
+        return x if self.places is None else _rearranged(x, *self.places[::-1])
 
     def of_kind(self, kind: jax.Array | None) -> "AttentionContext":
         """That of the layers of one kind; `None` where there is but one."""
@@ -48,10 +59,47 @@ class AttentionContext:
         return dataclasses.replace(self, mask=mask, cos=cos, sin=sin)
 
 
+@jax.custom_vjp
+def _rearranged(x: jax.Array, source: jax.Array, back: jax.Array) -> jax.Array:
+    """Rows of a matrix in another order: row i is row source[i] of `x`, or 0 if there is none.
+
+    The default gradient of this would add the rows one by one.
+
+    Args:
+      x: `[M, F]`.
+      source: `[P]`, each row of `x` at most once.
+      back: `[M]`, where in the result each row of `x` is, P if nowhere.
+    """
+    del back
+    return x.at[source].get(mode="fill", fill_value=0)
+
+
+def _rearrange(
+    x: jax.Array, source: jax.Array, back: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rearranged(x, source, back), (source, back)
+
+
+def _rearrange_back(
+    places: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, None, None]:
+    source, back = places
+    return _rearranged(cotangent, back, source), None, None
+
+
+_rearranged.defvjp(_rearrange, _rearrange_back)
+
+
 def attention_context(
-    config: DecoderConfig, positions: jax.Array, segments: jax.Array, branches: jax.Array
+    config: DecoderConfig,
+    positions: jax.Array,
+    segments: jax.Array,
+    branches: jax.Array,
+    computed: jax.Array | None = None,
 ) -> AttentionContext:
     """Mask and rotary factors from `[R, S]` positions, segments and branches.
+
+    `computed` `[N]` are the slots that the layers compute, `None` for all.
 
     A token sees itself and the tokens before it in its row that belong to the same segment and
     either to the prompt or to its own branch; and none that a sliding window, counted in
@@ -62,8 +110,15 @@ def attention_context(
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     distance = positions[:, :, None] - positions[:, None, :]
-    context = _context_of_kinds(config, causal & same_segment & visible, distance, positions)
-    return dataclasses.replace(context, segments=segments)
+    mask = causal & same_segment & visible
+    positions, places = positions.reshape(-1), None
+    if computed is not None:
+        count = len(computed)
+        nowhere = jnp.full(positions.size, count, jnp.int32)
+        places = nowhere.at[computed].set(jnp.arange(count, dtype=jnp.int32)), computed
+        positions = positions[computed]
+    context = _context_of_kinds(config, mask, distance, positions)
+    return dataclasses.replace(context, segments=segments, places=places)
 
 
 def cached_attention_context(
@@ -71,19 +126,22 @@ def cached_attention_context(
 ) -> AttentionContext:
     """The same where keys come from a cache: a token sees the slots up to its own position."""
     distance = positions[:, :, None] - jnp.arange(slots)[None, None]
-    context = _context_of_kinds(config, distance >= 0, distance, positions)
+    context = _context_of_kinds(config, distance >= 0, distance, positions.reshape(-1))
     return dataclasses.replace(context, cache_slots=positions)
 
 
 def _context_of_kinds(
     config: DecoderConfig, mask: jax.Array, distance: jax.Array, positions: jax.Array
 ) -> AttentionContext:
-    """Applies each kind's window to a mask `[R, S, C]`, given how far back each key lies."""
+    """Applies each kind's window to a mask `[R, S, C]`, given how far back each key lies.
+
+    `positions` are those of the N slots that are computed.
+    """
     contexts = []
     for kind in config.attention_kinds:
         seen = mask if kind.window is None else mask & (distance < kind.window)
-        angle = positions[..., None].astype(jnp.float32) * rotary_frequencies(config, kind)
-        angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+        angle = positions[:, None].astype(jnp.float32) * rotary_frequencies(config, kind)
+        angle = jnp.concatenate([angle, angle], axis=-1)[:, None, :]
         contexts.append(AttentionContext(seen[:, None], jnp.cos(angle), jnp.sin(angle)))
     if len(contexts) == 1:
         return contexts[0]
@@ -91,7 +149,7 @@ def _context_of_kinds(
 
 
 def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray:
-    """Angle a position [radians] of each pair of a head's axes, `[1, 1, K / 2]` in float32."""
+    """Angle a position [radians] of each pair of a head's axes, `[1, K / 2]` in float32."""
     exponent = np.arange(0, config.head_width, 2) / config.head_width
     frequency: np.ndarray = (kind.rope_theta or config.rope_theta) ** -exponent
     if kind.scaling is not None:
@@ -101,7 +159,7 @@ def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray
             turns = frequency / (2 * np.pi)
             kept = np.clip((turns - 1 / longest) / (1 / shortest - 1 / longest), 0, 1)
         frequency = kept * frequency + (1 - kept) * frequency / kind.scaling.factor
-    return frequency.astype(np.float32)[None, None]
+    return frequency.astype(np.float32)[None]
 
 
 def attend_by_xla(
@@ -229,6 +287,6 @@ def _scale(config: DecoderConfig) -> float:
 
 
 def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:
-    """Rotary embedding of `[R, S, heads, K]` (arXiv 2104.09864), halves rotated as in Llama."""
+    """Rotary embedding of `[N, heads, K]` (arXiv 2104.09864), halves rotated as in Llama."""
     first, second = jnp.split(x, 2, axis=-1)
     return x * context.cos + jnp.concatenate([-second, first], axis=-1) * context.sin

@@ -152,7 +152,7 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, KeyValueCache | None]:
         """Maps `[N, D]` to `[N, D]`, and gives the layer's cache with the new tokens in it."""
         config = self.config
-        rows, slots = context.cos.shape[:2]
+        rows, _, slots, _ = context.mask.shape
 
         def project(name: str, features: int, states: jax.Array) -> jax.Array:
             projection = Projection(features, name in config.attention_bias, name=name)
@@ -161,25 +161,31 @@ class Attention(nn.Module):
             return out if term is None else out + term
 
         def heads(name: str, count: int) -> jax.Array:
-            projected = project(name, count * config.head_width, x)
-            return projected.reshape(rows, slots, count, config.head_width)
+            return project(name, count * config.head_width, x).reshape(-1, count, config.head_width)
 
         def positioned(states: jax.Array, norm: str) -> jax.Array:
             if config.qk_norm == "none":
-                return rotate(states, context)
+                # Kept in place of the projections: XLA's CPU backend rotates a layer's slice of
+                # what is kept nine times as slowly as an array.
+                return checkpoint_name(rotate(states, context), PROJECTED)
             normalise = RMSNorm(config.norm_epsilon, name=norm)
             if config.qk_norm == "before_rotary":
                 return rotate(normalise(states), context)
             return normalise(rotate(states, context))
 
-        query = positioned(heads("q_proj", config.heads), "q_norm").astype(x.dtype)
-        key = positioned(heads("k_proj", config.kv_heads), "k_norm").astype(x.dtype)
-        value = heads("v_proj", config.kv_heads).astype(x.dtype)
+        def in_rows(states: jax.Array) -> jax.Array:
+            flat = context.in_rows(states.reshape(len(states), -1)).astype(x.dtype)
+            return flat.reshape(rows, slots, *states.shape[1:])
+
+        query = in_rows(positioned(heads("q_proj", config.heads), "q_norm"))
+        key = in_rows(positioned(heads("k_proj", config.kv_heads), "k_norm"))
+        value = in_rows(heads("v_proj", config.kv_heads))
         if cache is not None and context.cache_slots is not None:
             cache = cache.write(key, value, context.cache_slots)
             key, value = cache.key, cache.value
         out = ATTENTIONS[self.kernel](query, key, value, context, config)
-        return project("o_proj", config.width, out.reshape(rows * slots, -1)).astype(x.dtype), cache
+        out = context.computed(out.reshape(rows * slots, -1))
+        return project("o_proj", config.width, out).astype(x.dtype), cache
 
 
 class FeedForwardLayer(nn.Module):
@@ -293,6 +299,7 @@ class Decoder(nn.Module):
         membership: jax.Array,
         adapter: Any = None,
         seeds: jax.Array | None = None,
+        computed: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Final hidden states.
 
@@ -304,12 +311,14 @@ class Decoder(nn.Module):
           membership: `[B, N]`, 1 where a token is a real token of an example.
           adapter: pytree with leading axis L, passed slice by slice to the layers.
           seeds: `[L]` uint32 for dropout; `None` in evaluation.
+          computed: `[N]`, which of the R * S slots are computed; `None` for all.
 
         Returns:
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
         """
-        context = attention_context(self.config, positions, segments, branches)
-        x = self.split(self.embedder(tokens.reshape(-1)))
+        context = attention_context(self.config, positions, segments, branches, computed)
+        tokens = tokens.reshape(-1) if computed is None else tokens.reshape(-1)[computed]
+        x = self.split(self.embedder(tokens))
         kinds = layer_kinds(self.config)
         x, (reports, _) = self.layers(x, adapter, seeds, None, membership, context, kinds)
         x = self.final_norm(x)
