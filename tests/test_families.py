@@ -344,7 +344,7 @@ def test_full_size_models_have_the_tensors_of_transformers(model):
 def test_scaled_frequencies_are_those_of_llama_3_1():
     config = parse_config(PUBLISHED["Llama-3.1-8B"][0], FILE)
     assert config.attention_kinds == (AttentionKind(scaling=RotaryScaling(8.0, (2048.0, 8192.0))),)
-    frequencies = rotary_frequencies(config, config.attention_kinds[0])[0, 0]
+    frequencies = rotary_frequencies(config, config.attention_kinds[0])[0]
     plain = 500000.0 ** -(np.arange(64) / 64)
     # Of 64 wavelengths 2 pi / plain, the first 29 are below 2048, and from the 36th above 8192.
     np.testing.assert_allclose(frequencies[:29], plain[:29], rtol=1e-7)
@@ -357,7 +357,7 @@ def test_scaled_frequencies_are_those_of_llama_3_1():
 def test_linear_scaling_divides_every_frequency():
     config = DecoderConfig(8, 8, 8, 1, 1, 1, 4, rope_theta=100.0)
     kind = AttentionKind(scaling=RotaryScaling(4.0))
-    np.testing.assert_allclose(rotary_frequencies(config, kind), [[[0.25, 0.025]]], rtol=1e-7)
+    np.testing.assert_allclose(rotary_frequencies(config, kind), [[0.25, 0.025]], rtol=1e-7)
 
 
 def test_alpha_stretches_the_base_of_hunyuan():
