@@ -16,8 +16,8 @@ from moecl_jax.models.config import DecoderConfig
 from moecl_jax.steps import evaluation_step, init_train_state, together, train_step
 from moecl_jax.task_choice import feature_step
 
-EXAMPLES = random_examples([5, 13, 9, 10, 4])
-GRID = Layout(6, True, 16, len(ANSWERS), max(map(len, ANSWERS)))
+EXAMPLES = random_examples([40, 3, 41, 2, 39])
+GRID = Layout(6, True, 64, len(ANSWERS), max(map(len, ANSWERS)))
 
 
 def batches(head, training):
@@ -33,14 +33,13 @@ def batches(head, training):
 @pytest.mark.parametrize(
     ("filled", "slots", "computed"),
     [
-        ([0, 1, 2, 16, 17], 32, [0, 1, 2, 16, 17]),
-        ([*range(15), *range(16, 18)], 32, range(18)),
-        ([*range(16, 32), 0], 32, [0, 1, *range(16, 32)]),
+        ([0, 1, 2, 64, 65], 128, [*range(30), 64, 65]),
+        (range(64, 97), 128, [*range(31), *range(64, 97)]),
+        (range(32), 128, range(32)),
         (range(31), 31, range(31)),
     ],
 )
 def test_few_more_slots_are_computed_than_hold_a_token(filled, slots, computed):
-    """Of 16 to 31 an even number, of 5 as many."""
     assert computed_slots(np.array(filled), slots).tolist() == list(computed)
 
 

@@ -388,10 +388,10 @@ def first_fit(lengths: Sequence[int], slots: int) -> tuple[list[int], list[int]]
 def computed_slots(filled: np.ndarray, slots: int) -> np.ndarray:
     """Which of so many slots are computed: those that are filled and, ascending, some that are not.
 
-    Their number is a multiple of an eighth of the power of two below the number of the filled, so
-    that few shapes are compiled.
+    Their number is a multiple of 32, and of an eighth of the power of two below the number of the
+    filled, so that few shapes are compiled.
     """
-    step = max(1, 2 ** int(np.log2(len(filled))) // 8)
+    step = max(32, 2 ** int(np.log2(len(filled))) // 8)
     count = min(_up(len(filled), step), slots)
     empty = np.setdiff1d(np.arange(slots), filled)
     return np.sort(np.concatenate([filled, empty[: count - len(filled)]])).astype(np.int32)
