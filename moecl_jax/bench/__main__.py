@@ -47,7 +47,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: an argument is out of range, or what reading model and texts raises.
     """
-    parts = arguments.parts.split(",")
+    parts = list(dict.fromkeys(arguments.parts.split(",")))
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise UserError(f"--parts: {unknown[0]!r} is not one of {', '.join(PARTS)}")
