@@ -97,3 +97,7 @@ moecl_private_caches() {
 }
 
 moecl_install "${1:-demo}"
+
+# On a CPU, XLA takes a step's memory anew in every step, which costs less in large pages. C libraries
+# other than glibc 2.35 or newer ignore this.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -234,15 +234,14 @@ def _assemble(
 
     grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
     segments = np.zeros(shape, np.int32)
-    filled = np.concatenate(
-        [
-            row * shape[1] + offset + np.arange(len(sequence.tokens))
-            for sequence, row, offset in zip(sequences, rows, offsets, strict=True)
+    computed = None
+    if layout.packed and layout.compact:
+        starts = [row * shape[1] + offset for row, offset in zip(rows, offsets, strict=True)]
+        filled = [
+            start + np.arange(len(sequence.tokens))
+            for start, sequence in zip(starts, sequences, strict=True)
         ]
-    )
-    computed = (
-        computed_slots(filled, math.prod(shape)) if layout.packed and layout.compact else None
-    )
+        computed = computed_slots(np.concatenate(filled), math.prod(shape))
     count, answer_length = 1 if training else layout.continuations, layout.answer_length
     if examples[0].response is not None:
         longest = max(len(where) for sequence in sequences for where, _ in sequence.answers)
