@@ -4,7 +4,7 @@ import pytest
 
 from moecl_jax.bench.tasks import main
 
-SMALL = ["--shape=tiny", "--dtype=float32", "--batch=2", "--length=32", "--steps=2"]
+SMALL = ["--shape=tiny", "--dtype=float32", "--batch=7", "--length=32", "--steps=5"]
 
 
 def test_costs_are_told_for_each_number_of_finished_tasks(capsys):

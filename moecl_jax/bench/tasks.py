@@ -59,11 +59,12 @@ def measure(inputs: Inputs, counts: Sequence[int]) -> list[Cost]:
     """Costs of streams with so many finished tasks.
 
     Args:
-      inputs: model and texts; all batches must have one shape.
+      inputs: model and texts.
       counts: of finished tasks.
     """
     step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
-    batches = [inputs.make_batch(each, "packed", training=True) for each in inputs.batches]
+    # Padded to the longest of all, so that all batches have one shape.
+    batches = [inputs.make_batch(each, "padded_to_max", training=True) for each in inputs.batches]
     streams = [_stream(inputs, count) for count in counts]
     states, calls = [], []
     for stream, count in zip(streams, counts, strict=True):
