@@ -1,5 +1,6 @@
 """What is measured: training steps, evaluation steps, generation and the data pipeline."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +15,14 @@ from moecl_jax.bench.inputs import WRITTEN, Inputs
 from moecl_jax.data.batching import Batch, row_length
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.generation import Writer, read_prompts, write_tokens
-from moecl_jax.steps import evaluation_step, init_train_state, train_step
+from moecl_jax.steps import Active, evaluation_step, init_train_state, train_step
 
 TOKENIZED = 5  # times all texts are tokenised
 NO_END = -1  # no token ends a text, so that all are written to full length
 RATE = np.float32(2e-4)
 
 
-def measure_training(inputs: Inputs, layout: str) -> Row:
+def measure_training(inputs: Inputs, layout: str) -> list[Row]:
     """Training steps with the making of their batches, as in moecl_jax/train.py."""
     step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
     key = inputs.initializer.training_key(0)
@@ -38,18 +39,48 @@ def measure_training(inputs: Inputs, layout: str) -> Row:
         return metrics
 
     seconds = steady(run, inputs.batches)
-    return _step_row(f"train, {layout}", seconds, inputs.formula.training, batches, compiled)
+    return [_step_row(f"train, {layout}", seconds, inputs.formula.training, batches, compiled)]
 
 
-def measure_evaluation(inputs: Inputs, layout: str, tasks: int = 1) -> Row:
+def measure_evaluation(inputs: Inputs, layout: str, tasks: Sequence[int]) -> list[Row]:
     """Evaluation steps with the making of their batches: every label's text is scored.
+
+    Steps of each kind are done in turn, so that what else the machine does befalls all alike.
 
     Args:
       inputs: model and texts.
       layout: of rows.
-      tasks: how many the examples of each batch belong to.
+      tasks: for each kind, how many tasks the examples of a batch belong to.
     """
     step = jax.jit(functools.partial(evaluation_step, learner=inputs.learner))
+    kinds = [_evaluation(inputs, layout, step, count) for count in tasks]
+
+    def run(turn: tuple[_Evaluation, Sequence[TokenizedExample]]) -> Any:
+        kind, examples = turn
+        batch = kind.make(examples)
+        return kind.compiled.calls[batch.shape](kind.active, inputs.frozen, batch)
+
+    turns = [(kind, examples) for examples in inputs.batches for kind in kinds]
+    seconds = steady(run, turns)[-inputs.steps * len(kinds) :].reshape(inputs.steps, len(kinds))
+    return [
+        _step_row(kind.name, column, inputs.formula.forward, kind.batches, kind.compiled)
+        for kind, column in zip(kinds, seconds.T, strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    """What evaluates batches of so many tasks."""
+
+    name: str
+    active: Active
+    make: Callable[[Sequence[TokenizedExample]], Batch]
+    batches: Sequence[Batch]
+    compiled: Compiled
+
+
+def _evaluation(inputs: Inputs, layout: str, step: Any, tasks: int) -> _Evaluation:
+    make: Callable[[Sequence[TokenizedExample]], Batch]
     if tasks == 1:
         active, name = inputs.begin(), f"evaluate, {layout}"
         make = functools.partial(inputs.make_batch, layout=layout, training=False)
@@ -58,13 +89,7 @@ def measure_evaluation(inputs: Inputs, layout: str, tasks: int = 1) -> Row:
         make = functools.partial(inputs.make_mixed_batch, layout=layout, tasks=tasks)
     batches = [make(examples) for examples in inputs.batches]
     compiled = compile_shapes(step, batches, lambda batch: (active, inputs.frozen, batch))
-
-    def run(examples: Sequence[TokenizedExample]) -> Any:
-        batch = make(examples)
-        return compiled.calls[batch.shape](active, inputs.frozen, batch)
-
-    seconds = steady(run, inputs.batches)
-    return _step_row(name, seconds, inputs.formula.forward, batches, compiled)
+    return _Evaluation(name, active, make, batches, compiled)
 
 
 def _step_row(
@@ -88,7 +113,7 @@ def _step_row(
     )
 
 
-def measure_generation(inputs: Inputs) -> Row:
+def measure_generation(inputs: Inputs) -> list[Row]:
     """Reads the prompts of a batch and writes `WRITTEN` tokens after each, greedily.
 
     What the first batch of each shape takes longer than the median is called compilation.
@@ -116,7 +141,7 @@ def measure_generation(inputs: Inputs) -> Row:
         write(rows)
     first_calls = time.perf_counter() - begun
     seconds = steady(write, prompts, dispatches=False)
-    return Row.of(
+    row = Row.of(
         "generate",
         seconds,
         [Work.of_writing(batch, WRITTEN) for batch in lengths[WARM_UP:]],
@@ -124,18 +149,19 @@ def measure_generation(inputs: Inputs) -> Row:
         compile_seconds=max(0.0, first_calls - len(shapes) * float(np.median(seconds))),
         compiled_shapes=len(shapes),
     )
+    return [row]
 
 
-def measure_tokenization(inputs: Inputs) -> Row:
+def measure_tokenization(inputs: Inputs) -> list[Row]:
     """Tokenisation of all texts, as before a task's training."""
     positions = [np.arange(len(example.prompt)) for example in inputs.examples]
     work = Work(np.concatenate(positions), 0, len(positions))
     seconds = steady(lambda _: inputs.tokenize(), range(WARM_UP + TOKENIZED), dispatches=False)
-    return Row.of("data, tokenise", seconds, [work] * TOKENIZED)
+    return [Row.of("data, tokenise", seconds, [work] * TOKENIZED)]
 
 
-def measure_batching(inputs: Inputs, layout: str) -> Row:
+def measure_batching(inputs: Inputs, layout: str) -> list[Row]:
     """The making of training batches out of tokenised texts."""
     make = functools.partial(inputs.make_batch, layout=layout, training=True)
     works = [Work.of_batch(make(examples)) for examples in inputs.batches[WARM_UP:]]
-    return Row.of("data, batch", steady(make, inputs.batches, dispatches=False), works)
+    return [Row.of("data, batch", steady(make, inputs.batches, dispatches=False), works)]
