@@ -238,6 +238,18 @@ def test_a_shape_with_fewer_layers_is_measured(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8"))["model"]["layers"] == 1
 
 
+def test_batches_of_several_tasks_are_measured_beside_those_of_one(tmp_path):
+    path = tmp_path / "bench.json"
+    small = ["--shape=tiny", "--batch=2", "--length=32", "--steps=2", "--parts=mixed,mixed"]
+    assert main([*small, f"--output={path}"]) == 0
+    result = json.loads(path.read_text(encoding="utf-8"))
+    one, mixed = result["parts"]
+    assert [one["part"], mixed["part"]] == ["evaluate, packed", "evaluate, packed, 4 tasks mixed"]
+    assert one["steps"] == mixed["steps"] == 2
+    ratio = mixed["examples_per_second"] / one["examples_per_second"]
+    assert result["mixed_over_one_task"] == ratio
+
+
 def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
     model, texts, output = (tmp_path / name for name in ("model", "texts.json", "out.json"))
     tokenizer = write_model(model) / "tokenizer.json"
