@@ -1,4 +1,4 @@
-"""Attention by kernels made for an accelerator: values and gradients of XLA's."""
+"""Attention's kernels: XLA's halves against JAX's own, and accelerators' against XLA's."""
 
 import dataclasses
 
@@ -41,13 +41,13 @@ def inputs(slots: int, dtype: str, **changes) -> tuple[list[jax.Array], Attentio
     return states, context, config
 
 
-def values_and_gradients(name: str, states, context, config):
+def values_and_gradients(attend, states, context, config):
     """Attention of real tokens, and gradients of a weighed sum of it."""
     real = (context.segments > 0)[:, :, None, None]
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(states[0].shape), jnp.float32)
 
     def total(query, key, value):
-        out = ATTENTIONS[name](query, key, value, context, config)
+        out = attend(query, key, value, context, config)
         out = jnp.where(real, out.astype(jnp.float32), 0.0)
         return (out * weights).sum(), out
 
@@ -56,14 +56,29 @@ def values_and_gradients(name: str, states, context, config):
     return out, gradients
 
 
+@pytest.mark.parametrize("slots", [48, 49])
+def test_xla_s_halves_are_jax_s_attention(slots):
+    states, context, config = inputs(slots, "float32")
+
+    def by_jax(query, key, value, context, config):
+        del config
+        return jax.nn.dot_product_attention(query, key, value, mask=context.mask)
+
+    found = values_and_gradients(ATTENTIONS["xla"], states, context, config)
+    expected = values_and_gradients(by_jax, states, context, config)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [None, 24])
 @pytest.mark.parametrize("slots", [128, 192])
 def test_splash_is_the_reference(slots, window):
     """Interpreted; rows that its blocks do not fill are padded."""
     kinds = (AttentionKind(window),)
     given = inputs(slots, "float32", attention_kinds=kinds, attention_scale=0.3)
-    expected = values_and_gradients("xla", *given)
-    chex.assert_trees_all_close(values_and_gradients("splash", *given), expected, atol=1e-5)
+    expected = values_and_gradients(ATTENTIONS["xla"], *given)
+    chex.assert_trees_all_close(
+        values_and_gradients(ATTENTIONS["splash"], *given), expected, atol=1e-5
+    )
 
 
 def test_cudnn_is_the_reference_by_what_it_is_given(monkeypatch):
@@ -76,16 +91,20 @@ def test_cudnn_is_the_reference_by_what_it_is_given(monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     given = inputs(48, "float32", attention_scale=0.3)
-    expected = values_and_gradients("xla", *given)
-    chex.assert_trees_all_close(values_and_gradients("cudnn", *given), expected, atol=1e-5)
+    expected = values_and_gradients(ATTENTIONS["xla"], *given)
+    chex.assert_trees_all_close(
+        values_and_gradients(ATTENTIONS["cudnn"], *given), expected, atol=1e-5
+    )
     assert asked == ["cudnn"]
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
 def test_cudnn_is_the_reference_on_a_gpu():
     given = inputs(128, "bfloat16")
-    expected = values_and_gradients("xla", *given)
-    chex.assert_trees_all_close(values_and_gradients("cudnn", *given), expected, atol=0.05)
+    expected = values_and_gradients(ATTENTIONS["xla"], *given)
+    chex.assert_trees_all_close(
+        values_and_gradients(ATTENTIONS["cudnn"], *given), expected, atol=0.05
+    )
 
 
 @pytest.mark.parametrize("head", ["lm", "classification"])

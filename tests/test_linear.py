@@ -1,4 +1,4 @@
-"""`dot`: products and gradients of both forms, and no float32 operand in either pass on a CPU."""
+"""`dot` and `kept`: values, gradients, and nothing widened to float32 on a CPU."""
 
 import re
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moecl_jax.models.linear import dot
+from moecl_jax.models.linear import PROJECTED, dot, kept
 
 # x [..., N, I] and kernel [..., I, O], wide and narrow; attention's two products are batched.
 SHAPES = [((6, 5), (5, 3)), ((6, 3), (3, 5)), ((2, 6, 5), (2, 5, 3)), ((2, 6, 3), (2, 3, 5))]
@@ -66,3 +66,29 @@ def test_no_product_s_operand_is_widened(shapes, axis):
     products = re.findall(r" dot\((%[\w.\-]+), (%[\w.\-]+)\)", text)
     assert len(products) == 3
     assert {types[name] for pair in products for name in pair} == {"bf16"}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_kept_is_rounded_and_its_gradient_is_not(dtype):
+    x, _, cotangent = operands(((6, 5), (5, 5)), -2, jnp.float32)
+    out, pull = jax.vjp(lambda x: kept(x, dtype), x)
+
+    np.testing.assert_array_equal(out, x.astype(dtype).astype(jnp.float32))
+    np.testing.assert_array_equal(pull(cotangent)[0], cotangent)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
+def test_what_layers_keep_in_bfloat16_is_never_widened_for_all_of_them():
+    policy = jax.checkpoint_policies.save_only_these_names(PROJECTED)
+
+    def layer(x, kernels):
+        wide = kept(x @ kernels[0], jnp.bfloat16)
+        return kept(jnp.sin(wide) @ kernels[1], jnp.float32), None
+
+    def loss(kernels):
+        x, _ = jax.lax.scan(jax.checkpoint(layer, policy=policy), jnp.ones((96, 48)), kernels)
+        return x.sum()
+
+    kernels = jnp.ones((7, 48, 160)), jnp.ones((7, 160, 48))
+    text = jax.jit(jax.grad(loss)).lower(kernels).compile().as_text()
+    assert set(re.findall(r"(\w+)\[7,96,160\]", text)) == {"u16"}

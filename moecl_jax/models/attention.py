@@ -171,8 +171,11 @@ def attend_by_xla(
 ) -> jax.Array:
     """Scaled dot-product attention, softmax in float32.
 
+    The first half of a row's queries leaves out the keys of the second, which they do not see.
+
     Laid out for XLA's CPU backend: head first, the queries of a key's group in one product. There
-    it takes 0.6 of the time of `jax.nn.dot_product_attention`.
+    it took 0.6 of the time of `jax.nn.dot_product_attention`, and takes less in halves: products of
+    many matrices keep one core busy, and those of both halves two.
 
     Args:
       query: `[R, S, H, K]`.
@@ -184,6 +187,20 @@ def attend_by_xla(
     Returns:
       `[R, S, H, K]`.
     """
+    slots = query.shape[1]
+    if context.cache_slots is not None or slots % 2:
+        return _attend(query, key, value, context.mask, config)
+    halves = []
+    for start, stop in ((0, slots // 2), (slots // 2, slots)):
+        mask = context.mask[:, :, start:stop, :stop]
+        halves.append(_attend(query[:, start:stop], key[:, :stop], value[:, :stop], mask, config))
+    return jnp.concatenate(halves, axis=1)
+
+
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
+) -> jax.Array:
+    """`attend_by_xla` of queries that all may see each key, but for the mask `[R, 1, S, C]`."""
     rows, slots, heads, width = query.shape
     groups = key.shape[2]
     grouped = query.reshape(rows, slots, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
@@ -192,7 +209,7 @@ def attend_by_xla(
     scores = dot(grouped, key, jnp.float32, -1)
     scores = _scale(config) * scores.reshape(rows, heads, slots, -1)
     lowest = jnp.finfo(jnp.float32).min
-    weights = jax.nn.softmax(jnp.where(context.mask, scores, lowest), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1)
     weights = weights.astype(value.dtype).reshape(grouped.shape[0], grouped.shape[1], -1)
     out = dot(weights, value).reshape(rows, heads, slots, width)
     return out.transpose(0, 2, 1, 3)

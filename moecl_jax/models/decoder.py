@@ -20,7 +20,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from moecl_jax.models.attention import (
     ATTENTIONS,
@@ -30,7 +29,7 @@ from moecl_jax.models.attention import (
     rotate,
 )
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import PROJECTED, Kernel, dot, from_bits
+from moecl_jax.models.linear import PROJECTED, Kernel, dot, from_bits, kept
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
 from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
 
@@ -92,10 +91,10 @@ class Projection(nn.Module):
             self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
         kernel: Kernel = self.get_variable("params", "kernel")
         if not self.use_bias:
-            return checkpoint_name(dot(x, from_bits(kernel), dtype), PROJECTED)
+            return dot(x, from_bits(kernel), dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
         out = dot(x, from_bits(kernel), jnp.float32) + from_bits(bias)[None].astype(jnp.float32)
-        return checkpoint_name(out.astype(dtype or x.dtype), PROJECTED)
+        return out.astype(dtype or x.dtype)
 
 
 class Embedder(nn.Module):
@@ -167,7 +166,8 @@ class Attention(nn.Module):
             if config.qk_norm == "none":
                 # Kept in place of the projections: XLA's CPU backend rotates a layer's slice of
                 # what is kept nine times as slowly as an array.
-                return checkpoint_name(rotate(states, context), PROJECTED)
+                return kept(rotate(states, context), x.dtype)
+            states = kept(states, states.dtype)
             normalise = RMSNorm(config.norm_epsilon, name=norm)
             if config.qk_norm == "before_rotary":
                 return rotate(normalise(states), context)
@@ -179,13 +179,14 @@ class Attention(nn.Module):
 
         query = in_rows(positioned(heads("q_proj", config.heads), "q_norm"))
         key = in_rows(positioned(heads("k_proj", config.kv_heads), "k_norm"))
-        value = in_rows(heads("v_proj", config.kv_heads))
+        value = in_rows(kept(heads("v_proj", config.kv_heads), x.dtype))
         if cache is not None and context.cache_slots is not None:
             cache = cache.write(key, value, context.cache_slots)
             key, value = cache.key, cache.value
         out = ATTENTIONS[self.kernel](query, key, value, context, config)
         out = context.computed(out.reshape(rows * slots, -1))
-        return project("o_proj", config.width, out).astype(x.dtype), cache
+        out = project("o_proj", config.width, out)
+        return kept(out, x.dtype).astype(x.dtype), cache
 
 
 class FeedForwardLayer(nn.Module):

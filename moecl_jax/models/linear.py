@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-PROJECTED = "projected"  # names what frozen projections give, and the first half of low-rank ones
+PROJECTED = "projected"  # names what `kept` gives, and the first half of low-rank products
 QUANTIZATIONS = {"int8": 8, "int4": 4}  # bits of a weight
 _GROUP = 32  # inputs of one output that share a scale
 
@@ -77,6 +78,28 @@ def from_bits(tree: Any) -> Any:
         return lax.bitcast_convert_type(leaf, jnp.bfloat16) if leaf.dtype == jnp.uint16 else leaf
 
     return jax.tree.map(view, tree)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def kept(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` rounded to `dtype`, which `--remat=projections` keeps for the backward pass.
+
+    Bfloat16 is kept as its bits: to write one layer's bfloat16 into what is kept of all, XLA's CPU
+    backend would convert that of all to float32 and back, in every layer. The gradient is not
+    rounded.
+    """
+    return _named(x, dtype)
+
+
+@kept.defjvp
+def _kept_jvp(
+    dtype: Any, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return _named(*primals, dtype), tangents[0]
+
+
+def _named(x: jax.Array, dtype: Any) -> jax.Array:
+    return from_bits(checkpoint_name(as_bits(x.astype(dtype)), PROJECTED)).astype(x.dtype)
 
 
 def quantize(kernel: jax.Array, bits: int) -> QuantizedKernel:

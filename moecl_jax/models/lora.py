@@ -104,10 +104,22 @@ def low_rank(
     Returns:
       `[N, O]` in float32.
     """
-    middle = checkpoint_name(dot(x, factors["a"], jnp.float32), PROJECTED) * scale
+    return from_rank(to_rank(x, factors), factors, scale, weight, x.dtype)
+
+
+def to_rank(x: jax.Array, factors: Factors) -> jax.Array:
+    """The first half of `low_rank`: x A, `[N, r]` in float32."""
+    return checkpoint_name(dot(x, factors["a"], jnp.float32), PROJECTED)
+
+
+def from_rank(
+    middle: jax.Array, factors: Factors, scale: float, weight: jax.Array | None, dtype: Any
+) -> jax.Array:
+    """The second half of `low_rank`, of x A; the product's operands are of `dtype`."""
+    middle = middle * scale
     for factor in (weight, factors.get("weights")):
         middle = middle if factor is None else middle * factor
-    return dot(middle.astype(x.dtype), factors["b"], jnp.float32)
+    return dot(middle.astype(dtype), factors["b"], jnp.float32)
 
 
 def no_term(name: str, x: jax.Array, adapter: Adapter, context: LayerContext) -> None:

@@ -12,8 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moecl_jax.models.linear import dot
-from moecl_jax.models.lora import Adapter, Expert, LayerContext, dropout, low_rank, site_seed
+from moecl_jax.models.linear import dot, kept
+from moecl_jax.models.lora import (
+    Adapter,
+    Expert,
+    LayerContext,
+    dropout,
+    from_rank,
+    low_rank,
+    site_seed,
+    to_rank,
+)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -41,8 +50,9 @@ def frozen_ffn(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The model's own gated network: W_d (act(W_g x) * W_u x), act being silu in most models."""
     del adapter, context
-    gate, up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
-    return frozen.down_proj((frozen.activation(gate) * up).astype(x.dtype), x.dtype), {}
+    gate, up = _hidden(frozen, x)
+    out = frozen.down_proj((frozen.activation(gate) * up).astype(x.dtype), x.dtype)
+    return kept(out, x.dtype), {}
 
 
 def mixture(
@@ -82,7 +92,7 @@ def mixture(
       `[N, D]`, and mean(z_0) `[B, D]` in float32 over each example's real tokens or `None`.
     """
     # Arithmetic is float32, whatever the products' operands are.
-    hidden_gate, hidden_up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
+    hidden_gate, hidden_up = _hidden(frozen, x)
     mixed, low_rank_out, pooled = jnp.zeros_like(hidden_up), jnp.zeros(x.shape, jnp.float32), None
 
     for index, expert in enumerate(experts):
@@ -98,17 +108,17 @@ def mixture(
         mixed = mixed + (activation if weight is None else weight * activation)
         if "down_proj" in expert:
             dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1))
-            low_rank_out = low_rank_out + low_rank(dropped, expert["down_proj"], scale, weight)
+            factors = expert["down_proj"]
+            middle = to_rank(dropped, factors)
+            low_rank_out = low_rank_out + from_rank(middle, factors, scale, weight, x.dtype)
         if pool_first and index == 0:
             mean = _mean(activation, context.membership).astype(x.dtype)
             pooled = frozen.down_proj(mean, jnp.float32)
             if "down_proj" in expert:
-                factors = expert["down_proj"]
-                middle = _mean(dot(dropped, factors["a"], jnp.float32), context.membership)
-                pooled = pooled + scale * (middle @ factors["b"])
+                pooled = pooled + scale * (_mean(middle, context.membership) @ factors["b"])
 
     out = frozen.down_proj(mixed.astype(x.dtype), jnp.float32) + low_rank_out
-    return out.astype(x.dtype), pooled
+    return kept(out, x.dtype).astype(x.dtype), pooled
 
 
 def moe_ffn(
@@ -179,6 +189,12 @@ def lora_ffn(
         pool_first=False,
     )
     return out, {}
+
+
+def _hidden(frozen: FrozenFfn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the frozen gate and up projections give, in float32 that is rounded to x's dtype."""
+    gate, up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
+    return kept(gate, x.dtype), kept(up, x.dtype)
 
 
 def _mean(values: jax.Array, membership: jax.Array) -> jax.Array:
