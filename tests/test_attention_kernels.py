@@ -56,7 +56,7 @@ def values_and_gradients(attend, states, context, config):
     return out, gradients
 
 
-@pytest.mark.parametrize("slots", [48, 49])
+@pytest.mark.parametrize("slots", [48, 64, 65])
 def test_xla_s_halves_are_jax_s_attention(slots):
     states, context, config = inputs(slots, "float32")
 
