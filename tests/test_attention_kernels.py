@@ -18,6 +18,7 @@ from moecl_jax.models.attention import (
     attention_context,
     check_attention,
 )
+from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.steps import init_train_state, loss
 from moecl_jax.train import train
 from moecl_jax.workdir import load_config, save_config
@@ -56,7 +57,7 @@ def values_and_gradients(attend, states, context, config):
     return out, gradients
 
 
-@pytest.mark.parametrize("slots", [48, 64, 65])
+@pytest.mark.parametrize("slots", [48, 64, 65, 300])
 def test_xla_s_halves_are_jax_s_attention(slots):
     states, context, config = inputs(slots, "float32")
 
@@ -67,6 +68,18 @@ def test_xla_s_halves_are_jax_s_attention(slots):
     found = values_and_gradients(ATTENTIONS["xla"], states, context, config)
     expected = values_and_gradients(by_jax, states, context, config)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("slots", "computed"), [(128, 2), (300, 3), (600, 4)])
+def test_weights_over_few_keys_are_kept_for_the_backward_pass(slots, computed):
+    """Each half's softmax takes one exponential, and one more where it is computed again."""
+    states, context, config = inputs(slots, "bfloat16")
+    policy = REMAT_POLICIES["projections"]
+    attend = jax.checkpoint(
+        lambda *states: ATTENTIONS["xla"](*states, context, config), policy=policy
+    )
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda *states: attend(*states).sum()))(*states))
+    assert jaxpr.count("= exp ") == computed
 
 
 @pytest.mark.parametrize("window", [None, 24])

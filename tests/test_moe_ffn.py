@@ -19,6 +19,7 @@ from moecl_jax.models.moe_ffn import (
     frozen_ffn,
     lora_ffn,
     moe_ffn,
+    scaled,
 )
 from moecl_jax.state import Initializer
 from moecl_jax.steps import forward
@@ -134,6 +135,18 @@ def test_bfloat16_input_stays_near_the_equations():
     assert (out.dtype, pooled.dtype) == (jnp.bfloat16, jnp.float32)
     assert_close(out.astype(jnp.float32), expected[0], 0.02)
     assert_close(pooled, expected[1], 0.02)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_weighted_difference_s_gradient_is_jax_s(backend, monkeypatch):
+    """A CPU sums by a product of matrices."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    keys = jax.random.split(jax.random.key(0), 3)
+    weight, x, cotangent = map(jax.random.normal, keys, [(7, 1), (7, 40), (7, 40)])
+    found, expected = (
+        jax.vjp(function, weight, x)[1](cotangent) for function in (scaled, jnp.multiply)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("favoured", [0, 1], ids=["shared", "task"])

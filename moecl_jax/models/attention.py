@@ -5,6 +5,7 @@ and value heads, K head width.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import AttentionKind, DecoderConfig
-from moecl_jax.models.linear import dot
+from moecl_jax.models.linear import dot, rounded_and_named
 
 _SPLASH_BLOCK = 128  # slots that splash attention takes at a time
 _LONG = 64  # slots of a row; of shorter ones, halves take longer to compile and save nothing
+_FEW_KEYS = 256  # with more, attention's weights would be more than all else that is kept
 
 
 @flax.struct.dataclass
@@ -210,10 +212,32 @@ def _attend(
     scores = dot(grouped, key, jnp.float32, -1)
     scores = _scale(config) * scores.reshape(rows, heads, slots, -1)
     lowest = jnp.finfo(jnp.float32).min
-    weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1)
-    weights = weights.astype(value.dtype).reshape(grouped.shape[0], grouped.shape[1], -1)
+    few = scores.shape[-1] <= _FEW_KEYS
+    softmax = functools.partial(_softmax, dtype=value.dtype) if few else jax.nn.softmax
+    weights = softmax(jnp.where(mask, scores, lowest)).astype(value.dtype)
+    weights = weights.reshape(grouped.shape[0], grouped.shape[1], -1)
     out = dot(weights, value).reshape(rows, heads, slots, width)
     return out.transpose(0, 2, 1, 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(scores: jax.Array, dtype: Any) -> jax.Array:
+    """Softmax of the last axis, rounded to `dtype`, which `--remat=projections` keeps."""
+    return rounded_and_named(jax.nn.softmax(scores), dtype)
+
+
+def _softmax_forward(scores: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    weights = rounded_and_named(jax.nn.softmax(scores), dtype)
+    return weights, weights
+
+
+def _softmax_backward(dtype: Any, weights: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    del dtype
+    products = weights * cotangent
+    return (products - weights * products.sum(axis=-1, keepdims=True),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attend_by_cudnn(

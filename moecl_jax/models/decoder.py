@@ -236,6 +236,7 @@ class Block(nn.Module):
         kind: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], KeyValueCache | None]]:
         """Maps the residual stream `[N, D]`; gives the adapter's report and the layer's cache."""
+        x = kept(x, x.dtype)
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
         layer = LayerContext(membership, seed)
         kernel = "xla" if cache is not None else self.attention

@@ -88,17 +88,18 @@ def kept(x: jax.Array, dtype: Any) -> jax.Array:
     backend would convert that of all to float32 and back, in every layer. The gradient is not
     rounded.
     """
-    return _named(x, dtype)
+    return rounded_and_named(x, dtype)
 
 
 @kept.defjvp
 def _kept_jvp(
     dtype: Any, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return _named(*primals, dtype), tangents[0]
+    return rounded_and_named(*primals, dtype), tangents[0]
 
 
-def _named(x: jax.Array, dtype: Any) -> jax.Array:
+def rounded_and_named(x: jax.Array, dtype: Any) -> jax.Array:
+    """The value of `kept`: for a `custom_vjp`'s forward rule, which would hide `kept`'s name."""
     return from_bits(checkpoint_name(as_bits(x.astype(dtype)), PROJECTED)).astype(x.dtype)
 
 

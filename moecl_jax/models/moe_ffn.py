@@ -82,7 +82,7 @@ def mixture(
       frozen: the layer's frozen projections.
       x: `[N, D]`.
       experts: E experts with factors `[I, r]` and `[r, O]`.
-      weights: beta `[N, E]`, or `None` for a plain sum (one expert alone).
+      weights: beta `[N, E]`, rows of sum 1; or `None` for a plain sum (one expert alone).
       context: membership of tokens and dropout seed.
       scale: c.
       dropout_rate: each expert draws its own masks.
@@ -93,7 +93,7 @@ def mixture(
     """
     # Arithmetic is float32, whatever the products' operands are.
     hidden_gate, hidden_up = _hidden(frozen, x)
-    mixed, low_rank_out, pooled = jnp.zeros_like(hidden_up), jnp.zeros(x.shape, jnp.float32), None
+    activations, low_rank_out, pooled = [], jnp.zeros(x.shape, jnp.float32), None
 
     for index, expert in enumerate(experts):
         weight = None if weights is None else weights[:, index : index + 1]
@@ -105,7 +105,7 @@ def mixture(
             up = up + low_rank(dropped, expert["up_proj"], scale)
         gate, up = _round_gradient(gate, x.dtype), _round_gradient(up, x.dtype)
         activation = _computed_once((frozen.activation(gate) * up).astype(x.dtype))
-        mixed = mixed + (activation if weight is None else weight * activation)
+        activations.append(activation.astype(jnp.float32))
         if "down_proj" in expert:
             dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1))
             factors = expert["down_proj"]
@@ -117,6 +117,10 @@ def mixture(
             if "down_proj" in expert:
                 pooled = pooled + scale * (_mean(middle, context.membership) @ factors["b"])
 
+    if weights is None:
+        mixed = functools.reduce(jnp.add, activations)
+    else:
+        mixed = _weighted(activations, weights)
     out = frozen.down_proj(mixed.astype(x.dtype), jnp.float32) + low_rank_out
     return kept(out, x.dtype).astype(x.dtype), pooled
 
@@ -195,6 +199,44 @@ def _hidden(frozen: FrozenFfn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What the frozen gate and up projections give, in float32 that is rounded to x's dtype."""
     gate, up = frozen.gate_proj(x, jnp.float32), frozen.up_proj(x, jnp.float32)
     return kept(gate, x.dtype), kept(up, x.dtype)
+
+
+def _weighted(activations: Sequence[jax.Array], weights: jax.Array) -> jax.Array:
+    """Sum of the experts' `[N, F]`, each times its column of `weights` `[N, E]`, rows of sum 1.
+
+    It is the last one and weighted differences to it: of two weights, but one needs a gradient.
+    """
+    *others, mixed = activations
+    for index, activation in enumerate(others):
+        mixed = mixed + scaled(weights[:, index : index + 1], activation - activations[-1])
+    return mixed
+
+
+@jax.custom_vjp
+def scaled(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """`weight` `[N, 1]` times `x` `[N, F]`."""
+    return weight * x
+
+
+def _scale_forward(
+    weight: jax.Array, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return weight * x, (weight, x)
+
+
+def _scale_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    weight, x = residuals
+    products = x * cotangent
+    if jax.default_backend() == "cpu":
+        # XLA hands a sum to YNNPACK together with the product, and first makes float32 copies of
+        # all that it reads; a matrix product is handed over alone.
+        return products @ jnp.ones((x.shape[1], 1), x.dtype), weight * cotangent
+    return products.sum(axis=1, keepdims=True), weight * cotangent
+
+
+scaled.defvjp(_scale_forward, _scale_backward)
 
 
 def _mean(values: jax.Array, membership: jax.Array) -> jax.Array:
