@@ -60,6 +60,7 @@ def test_parts_are_near_equal_and_have_rows_of_one_length():
     assert few.tokens.shape == (4, 1, 16)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_is_the_same_run(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1, lora__dropout=0.0, batch__size=6)
     train(config, tmp_path / "whole")

@@ -120,6 +120,7 @@ def test_cudnn_is_the_reference_on_a_gpu():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_training_step_is_the_same_with_splash(head):
     """Evaluation, whose prompts have several continuations, stays with XLA."""
@@ -153,6 +154,7 @@ def test_what_a_kernel_cannot_do_is_refused(
         check_attention(name, config, dtype, devices)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_chosen_by_the_config_and_a_run_is_read_without_it(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1)
     reference = train(config, tmp_path / "xla")

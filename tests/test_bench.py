@@ -222,6 +222,7 @@ def test_rates_agree_with_one_another(result):
     assert generate["step_memory_bytes"] is None and batch["useful_flops_per_second"] is None
 
 
+@pytest.mark.slow
 def test_a_quantised_model_is_measured(tmp_path):
     path = tmp_path / "bench.json"
     small = ["--shape=tiny", "--batch=2", "--length=32", "--steps=1", "--parts=train"]
@@ -231,6 +232,7 @@ def test_a_quantised_model_is_measured(tmp_path):
     assert result["parts"][0]["share_of_ceiling"] > 0
 
 
+@pytest.mark.slow
 def test_a_shape_with_fewer_layers_is_measured(tmp_path):
     path = tmp_path / "bench.json"
     small = ["--shape=tiny", "--batch=2", "--length=32", "--steps=1", "--parts=train"]

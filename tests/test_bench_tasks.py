@@ -7,6 +7,7 @@ from moecl_jax.bench.tasks import main
 SMALL = ["--shape=tiny", "--dtype=float32", "--batch=7", "--length=32", "--steps=5"]
 
 
+@pytest.mark.slow
 def test_costs_are_told_for_each_number_of_finished_tasks(capsys):
     assert main([*SMALL, "--finished=3,1"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()

@@ -65,6 +65,7 @@ def test_computed_slots_hold_every_token_and_positions_point_among_them(head, tr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_step_is_that_of_all_slots(head):
     chosen = dataclasses.replace(learner(head), remat="projections")

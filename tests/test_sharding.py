@@ -79,6 +79,7 @@ def test_a_mesh_goes_on_from_one_device_and_trains_as_it_does(mesh, runs, tmp_pa
     assert results["sizes"]["test"] == [48, 48]
 
 
+@pytest.mark.slow
 def test_a_task_begun_on_one_mesh_is_ended_on_another(runs, tmp_path, monkeypatch):
     shutil.copytree(runs / "first", tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -89,6 +90,7 @@ def test_a_task_begun_on_one_mesh_is_ended_on_another(runs, tmp_path, monkeypatc
     assert_same_run(runs, tmp_path / "run", runs / "alone")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(runs, tmp_path):
     shutil.copytree(runs / "first", tmp_path / "run")
     config = tmp_path / "config.json"
