@@ -278,6 +278,17 @@ def test_neighbouring_elements_are_dropped_independently(rate, distance):
     assert_uncorrelated(mask[:-distance], mask[distance:])
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_no_two_rows_or_columns_are_dropped_alike(rate, axis):
+    # A row's and a column's hash are added, so that pairs of either are what could be alike.
+    mask = kept(rate, 7).reshape(2**10, 2**10)
+    coefficients = np.corrcoef(mask, rowvar=axis == 0)[np.triu_indices(2**10, 1)] * 2**5
+    assert abs(coefficients.mean()) < 0.01
+    assert abs(coefficients.std() - 1) < 0.01
+    assert np.abs(coefficients).max() < 12  # of 523,776
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [((0, 0), (1, 0)), ((0, 1), (1, 1)), ((0, 0), (0, 1)), ((0, 1), (1, 0))],
