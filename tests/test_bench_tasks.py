@@ -23,6 +23,21 @@ def test_costs_are_told_for_each_number_of_finished_tasks(capsys):
     assert 0 < rows[0][7] < rows[0][8]
 
 
+@pytest.mark.slow
+def test_a_stream_s_next_task_needs_no_more_memory_than_its_second(capsys):
+    assert main([*SMALL, "--finished=1,3", "--tasks=4"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows[0][3] == rows[1][3]
+    assert rows[1][4] == "1.000"
+
+
+def test_a_stream_has_a_task_to_come(capsys):
+    assert main([*SMALL, "--finished=1,3", "--tasks=3"]) == 1
+    assert capsys.readouterr().err == (
+        "tasks: error: --tasks=3: expected more than the 3 that are finished\n"
+    )
+
+
 @pytest.mark.parametrize("finished", ["0,1", "some"])
 def test_numbers_of_tasks_are_checked(finished, capsys):
     assert main([*SMALL, f"--finished={finished}"]) == 1

@@ -55,17 +55,18 @@ class Cost:
     expert_bytes: int
 
 
-def measure(inputs: Inputs, counts: Sequence[int]) -> list[Cost]:
+def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[Cost]:
     """Costs of streams with so many finished tasks.
 
     Args:
       inputs: model and texts.
       counts: of finished tasks.
+      tasks: of each stream, finished or not; 0 for one more than are finished.
     """
     step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
     # Padded to the longest of all, so that all batches have one shape.
     batches = [inputs.make_batch(each, "padded_to_max", training=True) for each in inputs.batches]
-    streams = [_stream(inputs, count) for count in counts]
+    streams = [_stream(inputs, count, tasks or count + 1) for count in counts]
     states, calls = [], []
     for stream, count in zip(streams, counts, strict=True):
         shared = copy_tree(stream.shared)  # for the step may overwrite what it is given
@@ -87,9 +88,9 @@ def measure(inputs: Inputs, counts: Sequence[int]) -> list[Cost]:
     ]
 
 
-def _stream(inputs: Inputs, count: int) -> Stream:
-    """A stream with `count` finished tasks, and one to come."""
-    stream = inputs.initializer.stream(count + 1)
+def _stream(inputs: Inputs, count: int, tasks: int) -> Stream:
+    """A stream of so many tasks, `count` of them finished."""
+    stream = inputs.initializer.stream(tasks)
     for index in range(count):
         active = inputs.initializer.begin(stream.shared, index, memory=stream.memory)
         noised = functools.partial(_noised, np.random.default_rng(index))
@@ -146,8 +147,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    if arguments.tasks and arguments.tasks <= counts[-1]:
+        print(
+            f"tasks: error: --tasks={arguments.tasks}: expected more than the {counts[-1]} that "
+            "are finished",
+            file=sys.stderr,
+        )
+        return 1
     try:
-        costs = measure(build(arguments), counts)
+        costs = measure(build(arguments), counts, arguments.tasks)
     except UserError as error:
         print(f"tasks: error: {error}", file=sys.stderr)
         return 1
@@ -177,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--finished", default="1,10,100", metavar="N,N", help="tasks (default: %(default)s)")
+    add(
+        "--tasks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of each stream, finished or not (default: one more than are finished)",
+    )
     add("--shape", choices=tuple(SHAPES), default="smollm2-135m", help="default: %(default)s")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
     add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
