@@ -31,6 +31,7 @@ def compiled_step(learner):
     return jax.jit(functools.partial(train_step, learner=learner))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "parts", "count"), [("lm", 4, 5), ("lm", 4, 1), ("classification", 2, 5)]
 )

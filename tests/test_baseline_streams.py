@@ -149,6 +149,7 @@ def test_what_reduces_to_sequential_lora(run, method, changes):
     assert_same_training(run(method, **changes), run("sequential_lora"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lwf", "ewc", "replay"])
 def test_with_their_defaults_they_differ_from_sequential_lora_after_the_first_task(run, method):
     ours, plain = logged(run(method)[1]), logged(run("sequential_lora")[1])

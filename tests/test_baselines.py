@@ -214,6 +214,7 @@ def test_lwf_s_teacher_is_the_model_before_the_task(batch):
 # All weights
 
 
+@pytest.mark.slow
 def test_a_step_on_all_weights_is_adamw_s_own(batch):
     full = learner_of(method_of(SequentialFull))
     frozen, active = frozen_params(), random_trees(full)

@@ -132,6 +132,7 @@ def test_the_config_says_what_the_checkpoint_says(mtl):
     assert definitions["agnews"]["labels"] == ["0", "1"]  # the catalog's has four
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["amazon", "yahoo"])  # their hub copies name other fields
 def test_a_base_with_a_tokenizer_needs_data_of_the_continued_task_alone(tmp_path, task):
     write_model(tmp_path / "base")
@@ -370,6 +371,7 @@ def test_training_goes_on_from_a_conversion(mtl, tmp_path, capsys):
             assert after[name].dtype == tensor.dtype, name
 
 
+@pytest.mark.slow
 def test_a_task_can_be_added_to_a_conversion(tencent, tmp_path):
     folder, *_ = tencent
     run = tmp_path / "run"

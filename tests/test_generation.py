@@ -82,6 +82,7 @@ def test_no_more_than_max_tokens_are_written(model, prompts, max_tokens):
     assert [len(tokens) for tokens in written] == [max_tokens] * 2
 
 
+@pytest.mark.slow
 def test_sampled_text_depends_on_seed_and_place_but_not_on_the_batch(model, prompts):
     adapted, active, frozen = model
     write = functools.partial(

@@ -15,6 +15,7 @@ def items(workdir, task):
     return {path.name for path in (workdir / "checkpoints" / task).iterdir() if path.is_dir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["moe_cl", "ewc"])
 def test_older_tasks_keep_their_own_trees_alone(tmp_path, method):
     """And a task added later has no column for the rows of which nothing is kept."""
