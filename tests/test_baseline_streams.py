@@ -54,8 +54,8 @@ def config_of(folder, method, **changes):
 def assert_same_training(ours, theirs, tolerance=1e-6):
     """Fails unless losses, accuracies and the shared trees of two runs agree."""
     for mine, other in zip(logged(ours[1]), logged(theirs[1]), strict=True):
-        assert mine["loss_instruction"] == pytest.approx(other["loss_instruction"], abs=tolerance)
-        assert mine["loss"] == pytest.approx(other["loss"], abs=tolerance)
+        assert mine["loss_instruction"] == pytest.approx(other["loss_instruction"], rel=tolerance)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=tolerance)
     for key in ("accuracy_matrix", "random_init", "steps", "validation_accuracy"):
         assert ours[2][key] == theirs[2][key]
     left, right = (restored(config, workdir)[1].shared for config, workdir, _ in (ours, theirs))
