@@ -70,8 +70,9 @@ def nice_axis(values: ArrayLike, show: Callable[[float], str], name: str) -> Axi
 
 def aligned_axes(groups: Sequence[ArrayLike], name: str) -> list[Axis]:
     """For each group of values an axis in tens; all have the same scale, each its own place."""
-    tops = [math.ceil(np.max(group) / 10 - 1e-9) * 10 for group in groups]
-    lows = [math.floor(np.min(group) / 10 + 1e-9) * 10 for group in groups]
+    known = [np.asarray(group, np.float64) for group in groups]
+    tops = [math.ceil(group.max() / 10 - 1e-9) * 10 for group in known]
+    lows = [math.floor(group.min() / 10 + 1e-9) * 10 for group in known]
     step = 20 if max(top - low for top, low in zip(tops, lows, strict=True)) > 50 else 10
     count = max(math.ceil((top - low) / step) for top, low in zip(tops, lows, strict=True))
     count = max(count, 2)
