@@ -1,4 +1,4 @@
-"""The default config, from which the others start. Its keys: moecl_jax/default_config.py.
+"""The default config, from which the others start. Its keys: moecl_jax/config/default.py.
 
     moecl train --config=configs/default.py --workdir=runs/first --config.tasks="('trec','tweets')"
 
@@ -18,6 +18,6 @@ is lost to the earlier tasks while it does. `off` and `original` differ by less 
 An override names a key: `--config.optimizer.learning_rate=1e-3`. An unknown key is an error.
 """
 
-from moecl_jax.default_config import get_config
+from moecl_jax.config.default import get_config
 
 __all__ = ["get_config"]

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moecl_jax.checkpoint import TaskCheckpoints
+from moecl_jax.config.experiment import build, load_tasks
 from moecl_jax.errors import UserError
-from moecl_jax.experiment import build, load_tasks
-from moecl_jax.resume import restore_task
-from moecl_jax.state import look_up
-from moecl_jax.train import Run
-from moecl_jax.workdir import load_config
+from moecl_jax.methods.state import look_up
+from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.resume import restore_task
+from moecl_jax.runs.workdir import load_config
+from moecl_jax.training.trainer import Run
 
 COMBINATIONS = [(expert, gate) for expert in ("kept", "moved") for gate in ("kept", "moved")]
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from moecl_jax.cli import main
+from moecl_jax.cli.command import main
 
 sys.exit(main())

@@ -17,9 +17,9 @@ import safetensors.numpy
 
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.experts import lora_ffn
 from moecl_jax.models.lora import TARGETS, lora_term, projection_sizes
-from moecl_jax.models.moe_ffn import lora_ffn
-from moecl_jax.weights import families
+from moecl_jax.weights.families import table as families
 from moecl_jax.weights.load import Backbone
 
 RANK, SCALE, VOCABULARY, LENGTHS = 2, 1.5, 61, (11, 7, 4)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moecl_jax.config_file import load_config
+from moecl_jax.config.file import load_config
 from moecl_jax.testing import write_model, write_task
 
 ROOT = Path(__file__).resolve().parents[1]

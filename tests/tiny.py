@@ -11,13 +11,13 @@ import numpy as np
 
 from moecl_jax.data.batching import Batch, Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.generation import Writer, read_prompts, write_tokens
 from moecl_jax.methods import Method, MethodSettings, MoeCl
+from moecl_jax.methods.state import Initializer
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.lora import FFN_TARGETS
-from moecl_jax.state import Initializer
-from moecl_jax.steps import Active, Head, Learner
+from moecl_jax.serving.generation import Writer, read_prompts, write_tokens
+from moecl_jax.training.steps import Active, Head, Learner
 
 CONFIG = DecoderConfig(
     vocabulary_size=23, width=16, ffn_width=24, layers=2, heads=4, kv_heads=2, head_width=4

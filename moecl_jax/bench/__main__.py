@@ -28,13 +28,13 @@ from moecl_jax.bench.parts import (
     measure_training,
 )
 from moecl_jax.errors import UserError
+from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.models.attention import ATTENTIONS
 from moecl_jax.models.decoder import REMAT_POLICIES
-from moecl_jax.models.linear import QUANTIZATIONS
-from moecl_jax.progress import plain
-from moecl_jax.sharding import ONE_DEVICE
-from moecl_jax.train import versions
-from moecl_jax.workdir import write_json
+from moecl_jax.models.sharding import ONE_DEVICE
+from moecl_jax.runs.progress import plain
+from moecl_jax.runs.workdir import write_json
+from moecl_jax.training.trainer import versions
 
 PARTS = ("train", "evaluate", "mixed", "generate", "data")
 MIXED = 4  # tasks whose examples share a batch in the part "mixed"

@@ -13,6 +13,7 @@ import numpy as np
 
 from moecl_jax.bench.flops import Formula
 from moecl_jax.bench.gauges import WARM_UP
+from moecl_jax.config.default import get_config
 from moecl_jax.data.batching import (
     ROW_LENGTHS,
     Batch,
@@ -24,20 +25,19 @@ from moecl_jax.data.batching import (
 )
 from moecl_jax.data.catalog import MTL5_LABELS
 from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.sources import read_split
+from moecl_jax.data.sources.reading import read_split
 from moecl_jax.data.tasks import Example, Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task
-from moecl_jax.default_config import get_config
 from moecl_jax.errors import UserError
+from moecl_jax.kernels.linear import as_bits, one_by_one, quantize_layers
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
+from moecl_jax.methods.state import Initializer
 from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.models.linear import as_bits, one_by_one, quantize_layers
-from moecl_jax.sharding import ONE_DEVICE
-from moecl_jax.state import Initializer
-from moecl_jax.steps import Active, Learner, together
+from moecl_jax.models.sharding import ONE_DEVICE
+from moecl_jax.training.steps import Active, Learner, together
 from moecl_jax.weights.load import load_backbone
 
 SHAPES = {

@@ -14,8 +14,8 @@ from moecl_jax.bench.gauges import WARM_UP, Compiled, Row, compile_shapes, stead
 from moecl_jax.bench.inputs import WRITTEN, Inputs
 from moecl_jax.data.batching import Batch, row_length
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.generation import Writer, read_prompts, write_tokens
-from moecl_jax.steps import Active, evaluation_step, init_train_state, train_step
+from moecl_jax.serving.generation import Writer, read_prompts, write_tokens
+from moecl_jax.training.steps import Active, evaluation_step, init_train_state, train_step
 
 TOKENIZED = 5  # times all texts are tokenised
 NO_END = -1  # no token ends a text, so that all are written to full length
@@ -23,7 +23,7 @@ RATE = np.float32(2e-4)
 
 
 def measure_training(inputs: Inputs, layout: str) -> list[Row]:
-    """Training steps with the making of their batches, as in moecl_jax/train.py."""
+    """Training steps with the making of their batches, as in moecl_jax/training/trainer.py."""
     step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
     key = inputs.initializer.training_key(0)
     state = init_train_state(inputs.learner, inputs.begin(), key)

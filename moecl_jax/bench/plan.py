@@ -4,9 +4,9 @@ r"""What a training needs on many chips: `python -m moecl_jax.bench.plan`.
         --rate=459e12
 
 Bytes of each chip come from the shapes of all arrays (`jax.eval_shape`, nothing is allocated) and
-the table in moecl_jax/sharding.py; time from the useful FLOPs (moecl_jax/bench/flops.py) and the
-chip's rate. No chip is needed. With `--compile` XLA says what the step needs on one device of this
-machine. docs/scaling.md says what is counted and what is not.
+the table in moecl_jax/models/sharding.py; time from the useful FLOPs (moecl_jax/bench/flops.py) and
+the chip's rate. No chip is needed. With `--compile` XLA says what the step needs on one device of
+this machine. docs/scaling.md says what is counted and what is not.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from moecl_jax.bench.gauges import step_memory
 from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, TASKS, draw_frozen, learner_of
 from moecl_jax.data.batching import Batch, Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
-from moecl_jax.models.linear import QUANTIZATIONS
-from moecl_jax.sharding import AXES, Placement
-from moecl_jax.state import Initializer
-from moecl_jax.steps import Learner, TrainState, init_train_state, train_step
+from moecl_jax.methods.state import Initializer
+from moecl_jax.models.sharding import AXES, Placement
+from moecl_jax.training.steps import Learner, TrainState, init_train_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,14 +21,14 @@ import numpy as np
 from moecl_jax.bench.gauges import WARM_UP, step_memory
 from moecl_jax.bench.inputs import SHAPES, Inputs, build
 from moecl_jax.bench.parts import RATE
-from moecl_jax.checkpoint import TaskCheckpoints
 from moecl_jax.errors import UserError
+from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
-from moecl_jax.models.linear import QUANTIZATIONS
-from moecl_jax.sharding import ONE_DEVICE
-from moecl_jax.state import Stream, finish
-from moecl_jax.steps import init_train_state, train_step
-from moecl_jax.task_training import copy_tree
+from moecl_jax.methods.state import Stream, finish
+from moecl_jax.models.sharding import ONE_DEVICE
+from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.training.steps import init_train_state, train_step
+from moecl_jax.training.task_training import copy_tree
 
 
 @dataclasses.dataclass(frozen=True)

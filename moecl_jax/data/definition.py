@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from moecl_jax.data import sources
+from moecl_jax.data.sources import reading as sources
 from moecl_jax.errors import UserError
 
 METRICS = ("exact_match", "rouge_l")

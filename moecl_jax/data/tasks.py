@@ -9,9 +9,9 @@ from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
-from moecl_jax.data import sources
 from moecl_jax.data.definition import TaskDefinition, label_key
-from moecl_jax.data.sources import INPUT_IDS, BadExample, Record
+from moecl_jax.data.sources import reading as sources
+from moecl_jax.data.sources.reading import INPUT_IDS, BadExample, Record
 from moecl_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.data.batching import Batch
-from moecl_jax.losses import Objective, Reduction
+from moecl_jax.methods.losses import Objective, Reduction
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.experts import FeedForward, lora_ffn
 from moecl_jax.models.lora import (
     ATTENTION_TARGETS,
     AttentionTerm,
@@ -20,7 +21,6 @@ from moecl_jax.models.lora import (
     lora_term,
     no_term,
 )
-from moecl_jax.models.moe_ffn import FeedForward, lora_ffn
 
 Tree = Any
 Output = Literal["any", "shared", "lm"]

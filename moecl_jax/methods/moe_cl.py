@@ -18,9 +18,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.losses import adversarial_losses
 from moecl_jax.methods.base import Method, TaskEnd, Tree, View
-from moecl_jax.models.moe_ffn import FeedForward, moe_ffn
+from moecl_jax.methods.losses import adversarial_losses
+from moecl_jax.models.experts import FeedForward, moe_ffn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from moecl_jax.kernels.linear import from_bits
 from moecl_jax.methods.base import Method, Tree
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.models.linear import from_bits
 
 
 class SequentialFull(Method):

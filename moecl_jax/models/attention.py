@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax.errors import UserError
+from moecl_jax.kernels.linear import dot, rounded_and_named
 from moecl_jax.models.config import AttentionKind, DecoderConfig
-from moecl_jax.models.linear import dot, rounded_and_named
 
 _SPLASH_BLOCK = 128  # slots that splash attention takes at a time
 _LONG = 64  # slots of a row; of shorter ones, halves take longer to compile and save nothing

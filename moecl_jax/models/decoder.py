@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moecl_jax.kernels.linear import PROJECTED, Kernel, dot, from_bits, kept
 from moecl_jax.models.attention import (
     ATTENTIONS,
     AttentionContext,
@@ -29,9 +30,8 @@ from moecl_jax.models.attention import (
     rotate,
 )
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import PROJECTED, Kernel, dot, from_bits, kept
+from moecl_jax.models.experts import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
-from moecl_jax.models.moe_ffn import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,

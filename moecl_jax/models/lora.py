@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moecl_jax.kernels.linear import PROJECTED, dot
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.linear import PROJECTED, dot
 
 FFN_TARGETS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")

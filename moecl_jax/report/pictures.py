@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moecl_jax.progress import LOG_NAME
 from moecl_jax.report import svg
 from moecl_jax.report.runs import RESULTS_NAME, Run, order_names
 from moecl_jax.report.summary import Spread, Variant, percent
+from moecl_jax.runs.progress import LOG_NAME
 
 _CURVE_POINTS = 120
 _STEP_COLUMNS = 24

@@ -18,7 +18,8 @@ import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.weights import Checkpoint, StoredTensor, families
+from moecl_jax.weights import Checkpoint, StoredTensor
+from moecl_jax.weights.families import table as families
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),

@@ -9,7 +9,7 @@ from family_models import LENGTHS, RANK, SCALE, Results, cotangent, factor, text
 from torch import nn
 
 from moecl_jax.models.lora import TARGETS
-from moecl_jax.weights.families import norm_offset
+from moecl_jax.weights.families.table import norm_offset
 
 
 class LoraLinear(nn.Module):

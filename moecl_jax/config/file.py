@@ -1,0 +1,176 @@
+"""Config files and the overrides of the command line.
+
+Importing this module is cheap: `moecl --help` does not wait for what reading a config needs.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moecl_jax.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+OVERRIDE = re.compile(r"--?(?:no)?config\.")
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
+    """Reads a config file and applies overrides to it.
+
+    Args:
+      file: `FILE.py`, whose `get_config()` returns a `ConfigDict`, `FILE.py:ARGUMENT`, which
+        calls `get_config(ARGUMENT)`, or the `config.json` of a workdir.
+      overrides: flags of the form `--config.KEY=VALUE`, as `ml_collections.config_flags` defines
+        them; VALUE is read as the type of the value that it replaces.
+
+    Returns:
+      The config, locked.
+
+    Raises:
+      UserError: if the file is missing or fails, or an override's key or value does not fit.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    path = Path(file)
+    config = read_json(path) if path.suffix == ".json" else _run_config_file(file)
+    for override in overrides:
+        _check_override(override, config)
+    values = flags.FlagValues()
+    arguments = ["moecl", *overrides]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=True, sys_argv=arguments
+        )
+        values(arguments)
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Without the list of what is supported, which is long and in Python's terms.
+        reason = one_line(error).removeprefix("flag ").partition(". Currently supported")[0]
+        raise UserError(reason) from error
+    return values["config"].value
+
+
+def read_json(path: Path) -> "ConfigDict":
+    """Reads the `config.json` of a workdir; keys that are younger than it have their defaults.
+
+    Raises:
+      UserError: the file is missing, broken, or no config of a run.
+    """
+    from moecl_jax.config.default import get_config
+
+    config = get_config()
+    known = dict(_paths(config))
+    try:
+        config.update(_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError as error:
+        siblings = [str(other) for other in path.parent.glob("*.json")]
+        raise UserError(
+            f"config file {path} does not exist{_suggestion(str(path), siblings)}"
+        ) from error
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is broken: {one_line(error)}") from error
+    for key, _ in _paths(config):
+        if key not in known and not key.startswith("definitions."):
+            raise UserError(
+                f"{path} has an unknown config key {key!r}; expected the config.json that "
+                "'moecl train' or 'moecl convert' writes into a workdir"
+            )
+    return config
+
+
+def _with_tuples(content: Any) -> Any:
+    """JSON's lists as the tuples that they were in the config."""
+    if isinstance(content, dict):
+        return {key: _with_tuples(value) for key, value in content.items()}
+    return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
+
+
+def _run_config_file(file: str) -> "ConfigDict":
+    from ml_collections import ConfigDict
+
+    name, *argument = file.split(":", 1)
+    path = Path(name)
+    if not path.is_file():
+        siblings = [str(other) for other in path.parent.glob("*.py")]
+        raise UserError(f"config file {name} does not exist{_suggestion(name, siblings)}")
+    spec = importlib.util.spec_from_file_location("moecl_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {name} is neither FILE.py nor a workdir's config.json")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses defined in the file look for it there
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)  # as for a script, so that a config can start from one beside it
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if argument and callable(get_config) and not inspect.signature(get_config).parameters:
+            raise UserError(
+                "its get_config() takes no argument. Leave out what follows the file's name, or "
+                "define get_config(argument)"
+            )
+        config = get_config(*argument) if callable(get_config) else None
+    except Exception as error:  # whatever the user's file raises is the user's to mend
+        raise UserError(_config_file_failure(path, error)) from error
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config file {name} must define get_config() that returns a ConfigDict")
+    return config
+
+
+def _config_file_failure(path: Path, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    if isinstance(error, SyntaxError) and error.filename == str(path.absolute()):
+        lines.append(error.lineno)
+    place = f"config file {path}" + (f", line {lines[-1]}" if lines else "")
+    # The message of these two is written for the user; that of others needs its type.
+    kind = "" if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: "
+    return f"{place}: {kind}{one_line(error)}"
+
+
+def _check_override(override: str, config: "ConfigDict") -> None:
+    from ml_collections.config_flags import config_path
+
+    key = OVERRIDE.sub("", override.partition("=")[0], count=1)
+    paths = dict(_paths(config))
+    container = key.partition("[")[0]  # KEY[0] is an element of a list
+    if container not in paths:
+        last = key.rpartition(".")[2]
+        same_name = [path for path in paths if path.rpartition(".")[2] == last]
+        hint = _suggestion(key, same_name, cutoff=0.0) or _suggestion(key, list(paths))
+        raise UserError(
+            f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(paths))}"
+        )
+    if container != key:
+        try:
+            config_path.get_value(key, config)
+        except (LookupError, ValueError) as error:
+            raise UserError(f"config key {key!r}: {one_line(error)}") from error
+    elif paths[key]:
+        # config_flags would replace the whole section, unchecked and without its other keys.
+        raise UserError(
+            f"config key {key!r} is a section; override its values, as --config.{key}.KEY"
+        )
+
+
+def _paths(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """The dotted path of each key, and whether it is a section."""
+    for key, value in config.items(preserve_field_references=True):
+        is_section = hasattr(value, "items")
+        yield f"{prefix}{key}", is_section
+        if is_section:
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _suggestion(wrong: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

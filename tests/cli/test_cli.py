@@ -1,0 +1,419 @@
+"""The moecl command in process: help, overrides, and errors in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from moecl_jax.cli import command as cli
+from moecl_jax.errors import UserError
+
+CONFIG = """
+from ml_collections import ConfigDict, config_dict
+
+def get_config(argument="a=1"):
+    name, value = argument.split("=")
+    if name != "a":
+        raise ValueError(f"the argument must be a=NUMBER,\\n  but it is {argument!r}")
+    return ConfigDict({
+        "seed": 0,
+        "argument": int(value),
+        "method": "moe_cl",
+        "resume": True,
+        "steps": config_dict.placeholder(int),
+        "tasks": ("spam", "irony"),
+        "names": ["spam"],
+        "optimizer": {"learning_rate": 2e-4, "schedule": {"warmup": 10}},
+    })
+"""
+
+RESULTS = {
+    "method": "moe_cl",
+    "tasks": ["spam", "irony"],
+    "accuracy_matrix": [[0.975, 0.51], [0.95, 0.88]],
+    "random_init": [0.5, 0.48],
+    "metrics": {"acc": 0.915, "bwt": -0.025, "fwt": 0.03, "forgetting": 0.025},
+    "seed": 0,
+    "wall_seconds": 123.4,
+}
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces the library's functions by ones that record their arguments."""
+    recorded = {}
+
+    homes = {"train": "train", "evaluate": "inference", "predict": "inference"}
+    homes |= {"convert_official": "convert", "export": "export"}
+    modules = {home: ModuleType(f"moecl_jax.{home}") for home in homes.values()}
+    for module in modules.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def replace(name, result):
+        def function(*arguments, **options):
+            recorded[name] = (*arguments, options) if options else arguments
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        setattr(modules[homes[name]], name, function)
+
+    replace("train", RESULTS)
+    replace("evaluate", {"split": "test", "accuracy": {"spam": 0.5}})
+    replace("predict", 0)
+    replace("convert_official", ["spam", "irony"])
+    replace("export", [Path("p.bin"), Path("p.json")])
+    recorded["replace"] = replace
+    return recorded
+
+
+def trained_config(calls, config_file, *overrides):
+    assert cli.main(["train", f"--config={config_file}", "--workdir=w", *overrides]) == 0
+    return calls["train"][0]
+
+
+def error_of(capsys, *argv):
+    """The error of a command that must fail with one line and status 1."""
+    assert cli.main([str(argument) for argument in argv]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("moecl: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err.removeprefix("moecl: error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "sweep", "evaluate", "predict", "convert", "export", "compare"]
+)
+def test_help_of_each_command_has_an_example(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"\n  moecl {command} " in text.partition("example")[2]
+    assert "--workdir" in text
+
+
+def test_help_lists_the_commands_without_importing_jax(repository):
+    code = (
+        "import sys\n"
+        "from moecl_jax.cli.command import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit:\n"
+        "    assert not {'jax', 'numpy', 'ml_collections'} & set(sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert all(name in run.stdout for name in ("train", "evaluate", "predict", "compare"))
+
+
+def test_module_is_the_command(repository):
+    run = subprocess.run(
+        [sys.executable, "-m", "moecl_jax", "--version"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "moecl 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["tran"],
+        ["train"],
+        ["train", "--conf=x.py", "--workdir=w"],
+        ["evaluate", "--workdir=w", "--config.seed=1"],
+    ],
+)
+def test_wrong_arguments_exit_with_status_2(argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert "usage: moecl" in capsys.readouterr().err
+
+
+def test_train_gets_the_locked_config_and_prints_the_matrix(calls, config_file, capsys):
+    config = trained_config(calls, config_file)
+    assert config.is_locked
+    assert config.seed == 0
+    assert calls["train"][1] == Path("w")
+    output = capsys.readouterr().out
+    assert "after irony" in output
+    assert "acc 91.5" in output
+    assert str(Path("w") / "results.json") in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "value"),
+    [
+        (["--config.seed=7"], "seed", 7),
+        (["--config.seed", "7"], "seed", 7),
+        (["--config.seed", "-7"], "seed", -7),
+        (["--config.seed=7", "--config.seed=8"], "seed", 8),
+        (["--config.method=a b=c --d"], "method", "a b=c --d"),
+        (["--config.steps=3"], "steps", 3),
+        (["--config.resume=false"], "resume", False),
+        (["--config.resume", "false"], "resume", False),
+        (["--noconfig.resume"], "resume", False),
+        (["--config.tasks=('a', 'b', 'c')"], "tasks", ("a", "b", "c")),
+        (["--config.names[0]=irony"], "names", ["irony"]),
+        (["--config.optimizer.learning_rate=1e-3"], "optimizer.learning_rate", 1e-3),
+        (["--config.optimizer.learning_rate=1"], "optimizer.learning_rate", 1.0),
+        (["--config.optimizer.schedule.warmup=0"], "optimizer.schedule.warmup", 0),
+    ],
+)
+def test_overrides(calls, config_file, overrides, path, value):
+    config = trained_config(calls, config_file, *overrides)
+    for key in path.split("."):
+        config = config[key]
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_overrides_may_stand_anywhere(calls, config_file):
+    argv = ["train", "--config.seed=7", "--workdir", "w", "--config", f"{config_file}:a=5"]
+    assert cli.main(argv) == 0
+    config, workdir = calls["train"]
+    assert (config.seed, config.argument, workdir) == (7, 5, Path("w"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.sed=1", "unknown config key 'sed'; did you mean 'seed'?"),
+        (
+            "--config.optimizer.learning_rat=1",
+            "unknown config key 'optimizer.learning_rat'; did you mean 'optimizer.learning_rate'?",
+        ),
+        (
+            "--config.warmup=1",
+            "unknown config key 'warmup'; did you mean 'optimizer.schedule.warmup'?",
+        ),
+        (
+            "--config.seed.x=1",
+            "unknown config key 'seed.x'; did you mean 'seed'?",
+        ),
+        ("--config.items=1", "unknown config key 'items'"),
+        ("--config.zzzzzz=1", "unknown config key 'zzzzzz'; the keys are argument, method,"),
+        ("--config.=1", "unknown config key ''"),
+        (
+            "--config.optimizer={}",
+            "config key 'optimizer' is a section; override its values, as --config.optimizer.KEY",
+        ),
+        ("--config.seed=one", "--config.seed=one: invalid literal for int()"),
+        ("--config.seed=1.5", "--config.seed=1.5: invalid literal for int()"),
+        ("--config.seed", "Missing value for flag --config.seed"),
+        ("--config.names=a", "Type <class 'list'> of field config.names is not supported"),
+        ("--config.names[4]=a", "config key 'names[4]': list index out of range"),
+        ("--config.names[=a", "config key 'names[': Could not parse"),
+    ],
+)
+def test_wrong_override_is_named(calls, config_file, capsys, override, message):
+    error = error_of(capsys, "train", f"--config={config_file}", "--workdir=w", override)
+    assert error.startswith(message)
+    assert "train" not in calls
+
+
+def test_missing_config_file_is_named_with_a_similar_one(config_file, capsys):
+    wrong = config_file.with_name("smal.py")
+    error = error_of(capsys, "train", f"--config={wrong}", "--workdir=w")
+    assert error == f"config file {wrong} does not exist; did you mean {str(config_file)!r}?"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", " must define get_config() that returns a ConfigDict"),
+        ("def get_config(): return {}\n", " must define get_config() that returns a ConfigDict"),
+        ("\nx = missing\n", ", line 2: NameError: name 'missing' is not defined"),
+        ("\n\nx = = 1\n", ", line 3: SyntaxError: invalid syntax"),
+        ("import absent_package\n", ", line 1: ModuleNotFoundError: No module named"),
+        ("def get_config():\n  return {}['k']\n", ", line 2: KeyError: k"),
+    ],
+)
+def test_broken_config_file_is_named(tmp_path, capsys, content, message):
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    error = error_of(capsys, "train", f"--config={path}", "--workdir=w")
+    assert error.startswith(f"config file {path}{message}")
+
+
+def test_relative_config_file_is_named_with_its_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text("\nx = missing\n")
+    error = error_of(capsys, "train", "--config=broken.py", "--workdir=w")
+    assert error.startswith("config file broken.py, line 2: NameError")
+
+
+def test_config_file_that_is_no_python_file(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("{}")
+    error = error_of(capsys, "train", f"--config={path}", "--workdir=w")
+    assert error == f"config file {path} is neither FILE.py nor a workdir's config.json"
+
+
+def test_a_workdir_s_config_json_is_a_config(calls, tmp_path):
+    path = tmp_path / "config.json"
+    definition = {"source": "jsonl", "train": "a.jsonl", "labels": ["no", "yes"]}
+    content = {
+        "seed": 3,
+        "tasks": ["spam"],
+        "lora": {"rank": 4},
+        "definitions": {"spam": definition},
+    }
+    path.write_text(json.dumps(content))
+    overrides = ["--config.lora.alpha=2", "--config.definitions.spam.labels=('ham', 'spam')"]
+    config = trained_config(calls, path, *overrides)
+    assert (config.seed, config.tasks, config.lora.rank, config.lora.alpha) == (
+        3,
+        ("spam",),
+        4,
+        2.0,
+    )
+    assert config.definitions.spam.labels == ("ham", "spam")
+    assert config.epochs == 3  # a key that the file lacks has its default
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config file {path} does not exist"),
+        ("{", "{path} is broken: Expecting"),
+        ("[1]", "{path} is broken: "),
+        ('{"seed": "x"}', "{path} is broken: "),
+        ('{"model_type": "llama"}', "{path} has an unknown config key 'model_type'; expected the"),
+        ('{"lora": {"r": 4}}', "{path} has an unknown config key 'lora.r'; expected the"),
+    ],
+)
+def test_a_wrong_config_json_is_named(tmp_path, capsys, content, message):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    error = error_of(capsys, "train", f"--config={path}", "--workdir=w")
+    assert error.startswith(message.format(path=path))
+
+
+def test_wrong_config_argument_shows_the_files_own_message(config_file, capsys):
+    error = error_of(capsys, "train", f"--config={config_file}:b=1", "--workdir=w")
+    assert error.endswith(": the argument must be a=NUMBER, but it is 'b=1'")
+
+
+def test_user_error_is_one_line_and_interrupt_says_how_to_resume(calls, config_file, capsys):
+    argv = ["train", f"--config={config_file}", "--workdir=w"]
+    calls["replace"]("train", UserError("no such task: x"))
+    assert error_of(capsys, *argv) == "no such task: x"
+    calls["replace"]("train", KeyboardInterrupt())
+    assert cli.main(argv) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
+    calls["replace"]("train", ZeroDivisionError())  # a bug keeps its stack trace
+    with pytest.raises(ZeroDivisionError):
+        cli.main(argv)
+
+
+def test_evaluate_prints_json(calls, capsys):
+    assert cli.main(["evaluate", "--workdir=w", "--split=validation"]) == 0
+    assert calls["evaluate"] == (Path("w"), "validation")
+    assert json.loads(capsys.readouterr().out) == {"split": "test", "accuracy": {"spam": 0.5}}
+
+
+@pytest.mark.parametrize(("bad_lines", "status"), [(0, 0), (3, 1)])
+def test_predict_fails_when_a_line_was_bad(calls, capsys, bad_lines, status):
+    calls["replace"]("predict", bad_lines)
+    argv = ["predict", "--workdir=w", "--task=spam", "--input=i.jsonl", "--output=o.jsonl"]
+    assert cli.main(argv) == status
+    assert calls["predict"] == (Path("w"), "spam", Path("i.jsonl"), Path("o.jsonl"))
+    assert capsys.readouterr().out == f"Predictions: o.jsonl; bad lines: {bad_lines}\n"
+
+
+def test_evaluate_prints_null_for_what_is_not_known(calls, capsys):
+    calls["replace"]("evaluate", {"accuracy": float("nan")})
+    assert cli.main(["evaluate", "--workdir=w"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"accuracy": None}
+
+
+def test_convert_names_the_command_that_goes_on(calls, capsys):
+    places = ["--base=b", "--adapter=p", "--workdir=w"]
+    argv = ["convert", "official", *places, "--tasks=spam, irony", "--continue=irony"]
+    assert cli.main(argv) == 0
+    options = {"tasks": ["spam", "irony"], "continue_task": "irony"}
+    assert calls["convert_official"] == (Path("b"), Path("p"), Path("w"), options)
+    assert capsys.readouterr().out == (
+        "Converted into w, tasks spam, irony\n"
+        "Train irony: moecl train --config=w/config.json --workdir=w\n"
+    )
+
+
+def test_export_lists_its_files(calls, capsys):
+    assert cli.main(["export", "--workdir=w", "--format=official", "--output=p"]) == 0
+    assert calls["export"] == (Path("w"), "official", Path("p"))
+    assert capsys.readouterr().out == "Written: p.bin, p.json\n"
+
+
+def test_the_formats_of_export_are_those_that_there_are(capsys):
+    from moecl_jax.interchange.export import FORMATS
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "--workdir=w", "--format=none", "--output=p"])
+    message = capsys.readouterr().err
+    assert all(name in message.rpartition("choose from")[2] for name in FORMATS)
+
+
+def write_results(workdir, **changes):
+    workdir.mkdir()
+    (workdir / "results.json").write_text(json.dumps(RESULTS | changes))
+    return workdir
+
+
+def test_compare_prints_each_matrix_and_one_table(tmp_path, capsys):
+    first = write_results(tmp_path / "a")
+    second = write_results(tmp_path / "b", method="sequential_lora", wall_seconds=60)
+    assert cli.main(["compare", f"--workdir={first}", f"--workdir={second}"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("after irony") == 2
+    assert f"moe_cl ({first})" in output
+    assert output.splitlines()[-3].split()[:3] == ["method", "seed", "acc"]
+    assert output.splitlines()[-1].split()[-1] == "0:01:00"
+    assert "not comparable" not in output
+
+
+def test_compare_says_when_the_tasks_differ(tmp_path, capsys):
+    first = write_results(tmp_path / "a")
+    second = write_results(tmp_path / "b", tasks=["irony", "spam"])
+    assert cli.main(["compare", f"--workdir={first}", f"--workdir={second}"]) == 0
+    assert "not comparable" in capsys.readouterr().out
+
+
+def test_compare_without_results(tmp_path, capsys):
+    error = error_of(capsys, "compare", f"--workdir={tmp_path}")
+    assert error.startswith(f"{tmp_path / 'results.json'} does not exist")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot read {path}: "),
+        ("[]", "{path} is broken: expected a JSON object"),
+        ('{"method": "moe_cl"}', "{path} is broken: it lacks tasks, accuracy_matrix"),
+        (json.dumps(RESULTS | {"random_init": [0.5]}), "{path} is broken: 2 tasks need"),
+        (json.dumps(RESULTS | {"metrics": {}}), "{path} is broken: acc"),
+        (json.dumps(RESULTS | {"wall_seconds": None}), "{path} is broken: "),
+    ],
+)
+def test_compare_with_broken_results(tmp_path, capsys, content, message):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    error = error_of(capsys, "compare", f"--workdir={tmp_path}")
+    assert error.startswith(message.format(path=path))

@@ -1,0 +1,398 @@
+"""Whole tiny streams of the baselines: what they reduce to, resuming, extending, and refusals."""
+
+import json
+import runpy
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from streams import ROOT, assert_bit_equal, logged, tiny_config
+from test_train import restored, stop_after
+
+from moecl_jax.config.experiment import build, load_tasks
+from moecl_jax.data.batching import make_batch
+from moecl_jax.data.rehearsal import replayed, reservoir
+from moecl_jax.errors import UserError
+from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.resume import restore_task, task_trees
+from moecl_jax.serving.evaluate import score
+from moecl_jax.training.steps import forward, instruction_loss, output_logits
+from moecl_jax.training.task_training import TaskTraining
+from moecl_jax.training.trainer import train
+
+TWO = ("two", "five")
+STEPS = 6  # of a task: one epoch of 48 examples, 8 a batch
+OPTIONS = {  # small memories, and penalties that matter
+    "replay": {"replay__memory": 10, "replay__batch": 3},
+    "ewc": {"ewc__examples": 5, "ewc__weight": 1e4},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trains a method on two tasks, once for all tests; gives its config, folder and results."""
+    done = {}
+
+    def trained(method, **changes):
+        key = (method, *sorted(changes.items()))
+        if key not in done:
+            folder = tmp_path_factory.mktemp(method)
+            config = config_of(folder, method, **changes)
+            done[key] = config, folder / "run", train(config, folder / "run")
+        return done[key]
+
+    return trained
+
+
+def config_of(folder, method, **changes):
+    settings = {"tasks": TWO, "epochs": 1, **OPTIONS.get(method, {}), **changes}
+    return tiny_config(folder, method=method, **settings)
+
+
+def assert_same_training(ours, theirs, tolerance=1e-6):
+    """Fails unless losses, accuracies and the shared trees of two runs agree."""
+    for mine, other in zip(logged(ours[1]), logged(theirs[1]), strict=True):
+        assert mine["loss_instruction"] == pytest.approx(other["loss_instruction"], rel=tolerance)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=tolerance)
+    for key in ("accuracy_matrix", "random_init", "steps", "validation_accuracy"):
+        assert ours[2][key] == theirs[2][key]
+    left, right = (restored(config, workdir)[1].shared for config, workdir, _ in (ours, theirs))
+    for mine, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(mine, other, atol=tolerance, rtol=0)
+
+
+def scores_of(experiment, stream, tasks, index):
+    return score(
+        experiment.evaluation_step,
+        task_trees(experiment, stream, index),
+        experiment.frozen,
+        tasks[index].splits["test"],
+        experiment.answers[index],
+        experiment.evaluation_layout,
+        class_count=len(tasks[index].labels),
+    ).scores
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("per_task", {}),
+        ("moe_cl", {"moe_cl__snapshot": True}),
+        ("o_lora", {"o_lora__composed": False}),
+    ],
+    ids=["per_task", "moe_cl with snapshots", "o_lora, not composed"],
+)
+def test_what_answers_for_a_finished_task_never_changes(run, method, changes):
+    config, workdir, results = run(method, **changes)
+    assert results["metrics"]["bwt"] == 0.0
+    assert results["metrics"]["forgetting"] == 0.0
+    experiment, after, _ = restored(config, workdir)
+    before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
+    tasks = load_tasks(config, experiment)
+    scores = scores_of(experiment, before, tasks, 0)
+    np.testing.assert_array_equal(scores, scores_of(experiment, after, tasks, 0))
+    assert np.ptp(scores) > 0
+
+
+def test_moe_cl_without_snapshots_does_change(run):
+    config, workdir, _ = run("moe_cl")
+    experiment, after, _ = restored(config, workdir)
+    before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
+    tasks = load_tasks(config, experiment)
+    assert np.any(scores_of(experiment, before, tasks, 0) != scores_of(experiment, after, tasks, 0))
+
+
+def test_drift_is_measured_between_a_tasks_own_row_and_the_last(run, monkeypatch, capsys):
+    _, workdir, results = run("moe_cl")
+    monkeypatch.setattr("sys.argv", ["drift.py", str(workdir), "--split=test"])
+    script = runpy.run_path(str(ROOT / "launch" / "drift.py"))
+    script["main"]()
+    kept, *_, moved = capsys.readouterr().out.splitlines()[2:]
+    matrix = results["accuracy_matrix"]
+    assert kept == f"| kept | kept | {100 * matrix[0][0]:.1f} |"
+    assert moved == f"| moved | moved | {100 * matrix[-1][0]:.1f} |"
+    assert matrix[0][0] != matrix[-1][0]
+
+    _, other, _ = run("moe_cl", moe_cl__snapshot=True)
+    with pytest.raises(SystemExit, match=r"is no run of moe_cl with moe_cl.snapshot = False"):
+        script["accuracies"](other, "test")
+
+
+def test_moe_cl_trains_alike_with_and_without_snapshots(run):
+    plain, kept = run("moe_cl"), run("moe_cl", moe_cl__snapshot=True)
+    assert logged(plain[1]) == logged(kept[1])
+    (_, without, _), (_, with_them, _) = (restored(*done[:2]) for done in (plain, kept))
+    assert_bit_equal(without.shared, with_them.shared)
+    for name in TWO:
+        assert_bit_equal(without.finished[name].expert, with_them.finished[name].expert["task"])
+    assert plain[2]["accuracy_matrix"][0] == kept[2]["accuracy_matrix"][0]
+    snapshot = with_them.finished["five"].expert["snapshot"]
+    assert_bit_equal(snapshot["shared"], without.shared["expert"])
+    assert_bit_equal(snapshot["gate"], without.shared["gate"])
+    one = sum(leaf.size for leaf in jax.tree.leaves(snapshot))
+    difference = kept[2]["parameters"]["stored"] - plain[2]["parameters"]["stored"]
+    assert difference == 2 * one
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("lwf", {"lwf__weight": 0.0, "lwf__temperature": 3.0}),
+        ("replay", {"replay__memory": 0}),
+        ("replay", {"replay__batch": 0}),
+    ],
+    ids=["lwf of weight 0", "replay of no memory", "replay of nothing"],
+)
+def test_what_reduces_to_sequential_lora(run, method, changes):
+    assert_same_training(run(method, **changes), run("sequential_lora"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lwf", "ewc", "replay"])
+def test_with_their_defaults_they_differ_from_sequential_lora_after_the_first_task(run, method):
+    ours, plain = logged(run(method)[1]), logged(run("sequential_lora")[1])
+    losses, others = ([line["loss_instruction"] for line in lines] for lines in (ours, plain))
+    np.testing.assert_allclose(losses[:STEPS], others[:STEPS], atol=1e-6)
+    assert np.abs(np.subtract(losses, others)[STEPS + 1 :]).max() > 1e-4
+
+
+def test_ewc_s_penalty_pulls_towards_where_the_first_task_ended(run):
+    config, workdir, _ = run("ewc")
+    lines = logged(workdir)
+    terms = [line["loss"] - line["loss_instruction"] for line in lines]
+    assert terms[: STEPS + 1] == [0.0] * (STEPS + 1)  # the first step of task 2 is at the anchor
+    assert max(terms[STEPS + 1 :]) > 1e-4
+    experiment, after, _ = restored(config, workdir)
+    before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
+    method = experiment.learner.method
+    assert_bit_equal(before.memory["anchor"], before.shared)
+
+    def penalty(shared):
+        distances = jax.tree.map(
+            lambda f, x, start: (f * (x - start) ** 2).sum(),
+            before.memory["fisher"],
+            shared,
+            before.memory["anchor"],
+        )
+        return 0.5 * method.options.weight * sum(jax.tree.leaves(distances))
+
+    gradients = jax.tree.leaves(jax.grad(penalty)(after.shared))
+    assert all(np.any(leaf) for leaf in gradients)
+
+
+def test_fisher_information_is_the_mean_over_a_task_s_examples(tmp_path):
+    config = config_of(tmp_path, "ewc", tasks=("five",), ewc__examples=1000)
+    train(config, tmp_path / "run")
+    experiment, stream, _ = restored(config, tmp_path / "run")
+    [task] = load_tasks(config, experiment)
+    active, learner = task_trees(experiment, stream, 0), experiment.learner
+
+    @jax.jit
+    def squares(shared, batch):
+        def negative_log_likelihood(shared):
+            chosen = type(active)(shared, {}, {}, active.memory)
+            hidden, _ = forward(chosen, experiment.frozen, batch, learner, seeds=None)
+            logits = output_logits(chosen, hidden, experiment.frozen, batch, learner)
+            loss = instruction_loss(logits, batch, learner)
+            return loss * batch.answer_mask.sum()
+
+        return jax.tree.map(jnp.square, jax.grad(negative_log_likelihood)(shared))
+
+    total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), stream.shared)
+    for example in task.splits["train"]:
+        batch = make_batch(
+            [example],
+            experiment.answers[0],
+            experiment.training_layout,
+            task_index=0,
+            class_count=5,
+            training=True,
+        )
+        total = jax.tree.map(np.add, total, squares(active.shared, batch))
+    count = len(task.splits["train"])
+    for ours, expected in zip(
+        jax.tree.leaves(stream.memory["fisher"]), jax.tree.leaves(total), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected / count, rtol=1e-4, atol=1e-9)
+        assert np.any(ours)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Task and prompts of each training batch, as they are made."""
+    made = []
+    original = TaskTraining._batch
+
+    def watched(self, examples, layout):
+        made.append((self.index, [tuple(example.prompt) for example in examples]))
+        return original(self, examples, layout)
+
+    monkeypatch.setattr(TaskTraining, "_batch", watched)
+    return made
+
+
+def test_replay_mixes_the_reservoir_s_examples_into_each_batch(tmp_path, batches):
+    config = config_of(tmp_path, "replay")
+    results = train(config, tmp_path / "run")
+    tasks = load_tasks(config, build(config))
+    kept = reservoir(config.seed, [48], 10)
+    prompts = [tuple(tasks[task].splits["train"][place].prompt) for task, place in kept]
+    assert results["stored_examples"] == 10
+    for step, (index, examples) in enumerate(batches):
+        assert len(examples) == (8 if index == 0 else 11)
+        if index == 1:
+            drawn = replayed(config.seed, 1, step - STEPS, 10, 3)
+            assert examples[8:] == [prompts[place] for place in drawn]
+    lines = logged(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 2 * STEPS + 1))
+
+
+def test_joint_training_has_one_row_and_the_steps_of_a_stream(run):
+    config, workdir, results = run("joint")
+    unknown, last = results["accuracy_matrix"]
+    assert unknown == [None, None] and None not in last
+    metrics = results["metrics"]
+    assert metrics["acc"] == pytest.approx(np.mean(last))
+    assert [metrics[name] for name in ("bwt", "fwt", "forgetting")] == [None] * 3
+    assert results["steps"] == run("sequential_lora")[2]["steps"] == 2 * STEPS
+    assert results["validation_accuracy"][0] is None
+    assert {line["task"] for line in logged(workdir)} == {"five"}
+    written = json.loads((workdir / "results.json").read_text())
+    assert written["accuracy_matrix"] == results["accuracy_matrix"]
+    longer = config.copy_and_resolve_references()
+    with longer.unlocked():
+        longer.tasks = (*TWO, "fourteen")
+    copied = workdir.with_name("copied")
+    shutil.copytree(workdir, copied)
+    with pytest.raises(UserError, match="trained on 2 tasks jointly; tasks cannot be added"):
+        train(longer, copied)
+
+
+def test_an_epoch_of_joint_training_passes_over_all_tasks_mixed(tmp_path, batches):
+    config = config_of(tmp_path, "joint")
+    train(config, tmp_path / "run")
+    tasks = load_tasks(config, build(config))
+    wanted = {
+        tuple(example.prompt): task for task in range(2) for example in tasks[task].splits["train"]
+    }
+    trained = [prompt for _, prompts in batches for prompt in prompts]
+    assert sorted(trained) == sorted(wanted)
+    assert {wanted[prompt] for prompt in batches[0][1]} == {0, 1}
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("o_lora", "ewc", "replay"),
+        *(pytest.param(name, marks=slow) for name in ("mocl", "lwf", "per_task", "joint")),
+    ],
+)
+def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
+    run, tmp_path, monkeypatch, method
+):
+    config, workdir, results = run(method)
+    resumed = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, STEPS + 5)  # a step after a checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resumed)
+    record = TaskCheckpoints(resumed).in_progress_record()
+    # Joint training begins with the last task.
+    assert (record["task"], record["step"]) == ("five", 8 if method == "joint" else 4)
+    again = train(config, resumed)
+    for key in ("accuracy_matrix", "random_init", "validation_accuracy", "steps"):
+        assert again[key] == results[key]
+    assert logged(resumed) == logged(workdir)
+    (_, whole, _), (_, pieces, _) = restored(config, workdir), restored(config, resumed)
+    for part in ("shared", "memory", "finished"):
+        assert_bit_equal(getattr(whole, part), getattr(pieces, part))
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["o_lora", pytest.param("mocl", marks=slow), pytest.param("replay", marks=slow)],
+)
+def test_adding_a_task_leaves_the_earlier_rows(run, method):
+    config, workdir, first = run(method)
+    extended = workdir.with_name("extended")
+    shutil.copytree(workdir, extended)
+    _, before, _ = restored(config, extended)
+    longer = config.copy_and_resolve_references()
+    with longer.unlocked():
+        longer.tasks = (*TWO, "fourteen")
+    second = train(longer, extended)
+    matrix = np.array(second["accuracy_matrix"])
+    np.testing.assert_array_equal(matrix[:2, :2], first["accuracy_matrix"])
+    assert np.isfinite(matrix).all()
+    assert second["random_init"][:2] == first["random_init"]
+    assert logged(extended)[: 2 * STEPS] == logged(workdir)
+    _, after, _ = restored(longer, extended)
+    if "expert" in before.memory:  # the LoRAs of finished tasks are where and what they were
+        for target, factors in before.memory["expert"].items():
+            width = factors["b"].shape[1]
+            kept = after.memory["expert"][target]
+            np.testing.assert_array_equal(kept["a"][:, :, :width], factors["a"])
+            np.testing.assert_array_equal(kept["b"][:, :width], factors["b"])
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("replay", "'replay' needs an output layer that all tasks share: set head = 'lm', or "),
+        ("joint", "'joint' needs an output layer that all tasks share: set head = 'lm', or "),
+        ("lwf", "'lwf' distils the LLM's own output layer: set head = 'lm'"),
+    ],
+)
+def test_methods_that_need_one_output_layer_refuse_a_head_a_task(tmp_path, method, message):
+    with pytest.raises(UserError, match=message):
+        build(config_of(tmp_path, method, head="classification"))
+    shared = config_of(tmp_path, method, head="classification", shared_head=True, tasks=("two",))
+    if method == "lwf":
+        with pytest.raises(UserError, match=message):
+            build(shared)
+    else:
+        build(shared)
+
+
+@pytest.mark.parametrize(
+    "method", ["per_task", *(pytest.param(name, marks=slow) for name in ("o_lora", "mocl", "ewc"))]
+)
+def test_methods_with_a_classification_head_a_task(run, method):
+    _, workdir, results = run(method, head="classification")
+    assert np.isfinite(results["accuracy_matrix"]).all()
+    losses = [line["loss_instruction"] for line in logged(workdir)]
+    assert losses[STEPS - 1] < losses[0]
+    if method == "per_task":
+        assert results["metrics"]["bwt"] == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["replay", "joint"])
+def test_rehearsal_with_one_classification_head_for_all_tasks(tmp_path, method):
+    config = config_of(tmp_path, method, head="classification", shared_head=True)
+    with config.unlocked():
+        config.definitions.six = config.definitions.five.copy_and_resolve_references()
+        config.tasks = ("five", "six")
+    results = train(config, tmp_path / "run")
+    assert None not in results["accuracy_matrix"][-1]
+    assert results["accuracy_matrix"][-1][0] == results["accuracy_matrix"][-1][1]
+
+
+@pytest.mark.slow
+def test_all_weights_are_trained_and_resumed(run, tmp_path, monkeypatch):
+    config, workdir, results = run("sequential_full")
+    with monkeypatch.context() as patch:
+        stop_after(patch, STEPS + 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    assert train(config, tmp_path / "run")["accuracy_matrix"] == results["accuracy_matrix"]
+    assert logged(tmp_path / "run") == logged(workdir)
+    experiment, stream, _ = restored(config, workdir)
+    assert results["parameters"]["trained"] == results["parameters"]["frozen"]
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(stream.shared))
+    assert jax.tree.structure(stream.shared["difference"]) == jax.tree.structure(experiment.frozen)

@@ -1,0 +1,81 @@
+"""Examples of several tasks in one batch score as each task's alone."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny import ANSWERS, TASKS, frozen_params, learner, random_examples, randomised
+
+from moecl_jax.data.batching import Layout
+from moecl_jax.methods import METHODS, MoeCl
+from moecl_jax.methods.moe_cl import Options
+from moecl_jax.methods.state import Initializer, finish, look_up
+from moecl_jax.models.lora import TARGETS
+from moecl_jax.serving.evaluate import score, score_mixed
+from moecl_jax.training.steps import evaluation_step, together
+
+LENGTHS = [5, 3, 9, 1, 7, 4, 6]
+OF_EXAMPLE = [2, 0, 1, 1, 0, 2, 0]
+CLASSES = [3, 2, 3]
+LAYOUT = Layout(4, True, 32, len(ANSWERS), max(map(len, ANSWERS)))
+
+
+def trained(chosen):
+    """What answers for each of three tasks after the last, all weights random."""
+    initializer = Initializer(chosen.method, 0, chosen.head, len(ANSWERS))
+    stream = initializer.stream(TASKS)
+    for task in range(TASKS):
+        active = initializer.begin(stream.shared, task, memory=stream.memory)
+        shapes = jax.eval_shape(lambda: active)  # noqa: B023 -- called at once
+        random = jax.tree.map(lambda leaf: leaf * (1 + task / 4), randomised(shapes, 0.3))  # noqa: B023
+        finished = initializer.finish(dataclasses.replace(random, memory=stream.memory), task, {})
+        stream = finish(stream, str(task), finished, CLASSES[task])
+    return [look_up(stream, str(task), len(ANSWERS)) for task in range(TASKS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "snapshot", "head"),
+    [
+        ("moe_cl", False, "lm"),
+        ("moe_cl", True, "lm"),
+        ("moe_cl", True, "classification"),
+        ("per_task", False, "classification"),
+        ("o_lora", False, "lm"),
+        ("sequential_lora", False, "lm"),
+    ],
+)
+def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
+    chosen = learner(head, METHODS[name], targets=TARGETS)
+    if name == "moe_cl":
+        method = MoeCl(chosen.method.settings, chosen.method.config, Options(snapshot=snapshot))
+        chosen = dataclasses.replace(chosen, method=method)
+    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
+    actives, examples = trained(chosen), random_examples(LENGTHS)
+    answers = [ANSWERS, ANSWERS[1:], ANSWERS[::-1]] if head == "lm" else [()] * 3
+    mixed = together(actives)
+    found = score_mixed(
+        step, mixed, frozen_params(), examples, OF_EXAMPLE, answers, LAYOUT, class_counts=CLASSES
+    )
+    spread = []
+    for task in range(TASKS):
+        places = [place for place, own in enumerate(OF_EXAMPLE) if own == task]
+        alone = score(
+            step,
+            actives[task],
+            frozen_params(),
+            [examples[place] for place in places],
+            answers[task],
+            LAYOUT,
+            class_count=CLASSES[task],
+        )
+        ours = found.scores[places, : CLASSES[task]]
+        np.testing.assert_allclose(ours, alone.scores, atol=1e-5, rtol=1e-5)
+        np.testing.assert_array_equal(found.answered[places, : CLASSES[task]], alone.answered)
+        for report, values in alone.reports.items():
+            np.testing.assert_allclose(found.reports[report][:, places], values, atol=1e-6)
+        others = (found.scores[places, CLASSES[task] :] == np.finfo(np.float32).min).all()
+        assert others
+        spread.append(ours.std())
+    assert min(spread) > 0.01

@@ -1,0 +1,361 @@
+"""The dual-expert FFN: equal to its equations, exact under dropout, and frozen where B is zero."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+
+from moecl_jax.kernels.linear import dot
+from moecl_jax.methods import MoeCl
+from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.methods.state import Initializer
+from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.experts import (
+    FrozenFfn,
+    frozen_ffn,
+    lora_ffn,
+    moe_ffn,
+    scaled,
+)
+from moecl_jax.models.lora import FFN_TARGETS, LayerContext, dropout, init_expert, site_seed
+from moecl_jax.training.steps import forward
+
+TOKENS, WIDTH, FFN, RANK, SCALE = 7, 6, 10, 3, 2.0
+SHAPES = {"gate_proj": (WIDTH, FFN), "up_proj": (WIDTH, FFN), "down_proj": (FFN, WIDTH)}
+# Two examples of three tokens and one, and three tokens of padding.
+MEMBERSHIP = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0]], np.float32)
+SUBSETS = [FFN_TARGETS, ("gate_proj", "down_proj"), ("up_proj",)]
+
+
+def problem(targets=FFN_TARGETS):
+    """Frozen kernels, input `[N, D]` and an adapter, all random float32."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape):
+        return generator.standard_normal(shape).astype(np.float32)
+
+    def expert():
+        return {
+            name: {"a": normal(inputs, RANK), "b": normal(RANK, outputs)}
+            for name, (inputs, outputs) in SHAPES.items()
+            if name in targets
+        }
+
+    kernels = {name: normal(*shape) for name, shape in SHAPES.items()}
+    adapter = {"shared": expert(), "task": expert(), "gate": normal(2, WIDTH)}
+    return kernels, 0.5 * normal(TOKENS, WIDTH), adapter
+
+
+def expert_output(xp, kernels, x, expert, drop):
+    """z_e of eq. 3 and 4, in full; `drop(values, site)` with site 0 for x and 1 for a_e."""
+
+    def projection(name, values, dropped):
+        out = values @ kernels[name]
+        if name in expert:
+            out = out + SCALE * (dropped @ expert[name]["a"] @ expert[name]["b"])
+        return out
+
+    gate = projection("gate_proj", x, drop(x, 0))
+    activation = gate / (1 + xp.exp(-gate)) * projection("up_proj", x, drop(x, 0))
+    return projection("down_proj", activation, drop(activation, 1))
+
+
+def undropped(values, *_):
+    return values
+
+
+def naive(xp, kernels, x, adapter, drop=undropped):
+    """out (eq. 7 and 8) and mean over real tokens of z_s (eq. 5), each expert in full.
+
+    `drop(values, expert, site)` with expert 0 for the shared one.
+    """
+    shared, task = (
+        expert_output(
+            xp,
+            kernels,
+            x,
+            adapter[name],
+            lambda values, site, index=index: drop(values, index, site),
+        )
+        for index, name in enumerate(("shared", "task"))
+    )
+    exponentials = xp.exp(x @ adapter["gate"].T)
+    beta = exponentials / exponentials.sum(axis=1, keepdims=True)
+    pooled = (MEMBERSHIP @ shared) / MEMBERSHIP.sum(axis=1, keepdims=True)
+    return beta[:, :1] * shared + beta[:, 1:] * task, pooled
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def frozen_of(kernels):
+    return FrozenFfn(
+        **{
+            name: lambda x, dtype, kernel=kernel: dot(x, jnp.asarray(kernel), dtype)
+            for name, kernel in kernels.items()
+        }
+    )
+
+
+@functools.partial(jax.jit, static_argnames="rate")
+def library(kernels, x, adapter, seed=None, rate=0.0):
+    """The implementation's out and pooled."""
+    context = LayerContext(jnp.asarray(MEMBERSHIP), seed)
+    out, report = moe_ffn(
+        frozen_of(kernels), x, adapter, context, scale=SCALE, dropout_rate=rate, adversarial=True
+    )
+    return out, report["shared_pooled"]
+
+
+def assert_close(found, expected, tolerance):
+    """Within `tolerance` of the expected array's largest number."""
+    bound = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("targets", SUBSETS, ids="-".join)
+def test_output_and_pooled_equal_the_equations_in_float64(targets):
+    kernels, x, adapter = problem(targets)
+    expected = naive(np, *in_float64((kernels, x, adapter)))
+    for ours, theirs in zip(library(kernels, x, adapter), expected, strict=True):
+        assert ours.dtype == jnp.float32
+        assert_close(ours, theirs, 1e-6)
+
+
+def test_bfloat16_input_stays_near_the_equations():
+    kernels, x, adapter = problem()
+    kernels, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), (kernels, x))
+    expected = naive(np, *in_float64((kernels, x, adapter)))
+    out, pooled = library(kernels, x, adapter)
+    assert (out.dtype, pooled.dtype) == (jnp.bfloat16, jnp.float32)
+    assert_close(out.astype(jnp.float32), expected[0], 0.02)
+    assert_close(pooled, expected[1], 0.02)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_weighted_difference_s_gradient_is_jax_s(backend, monkeypatch):
+    """A CPU sums by a product of matrices."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    keys = jax.random.split(jax.random.key(0), 3)
+    weight, x, cotangent = map(jax.random.normal, keys, [(7, 1), (7, 40), (7, 40)])
+    found, expected = (
+        jax.vjp(function, weight, x)[1](cotangent) for function in (scaled, jnp.multiply)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("favoured", [0, 1], ids=["shared", "task"])
+def test_gate_row_0_weighs_the_shared_expert_and_row_1_the_task_s(favoured):
+    kernels, x, adapter = problem()
+    x = np.abs(x) + 1
+    gate = np.zeros((2, WIDTH), np.float32)
+    gate[favoured] = 20
+    out, _ = library(kernels, x, {**adapter, "gate": gate})
+    chosen = adapter[("shared", "task")[favoured]]
+    alone = expert_output(np, *in_float64((kernels, x, chosen)), undropped)
+    assert_close(out, alone, 1e-6)
+
+
+def drop_by_the_library(rate, seed):
+    return lambda values, expert, site: dropout(values, rate, site_seed(seed, expert, site))
+
+
+def test_output_is_exact_under_dropout():
+    kernels, x, adapter = problem()
+    seed, rate = jnp.uint32(5), 0.3
+    expected = naive(jnp, kernels, jnp.asarray(x), adapter, drop_by_the_library(rate, seed))
+    found = library(kernels, x, adapter, seed, rate=rate)
+    without = library(kernels, x, adapter)
+    for ours, theirs, plain in zip(found, expected, without, strict=True):
+        assert_close(ours, theirs, 2e-6)
+        assert np.abs(ours - plain).max() > 0.1 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_every_gradient_equals_that_of_the_equations(rate):
+    kernels, x, adapter = problem()
+    generator = np.random.default_rng(1)
+    projections = [generator.standard_normal(shape) for shape in ((TOKENS, WIDTH), (2, WIDTH))]
+    seed = jnp.uint32(5)
+
+    def projected(outputs):
+        return sum(jnp.sum(o * p) for o, p in zip(outputs, projections, strict=True))
+
+    def by_the_equations(adapter, x):
+        return projected(naive(jnp, kernels, x, adapter, drop_by_the_library(rate, seed)))
+
+    def by_the_library(adapter, x):
+        return projected(library(kernels, x, adapter, seed, rate=rate))
+
+    expected = jax.jit(jax.grad(by_the_equations, argnums=(0, 1)))(adapter, x)
+    found = jax.jit(jax.grad(by_the_library, argnums=(0, 1)))(adapter, x)
+    chex.assert_trees_all_equal_shapes(found, expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_close(ours, theirs, 1e-5)
+
+
+def test_one_expert_adds_its_low_rank_term_to_each_projection():
+    kernels, x, adapter = problem()
+    context = LayerContext(jnp.asarray(MEMBERSHIP), None)
+    expert = {"expert": adapter["task"]}
+    out, report = lora_ffn(
+        frozen_of(kernels), jnp.asarray(x), expert, context, scale=SCALE, dropout_rate=0.0
+    )
+    assert report == {}
+    merged = {
+        name: kernel + SCALE * adapter["task"][name]["a"] @ adapter["task"][name]["b"]
+        for name, kernel in kernels.items()
+    }
+    gate, up = x @ merged["gate_proj"], x @ merged["up_proj"]
+    expected = (gate / (1 + np.exp(-gate)) * up) @ merged["down_proj"]
+    assert_close(out, expected, 2e-6)
+
+
+def test_experts_with_b_zero_leave_the_frozen_ffn():
+    kernels, x, adapter = problem()
+    for expert in ("shared", "task"):
+        for factors in adapter[expert].values():
+            factors["b"] = np.zeros_like(factors["b"])
+    out, _ = library(kernels, x, adapter, jnp.uint32(5), rate=0.5)
+    context = LayerContext(jnp.asarray(MEMBERSHIP), None)
+    expected, _ = frozen_ffn(frozen_of(kernels), jnp.asarray(x), {}, context)
+    assert_close(out, expected, 1e-6)
+
+
+@pytest.mark.parametrize("method", [MoeCl, SequentialLora])
+def test_new_experts_leave_the_frozen_decoder(method):
+    chosen, params = learner("lm", method, dropout=0.5), frozen_params()
+    batch = batch_of(random_examples([5, 3]), "lm", training=True)
+    initializer = Initializer(chosen.method, 0, "lm", 3)
+    active = jax.jit(lambda: initializer.begin(initializer.shared(2), 0))()
+    seeds = jnp.arange(CONFIG.layers, dtype=jnp.uint32)
+    run = jax.jit(functools.partial(forward, learner=chosen))
+    hidden, _ = run(active, params, batch, seeds=seeds)
+    layout = (batch.tokens, batch.positions, batch.segments, batch.branches)
+    membership = jnp.zeros((1, batch.tokens.size))
+    expected, _ = jax.jit(Decoder(CONFIG).apply)({"params": params}, *layout, membership)
+    assert_close(hidden, expected, 1e-6)
+    changed, _ = run(random_active(chosen), params, batch, seeds=seeds)
+    assert np.abs(changed - expected).max() > 0.1
+
+
+ELEMENTS = 2**20
+
+
+def kept(rate, seed):
+    """Which of 2^20 elements survive."""
+    ones = jnp.ones((2**10, 2**10))
+    return np.asarray(dropout(ones, rate, jnp.uint32(seed))).ravel() != 0
+
+
+def assert_uncorrelated(first, second):
+    """Their correlation coefficient is within five standard deviations of independence."""
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 * len(first) ** -0.5
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_dropout_keeps_the_right_fraction(rate, seed):
+    sigma = (rate * (1 - rate) / ELEMENTS) ** 0.5
+    assert abs(kept(rate, seed).mean() - (1 - rate)) < 4 * sigma
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+@pytest.mark.parametrize("other", [1, 2, 123456789])
+def test_masks_of_two_seeds_are_uncorrelated(rate, other):
+    assert_uncorrelated(kept(rate, 0), kept(rate, other))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+@pytest.mark.parametrize("distance", [1, 2, 2**10], ids=["next", "after_next", "next_row"])
+def test_neighbouring_elements_are_dropped_independently(rate, distance):
+    mask = kept(rate, 7)
+    assert_uncorrelated(mask[:-distance], mask[distance:])
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_no_two_rows_or_columns_are_dropped_alike(rate, axis):
+    # A row's and a column's hash are added, so that pairs of either are what could be alike.
+    mask = kept(rate, 7).reshape(2**10, 2**10)
+    coefficients = np.corrcoef(mask, rowvar=axis == 0)[np.triu_indices(2**10, 1)] * 2**5
+    assert abs(coefficients.mean()) < 0.01
+    assert abs(coefficients.std() - 1) < 0.01
+    assert np.abs(coefficients).max() < 12  # of 523,776
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((0, 0), (1, 0)), ((0, 1), (1, 1)), ((0, 0), (0, 1)), ((0, 1), (1, 0))],
+    ids=["experts_input", "experts_activation", "sites", "expert_and_site"],
+)
+def test_each_expert_and_site_has_a_mask_of_its_own(one, other):
+    seed = jnp.uint32(11)
+    assert_uncorrelated(kept(0.3, site_seed(seed, *one)), kept(0.3, site_seed(seed, *other)))
+
+
+def test_layers_with_consecutive_seeds_share_no_mask():
+    first, second = (kept(0.3, site_seed(jnp.uint32(seed), 0, 0)) for seed in (11, 12))
+    assert_uncorrelated(first, second)
+
+
+def test_dropout_scales_what_it_keeps():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 16)), jnp.float32)
+    dropped = np.asarray(dropout(x, 0.2, jnp.uint32(3)))
+    survivors = dropped != 0
+    assert 0 < survivors.sum() < x.size
+    np.testing.assert_allclose(dropped[survivors], np.asarray(x)[survivors] / 0.8, rtol=1e-6)
+
+
+def test_dropout_is_the_identity_in_evaluation_and_at_rate_zero():
+    x = jnp.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(dropout(x, 0.5, None), x)
+    np.testing.assert_array_equal(dropout(x, 0.0, jnp.uint32(3)), x)
+    assert site_seed(None, 0, 0) is None
+
+
+def test_dropout_is_a_function_of_its_seed():
+    np.testing.assert_array_equal(kept(0.5, 3), kept(0.5, 3))
+    assert (kept(0.5, 3) != kept(0.5, 4)).any()
+
+
+@pytest.mark.parametrize("targets", SUBSETS, ids="-".join)
+def test_new_expert_has_the_targets_asked_for(targets):
+    expert = init_expert(jax.random.key(0), CONFIG, RANK, targets)
+    width, ffn_width = CONFIG.width, CONFIG.ffn_width
+    inputs = {"gate_proj": width, "up_proj": width, "down_proj": ffn_width}
+    outputs = {"gate_proj": ffn_width, "up_proj": ffn_width, "down_proj": width}
+    shapes = jax.tree.map(jnp.shape, expert, is_leaf=lambda node: hasattr(node, "shape"))
+    assert shapes == {
+        name: {"a": (2, inputs[name], RANK), "b": (2, RANK, outputs[name])} for name in targets
+    }
+    assert not any(factors["b"].any() for factors in expert.values())
+
+
+def test_new_expert_has_a_uniform_a():
+    expert = init_expert(jax.random.key(0), CONFIG, 512, FFN_TARGETS)
+    for name, inputs in (("gate_proj", 16), ("up_proj", 16), ("down_proj", 24)):
+        a = np.asarray(expert[name]["a"], np.float64) * inputs**0.5
+        sigma = a.size**-0.5
+        assert 0.999 < np.abs(a).max() <= 1
+        assert abs(a.mean()) < 5 * sigma * (1 / 3) ** 0.5
+        # Of u uniform on +-1: var(u^2) = 4/45, var(u^4) = 1/9 - 1/25 = 16/225.
+        assert abs((a**2).mean() - 1 / 3) < 5 * sigma * (4 / 45) ** 0.5
+        assert abs((a**4).mean() - 1 / 5) < 5 * sigma * (16 / 225) ** 0.5
+        assert_uncorrelated(a[0].ravel(), a[1].ravel())
+    assert_uncorrelated(expert["gate_proj"]["a"].ravel(), expert["up_proj"]["a"].ravel())
+
+
+def test_new_expert_is_a_function_of_its_key_and_not_of_the_other_targets():
+    key = jax.random.key(0)
+    full = init_expert(key, CONFIG, RANK, FFN_TARGETS)
+    chex.assert_trees_all_equal(init_expert(key, CONFIG, RANK, FFN_TARGETS), full)
+    alone = init_expert(key, CONFIG, RANK, ("up_proj",))
+    chex.assert_trees_all_equal(alone["up_proj"], full["up_proj"])
+    other = init_expert(jax.random.key(1), CONFIG, RANK, FFN_TARGETS)
+    assert (other["up_proj"]["a"] != full["up_proj"]["a"]).all()

@@ -1,0 +1,374 @@
+"""`moecl report`: hand-worked figures, the CSV round trip, broken and missing files."""
+
+import csv
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from report_runs import CONFIG, realistic_sweep, sizes, write_run, write_sweep
+
+from moecl_jax.cli import command as cli
+from moecl_jax.report import report, svg, tables
+from moecl_jax.report.runs import read_runs
+from moecl_jax.report.summary import Spread, differences, marks, percent, summarize
+
+# Two orders of the same two tasks. For 'good', acc is 0.8 and 0.9; for 'bad', 0.6 and 0.6.
+GOOD_1 = [[0.9, 0.2], [0.8, 0.8]]
+GOOD_2 = [[0.9, 0.3], [0.9, 0.9]]
+BAD = [[0.9, 0.1], [0.4, 0.8]]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "sweep"
+    write_run(folder / "g1", "moe_cl", ["a", "b"], GOOD_1, sizes=sizes(2, 100))
+    write_run(folder / "g2", "moe_cl", ["b", "a"], GOOD_2, sizes=sizes(2, 100))
+    write_run(folder / "b1", "ewc", ["a", "b"], BAD, sizes=sizes(2, 100))
+    write_run(folder / "b2", "ewc", ["b", "a"], BAD, sizes=sizes(2, 100))
+    return write_sweep(
+        folder,
+        [
+            ("ewc", "1", 0, "b1"),
+            ("moe_cl:gate=task", "1", 0, "g1"),
+            ("ewc", "2", 0, "b2"),
+            ("moe_cl:gate=task", "2", 0, "g2"),
+        ],
+    )
+
+
+def make(tmp_path, *folders):
+    output = tmp_path / "out" / "report.html"
+    paths = report(list(folders), output)
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def error_of(capsys, *folders, output="out/report.html"):
+    arguments = [f"--workdir={folder}" for folder in folders]
+    assert cli.main(["report", *arguments, f"--output={output}"]) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message.strip().splitlines()[-1].removeprefix("moecl: error: ")
+
+
+def test_means_spreads_and_standard_errors(sweep):
+    runs, missing = read_runs([sweep])
+    good, bad = summarize(runs)
+    assert not missing and (good.name, bad.name) == ("moe_cl:gate=task", "ewc")
+    assert good.by_order == pytest.approx({"1": 0.8, "2": 0.9})
+    assert good.metrics["acc"].mean == pytest.approx(0.85)
+    # |0.9 - 0.8| / sqrt(2)
+    assert good.metrics["acc"].deviation == pytest.approx(0.0707106781)
+    # bwt: 0.8 - 0.9 and 0.9 - 0.9
+    assert good.metrics["bwt"].mean == pytest.approx(-0.05)
+    # At the end a has 0.8 and 0.9, b has 0.8 and 0.9: p = 0.85 each.
+    # (0.85 * 0.15 / 100 + 0.85 * 0.15 / 100) / 4 = 0.0006375
+    assert good.test_error == pytest.approx(math.sqrt(0.0006375))
+    # + 0.005 / 2 from the spread
+    assert good.error == pytest.approx(math.sqrt(0.0006375 + 0.0025))
+    # a and b have 0.4 and 0.8 in turn: p = 0.6, and no spread: 2 * 0.6 * 0.4 / 100 / 4 = 0.0012
+    assert bad.error == bad.test_error == pytest.approx(math.sqrt(0.0012))
+    (pair,) = differences([good, bad])
+    assert pair.difference == pytest.approx(0.25)
+    assert pair.error == pytest.approx(math.sqrt(0.0031375 + 0.0012))
+    assert pair.ratio == pytest.approx(0.25 / math.sqrt(0.0043375))
+
+
+def test_more_orders_do_not_shrink_the_test_error(tmp_path):
+    one = write_run(tmp_path / "x", "ewc", ["a", "b"], BAD, sizes=sizes(2, 100))
+    three = [
+        write_run(tmp_path / f"{seed}", "lwf", ["a", "b"], BAD, sizes=sizes(2, 100), seed=seed)
+        for seed in range(3)
+    ]
+    runs, _ = read_runs([one, *three])
+    errors = {variant.name: variant.error for variant in summarize(runs)}
+    assert errors["ewc"] == pytest.approx(errors["lwf"], rel=1e-12)
+
+
+def test_one_run_has_no_spread(tmp_path):
+    page, markdown, _ = make(tmp_path, write_run(tmp_path / "x", "ewc", ["a", "b"], BAD))
+    assert "no spread is known" in page and "no spread is known" in markdown
+    assert "±" not in markdown.partition("In percent")[0]
+    assert "Differences" not in page
+    assert math.isnan(Spread.of([0.5]).deviation) and math.isnan(Spread.of([None]).mean)
+
+
+@pytest.mark.parametrize(
+    ("values", "low_is_good", "expected"),
+    [
+        ({"a": 0.9, "b": 0.8, "c": 0.7}, False, {"a": "best", "b": "second"}),
+        ({"a": 0.9, "b": 0.8, "c": 0.7}, True, {"c": "best", "b": "second"}),
+        # 90.04 and 89.96 % are both shown as 90.0.
+        ({"a": 0.9004, "b": 0.8996, "c": 0.7}, False, {"a": "best", "b": "best", "c": "second"}),
+        ({"a": 0.9, "b": 0.8, "c": 0.8}, False, {"a": "best", "b": "second", "c": "second"}),
+        ({"a": math.nan, "b": 0.8, "c": 0.7}, False, {"b": "best", "c": "second"}),
+        ({"a": 0.9}, False, {}),
+        ({"a": 0.5, "b": 0.5}, False, {"a": "best", "b": "best"}),
+    ],
+)
+def test_marks(values, low_is_good, expected):
+    assert marks(values, low_is_good=low_is_good) == expected
+
+
+def test_percent_has_no_signed_zero():
+    shown = [percent(value, sign=True) for value in (-0.0001, 0.0, 0.0123, -0.5, math.nan)]
+    assert shown == ["0.0", "0.0", "+1.2", "-50.0", "-"]
+
+
+def test_the_table(tmp_path, sweep):
+    _, markdown, _ = make(tmp_path, sweep)
+    rows = [line for line in markdown.splitlines() if line.startswith("| `")]
+    assert rows[:2] == [
+        "| `moe_cl:gate=task` | **80.0** | **90.0** | **85.0 ± 7.1** | 5.6 | **-5.0 ± 7.1** | "
+        "**+25.0 ± 7.1** | **+5.0 ± 7.1** | 2 |",
+        "| `ewc` | <ins>60.0</ins> | <ins>60.0</ins> | <ins>60.0 ± 0.0</ins> | 3.5 | "
+        "<ins>-50.0 ± 0.0</ins> | <ins>+10.0 ± 0.0</ins> | <ins>+50.0 ± 0.0</ins> | 2 |",
+    ]
+    # 25 / 6.586 = 3.796
+    assert "| `moe_cl:gate=task` | **+25.0 (3.8)** |" in rows
+    assert "25.0 points above the next, ewc. That is 3.8 standard errors" in markdown.replace(
+        "\\_", "_"
+    )
+
+
+def test_differences_say_how_many_standard_errors(tmp_path):
+    # One run each, T = 1 task in effect: se of 0.5 with 100 texts is 0.05.
+    last = {"m50": 0.5, "m43": 0.43, "m60": 0.6, "m70": 0.7}
+    folders = [
+        write_run(tmp_path / name, name, ["a", "b"], [[p, p], [p, p]], sizes=sizes(2, 50))
+        for name, p in last.items()
+    ]
+    table = tables.difference_table(summarize(read_runs(folders)[0]))
+    cells = {(row[0].text, name): cell for row in table.rows
+             for name, cell in zip(table.header[1:], row[1:], strict=True)}  # fmt: skip
+    # se^2: 0.7 * 0.3 / 100 = 0.0021, 0.0024, 0.0025, 0.002451
+    assert cells["m70", "m60"].mark == "over1"  # 0.1 / sqrt(0.0045) = 1.49
+    assert cells["m70", "m60"].text == "+10.0 (1.5)"
+    assert cells["m70", "m50"].mark == "over2"  # 0.2 / sqrt(0.0046) = 2.95
+    assert cells["m50", "m43"].mark == ""  # 0.07 / sqrt(0.004951) = 0.995
+    assert cells["m50", "m60"].text == ""
+
+
+def test_joint_is_an_upper_bound_and_not_ranked(tmp_path):
+    known = {"acc": 0.95, "bwt": None, "fwt": None, "forgetting": None}
+    joint = write_run(tmp_path / "j", "joint", ["a", "b"], [[0.9] * 2] * 2, metrics=known,
+                      accuracy_matrix=[[None, None], [0.95, 0.95]])  # fmt: skip
+    folders = [joint, write_run(tmp_path / "e", "ewc", ["a", "b"], BAD)]
+    folders.append(write_run(tmp_path / "m", "moe_cl", ["a", "b"], GOOD_1))
+    page, markdown, _ = make(tmp_path, *folders)
+    rows = [line for line in markdown.splitlines() if line.startswith("| `")]
+    assert rows[2] == "| `joint` | 95.0 | 95.0 | - | - | - | - | 1 |"
+    assert "**80.0**" in rows[0] and "not ranked" in page
+    assert re.search(
+        r'class="number *"[^>]*>-</text>', page
+    )  # what was not measured is a dash in the heat map
+
+
+def test_csv_holds_what_the_table_is_computed_from(tmp_path, sweep):
+    _, _, text = make(tmp_path, sweep)
+    lines = list(csv.DictReader(text.splitlines()))
+    assert [line["variant"] for line in lines] == ["ewc", "moe_cl:gate=task"] * 2
+    for line in lines:
+        results = json.loads((tmp_path / "out" / line["workdir"] / "results.json").read_text())
+        assert {name: float(line[name]) for name in results["metrics"]} == results["metrics"]
+        tasks = line["tasks"].split()
+        last = [float(line[f"final_accuracy.{task}"]) for task in tasks]
+        assert (tasks, last) == (results["tasks"], results["accuracy_matrix"][-1])
+        assert float(line["config.optimizer.learning_rate"]) == 1e-3
+        assert line["task_free_acc"] == "" and int(line["sizes.test.a"]) == 100
+    # A third is not shortened.
+    third = write_run(tmp_path / "t", "lwf", ["a", "b"], [[1 / 3, 0.0], [1 / 3, 1 / 3]])
+    line = next(csv.DictReader(make(tmp_path, third)[2].splitlines()))
+    assert float(line["acc"]) == 1 / 3
+
+
+def test_a_sweep_that_is_not_finished(tmp_path, sweep, capsys):
+    content = json.loads((sweep / "sweep.json").read_text())
+    content["runs"].append({"variant": "lwf", "order": "1", "seed": 0, "workdir": "l1"})
+    content["runs"].append({"variant": "lwf", "order": "2", "seed": 0, "workdir": "l2"})
+    (sweep / "sweep.json").write_text(json.dumps(content))
+    write_run(sweep / "l1", "lwf", ["a", "b"], BAD)
+    page, markdown, _ = make(tmp_path, sweep)
+    missing = "lwf, order 2, seed 0"
+    assert missing in capsys.readouterr().err and missing in page and missing in markdown
+    assert "these methods lack some that others have: lwf" in page
+
+
+def test_plain_workdirs_are_told_apart_and_orders_found(tmp_path):
+    first = write_run(tmp_path / "on", "moe_cl", ["a", "b"], GOOD_1)
+    second = write_run(tmp_path / "off", "moe_cl", ["a", "b"], BAD)
+    other = write_run(tmp_path / "x", "ewc", ["b", "a"], BAD)
+    seed = write_run(tmp_path / "y", "ewc", ["b", "a"], BAD, seed=1)
+    runs, _ = read_runs([first, second, other, seed])
+    assert [run.variant for run in runs] == ["moe_cl (on)", "moe_cl (off)", "ewc", "ewc"]
+    assert [run.order for run in runs] == ["1", "1", "2", "2"]
+
+
+def test_folders_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
+    folders = [tmp_path / parent / "run" for parent in ("p", "q")]
+    for folder in folders:
+        write_run(folder, "ewc", ["a", "b"], BAD)
+    runs, _ = read_runs(folders)
+    assert [run.variant for run in runs] == [f"ewc ({folder})" for folder in folders]
+
+
+def test_a_sweeps_order_keeps_its_name_beside_plain_workdirs(tmp_path, sweep):
+    plain = write_run(tmp_path / "p", "lwf", ["b", "a"], BAD)
+    third = write_run(tmp_path / "q", "lwf", ["b", "c"], BAD)
+    runs, _ = read_runs([plain, third, sweep])
+    assert [run.order for run in runs] == ["2", "3", "1", "1", "2", "2"]
+
+
+def test_different_budgets_and_tasks_are_warned_of(tmp_path):
+    config = CONFIG | {"optimizer": {"learning_rate": 0.01, "schedule": "constant"}}
+    first = write_run(tmp_path / "x", "ewc", ["a", "b"], BAD, steps=10, sizes=sizes(2, 100))
+    second = write_run(
+        tmp_path / "y", "lwf", ["a", "c"], BAD, config=config, steps=12, sizes=sizes(2, 60)
+    )
+    for text in make(tmp_path, first, second)[:2]:
+        text = text.replace("\\_", "_")
+        assert "The runs differ in learning rate: 0.001 (ewc); 0.01 (lwf)" in text
+        assert "The runs differ in steps: 10 (ewc); 12 (lwf)" in text
+        assert "The runs differ in test texts: 100 a task (ewc); 60 a task (lwf)" in text
+        assert "The runs have different tasks" in text
+        assert "2 methods on 2 orders of different tasks, 1 seed" in text
+    page = make(tmp_path, first)[0]
+    assert 'class="warnings"' not in page
+
+
+def test_results_of_the_first_version_alone(tmp_path):
+    first = write_run(tmp_path / "x", "moe_cl", ["a", "b"], GOOD_1)
+    second = write_run(tmp_path / "y", "ewc", ["a", "b"], BAD)
+    (second / "config.json").unlink()
+    page, markdown, _ = make(tmp_path, first, second)
+    assert page.count("/config.json") == 1 and "metrics.jsonl</a>" not in page
+    assert "how many test texts there were" in page
+    assert "Whether that is chance cannot be told" in markdown
+    for absent in ("Gate weights", "Discriminator accuracy", "Loss curves", "choice of the task"):
+        assert f"{absent}</h2>" not in page
+    assert "parameters trained" not in markdown.partition("## Cost")[2].partition("Source")[0]
+
+
+def test_the_page_asks_nothing_of_a_network(tmp_path):
+    page, *_ = make(tmp_path, realistic_sweep(tmp_path / "s", layers=3, logged=5))
+    assert "http" not in page and "//" not in re.sub(r"<style>.*</style>", "", page, flags=re.S)
+    assert "@import" not in page and "url(" not in page and "<script" not in page
+    references = re.findall(r'(?:src|href|data|srcset)="([^"]*)"', page)
+    assert references and all(r == "data:," or r.startswith("../s/") for r in references)
+    for reference in references[1:]:
+        assert (tmp_path / "out" / reference).resolve().exists(), reference
+
+
+def test_all_text_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>&|`*"
+    log = [{"step": i, "task": evil, "loss": 1.0 / i, "loss_instruction": 1.0} for i in (1, 2)]
+    folder = tmp_path / "s"
+    write_run(
+        folder / 'r"<b>', evil, [evil, "b"], GOOD_1, log=log, versions={evil: evil},
+        gate_weights=[[0.5], [0.25]], config=CONFIG | {"head": evil},
+    )  # fmt: skip
+    write_sweep(folder, [(evil, evil, 0, 'r"<b>'), ("b" + evil, evil, 0, "absent")])
+    page, markdown, text = make(tmp_path, folder)
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, _: tags.append(tag)
+    parser.feed(page)
+    assert "script" not in tags and "b" not in tags and "svg" in tags
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in re.sub(r"`[^`]*`", "", markdown)
+    assert next(csv.DictReader(text.splitlines()))["variant"] == evil
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", "{", "cannot read {path}: "),
+        ("results.json", "[]", "{path} is broken: expected a JSON object"),
+        ("results.json", '{"method": "ewc"}', "{path} is broken: it lacks tasks"),
+        ("config.json", "{", "cannot read {path}: "),
+        ("metrics.jsonl", '{"task": "a"}\n', "{path}, line 1: expected a JSON object with 'step'"),
+        ("sweep.json", "{}", "{path} is broken: expected a list 'runs'"),
+        ("sweep.json", '{"runs": [1]}', "{path} is broken: expected a list 'runs'"),
+    ],
+)
+def test_broken_files(tmp_path, capsys, name, content, message):
+    folder = write_run(tmp_path / "x", "ewc", ["a", "b"], BAD)
+    (folder / name).write_text(content)
+    output = tmp_path / "new" / "report.html"
+    assert error_of(capsys, folder, output=output).startswith(message.format(path=folder / name))
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accuracy_matrix": [[0.5]]}, "accuracy_matrix has the shape 1 x 1, but 2 x 2"),
+        ({"random_init": [0.5]}, "random_init has the shape 1, but 2 was"),
+        ({"sizes": {"train": [1, 1], "test": [1, 1]}}, "validation"),
+        ({"sizes": sizes(3)}, "sizes.train has the shape 3, but 2"),
+        ({"gate_weights": [[0.5]]}, "gate_weights has the shape 1 x 1, but 2 x any"),
+        ({"metrics": {"acc": 0.5}}, "metrics lacks bwt"),
+        ({"wall_seconds": "long"}, "could not convert"),
+        ({"task_free": {"accuracy": [1, 1], "choices": [[1]]}}, "task_free.choices has"),
+    ],
+)
+def test_results_of_a_wrong_shape(tmp_path, capsys, changes, message):
+    folder = write_run(tmp_path / "x", "ewc", ["a", "b"], BAD, **changes)
+    error = error_of(capsys, folder, output=tmp_path / "r.html")
+    assert error.startswith(f"{folder / 'results.json'} is broken: {message}")
+    assert "Train that run again" in error
+
+
+def test_folders_that_hold_nothing(tmp_path, capsys, sweep):
+    error = error_of(capsys, tmp_path)
+    assert error.startswith(f"{tmp_path} holds neither results.json nor sweep.json")
+    assert "finish 'moecl train'" in error
+    empty = write_sweep(tmp_path / "e", [("ewc", None, 0, "r")])
+    assert "none of the 1 runs is finished" in error_of(capsys, empty)
+    assert "is given twice" in error_of(capsys, sweep, sweep / "g1")
+    assert "ends in .html" in error_of(capsys, sweep, output="report.pdf")
+
+
+def test_a_half_written_last_line_of_the_log_is_left_out(tmp_path):
+    log = [{"step": step, "task": "a", "loss": 1.0} for step in (1, 2)]
+    folder = write_run(tmp_path / "x", "ewc", ["a", "b"], BAD, log=log)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "ta')
+    assert len(read_runs([folder])[0][0].log) == 2
+
+
+def test_long_curves_are_thinned_within_tasks(tmp_path):
+    log = [
+        {"step": step, "task": "ab"[step > 3000], "loss": float(step > 3000)}
+        for step in range(1, 6001)
+    ]
+    log[10]["loss"] = None
+    page, *_ = make(tmp_path, write_run(tmp_path / "x", "ewc", ["a", "b"], BAD, log=log))
+    section = page.partition("Loss curves</h2>")[2]
+    points = re.search(r'<figure>.*?polyline points="([^"]*)"', section, re.S).group(1).split()
+    heights = {point.partition(",")[2] for point in points}
+    assert 100 <= len(points) <= 130
+    assert len(heights) == 2  # no bin mixes the tasks, whose losses are 0 and 1
+
+
+def test_heat_map_has_its_numbers_and_a_dash():
+    values = np.array([[0.25, np.nan], [1.0, 0.0]])
+    picture = svg.heat_map(
+        values, ["r", "s"], ["c", "d"], title="t", description="d", show="{:.2f}".format
+    )
+    numbers = [e.text for e in picture.iter("text") if "number" in e.get("class", "")]
+    assert numbers == ["0.25", "-", "1.00", "0.00"]
+    shades = [e.get("style") for e in picture.iter("rect")]
+    assert shades == ["--t:25%", None, "--t:100%", "--t:0%"]
+
+
+def test_axes_have_round_ticks_around_the_values():
+    axis = svg.nice_axis([0.03, 1.9, np.nan], "{:g}".format, "loss")
+    assert axis.ticks == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert svg.nice_axis([0.4, 0.4], "{:g}".format, "").low <= 0.4
+    upper, lower = svg.aligned_axes([[97.0, 58.0], [52.0, 41.0]], "")
+    assert upper.ticks == [50, 60, 70, 80, 90, 100] or upper.ticks == [60, 70, 80, 90, 100]
+    assert upper.high - upper.low == lower.high - lower.low
+    assert lower.low <= 41 and lower.high == 60
