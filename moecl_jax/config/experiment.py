@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from moecl_jax.data.batching import Layout
+from moecl_jax.data.batching import BatchLayout
 from moecl_jax.data.catalog import CATALOG
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.tasks import Task, load_task
+from moecl_jax.data.examples import TaskExamples, load_examples
+from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import (
     TokenizedExample,
     TokenizedTask,
@@ -143,14 +143,14 @@ class Experiment:
     model_path: str
     learner: Learner
     initializer: Initializer
-    definitions: tuple[TaskDefinition, ...]
+    definitions: tuple[Task, ...]
     answers: tuple[tuple[np.ndarray, ...], ...]
     max_length: int
     training: Training
     answering: Answering
     batch_size: int
-    training_layout: Layout
-    evaluation_layout: Layout
+    training_layout: BatchLayout
+    evaluation_layout: BatchLayout
     train_step: Callable[..., Any]
     importance_step: Callable[..., Any]
     evaluation_step: Callable[..., Any]
@@ -249,7 +249,7 @@ def build(config: ConfigDict) -> Experiment:
     classes = max(1, *(len(definition.labels) for definition in definitions))
     rows = _choose("batch.layout", config.batch.layout, ("packed", "padded", "padded_to_max"))
     layout = functools.partial(
-        Layout,
+        BatchLayout,
         packed=rows == "packed",
         row_length=config.batch.row_length,
         continuations=classes if head == "lm" else 1,
@@ -293,7 +293,7 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
     """Reads and tokenises the tasks' data; says on standard error what was cut or left out."""
     tasks = []
     for definition, answers in zip(experiment.definitions, experiment.answers, strict=True):
-        task = load_task(
+        task = load_examples(
             definition,
             seed=config.seed,
             vocabulary_size=experiment.learner.method.config.vocabulary_size,
@@ -323,9 +323,9 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
     return tasks
 
 
-def _definitions(config: ConfigDict) -> tuple[TaskDefinition, ...]:
+def _definitions(config: ConfigDict) -> tuple[Task, ...]:
     own = {
-        name: TaskDefinition.from_fields(name, fields)
+        name: Task.from_fields(name, fields)
         for name, fields in config.definitions.to_dict().items()
     }
     known = {**CATALOG, **own}
@@ -342,7 +342,7 @@ def _definitions(config: ConfigDict) -> tuple[TaskDefinition, ...]:
 
 
 def _answers(
-    head: str, definitions: Sequence[TaskDefinition], backbone: Backbone
+    head: str, definitions: Sequence[Task], backbone: Backbone
 ) -> tuple[tuple[np.ndarray, ...], ...]:
     """For each task the ids of its labels' texts where the LM head writes them, else none."""
     free_form = next((d.name for d in definitions if d.free_form), None)
@@ -362,7 +362,7 @@ def _answers(
     return tuple(() if d.free_form else tokenize_answers(d, tokenizer) for d in definitions)
 
 
-def _check_shared_head(head: str, definitions: Sequence[TaskDefinition]) -> None:
+def _check_shared_head(head: str, definitions: Sequence[Task]) -> None:
     if head != "classification":
         raise UserError(f"config: shared_head needs head = 'classification'; it is {head!r}")
     counts = {definition.name: len(definition.labels) for definition in definitions}
@@ -450,7 +450,7 @@ def _training(config: ConfigDict) -> Training:
     )
 
 
-def _describe(task: Task, tokenized: TokenizedTask) -> str:
+def _describe(task: TaskExamples, tokenized: TokenizedTask) -> str:
     counts = ", ".join(f"{split} {len(tokenized.splits[split])}" for split in tokenized.splits)
     notes = [f"{reason}: {count} skipped" for reason, count in task.skipped.items()]
     for what, by_split in (

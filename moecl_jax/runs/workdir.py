@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from moecl_jax.config import file as config_file
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.attention import MADE_FOR
 from moecl_jax.models.sharding import first_process, fits
@@ -228,7 +228,7 @@ def _bound(content: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     # Fields that a definition leaves out, or that are younger than it, have their defaults.
     defaults = {
         field.name: list(field.default) if isinstance(field.default, tuple) else field.default
-        for field in dataclasses.fields(TaskDefinition)
+        for field in dataclasses.fields(Task)
         if field.default is not dataclasses.MISSING
     }
     definitions = {

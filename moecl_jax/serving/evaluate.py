@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moecl_jax.data.batching import Batch, Layout, chunks, make_batch, make_mixed_batch
+from moecl_jax.data.batching import Batch, BatchLayout, chunks, make_batch, make_mixed_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.base import Tree
 from moecl_jax.training.steps import Active
@@ -62,7 +62,7 @@ def score(
     frozen: Tree,
     examples: Sequence[TokenizedExample],
     answers: Sequence[np.ndarray],
-    layout: Layout,
+    layout: BatchLayout,
     *,
     class_count: int,
 ) -> Scores:
@@ -98,7 +98,7 @@ def score_mixed(
     examples: Sequence[TokenizedExample],
     tasks: Sequence[int],
     answers: Sequence[Sequence[np.ndarray]],
-    layout: Layout,
+    layout: BatchLayout,
     *,
     class_counts: Sequence[int],
 ) -> Scores:
@@ -133,7 +133,7 @@ def _scored(
     frozen: Tree,
     make: Callable[[Sequence[int]], Batch],
     count: int,
-    layout: Layout,
+    layout: BatchLayout,
     columns: int,
 ) -> Scores:
     """Scores `count` examples, all batches being dispatched before the first is fetched."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moecl_jax.config.experiment import Experiment
-from moecl_jax.data.tasks import LONE_SURROGATE, problem_with_ids
+from moecl_jax.data.examples import LONE_SURROGATE, problem_with_ids
 from moecl_jax.data.tokenize import TokenizedExample, prompt_format, prompt_limit, tokenize_prompt
 from moecl_jax.serving.task_choice import TaskFeatures
 

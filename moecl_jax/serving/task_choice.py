@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moecl_jax.data.batching import Batch, Layout, chunks, make_batch
+from moecl_jax.data.batching import Batch, BatchLayout, chunks, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.decoder import Decoder
@@ -55,7 +55,7 @@ def feature_step(frozen: Tree, batch: Batch, *, learner: Learner) -> jax.Array:
 
 
 def extract(
-    step: FeatureStep, frozen: Tree, texts: Sequence[np.ndarray], layout: Layout
+    step: FeatureStep, frozen: Tree, texts: Sequence[np.ndarray], layout: BatchLayout
 ) -> np.ndarray:
     """Features `[n, D]` of n texts, at least one, in token ids.
 

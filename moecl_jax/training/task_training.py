@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moecl_jax.data.batching import Batch, Layout, chunks, epoch_order, make_batch
+from moecl_jax.data.batching import Batch, BatchLayout, chunks, epoch_order, make_batch
 from moecl_jax.data.rehearsal import replayed, with_response
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
@@ -157,7 +157,7 @@ class TaskTraining:
         self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
         return metrics
 
-    def _batch(self, examples: Sequence[TokenizedExample], layout: Layout) -> Batch:
+    def _batch(self, examples: Sequence[TokenizedExample], layout: BatchLayout) -> Batch:
         return make_batch(
             examples,
             self.experiment.answers[self.index],
