@@ -84,7 +84,7 @@ def write_task(
       seed: of the texts.
 
     Returns:
-      The fields of a `moecl_jax.data.definition.TaskDefinition`.
+      The fields of a `moecl_jax.data.task.Task`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng((seed, classes, *name.encode()))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from moecl_jax.config.default import get_config
 from moecl_jax.config.experiment import Experiment, build
-from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
 from moecl_jax.methods.state import Finished, Stream
@@ -148,7 +148,7 @@ def _without_unused_rank(expert: _Factors, rank: int) -> _Factors:
 def _config(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint) -> ConfigDict:
     """The default config with what adapter and base say."""
     config = get_config()
-    definition = TaskDefinition(name=task, source="none", response_field="response")
+    definition = Task(name=task, source="none", response_field="response")
     config.method, config.head, config.tasks = "sequential_lora", "lm", (task,)
     config.definitions[task] = ConfigDict(dataclasses.asdict(definition))
     stored = {tensor.encoding for tensor in checkpoint.tensors.values()}

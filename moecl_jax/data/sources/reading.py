@@ -14,7 +14,7 @@ from moecl_jax.data.sources import quickstart
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from moecl_jax.data.definition import TaskDefinition
+    from moecl_jax.data.task import Task
 
 FILE_SOURCES = ("json", "jsonl", "csv", "tsv")
 SOURCES = (*FILE_SOURCES, "huggingface", "quickstart", "none")
@@ -39,7 +39,7 @@ class Record:
     problem: BadExample | None = None
 
 
-def location(definition: "TaskDefinition", split: str) -> str:
+def location(definition: "Task", split: str) -> str:
     """Where a split lies, for messages: its file, or its data set and split."""
     name = getattr(definition, split)
     if definition.source in FILE_SOURCES:
@@ -47,12 +47,12 @@ def location(definition: "TaskDefinition", split: str) -> str:
     return f"{_data_set(definition)} {name}"
 
 
-def _data_set(definition: "TaskDefinition") -> str:
+def _data_set(definition: "Task") -> str:
     """The data set's name, with that of its subset if there is one."""
     return f"{definition.path} {definition.subset}".rstrip()
 
 
-def read_split(definition: "TaskDefinition", split: str) -> list[Record]:
+def read_split(definition: "Task", split: str) -> list[Record]:
     """Reads one split ("train", "validation" or "test") of a task, in the order of the data.
 
     Records that cannot be used (invalid UTF-8, a row of the wrong width) carry a `problem`.
@@ -98,7 +98,7 @@ class _Document:
         )
 
 
-def _open_document(definition: "TaskDefinition", split: str) -> _Document:
+def _open_document(definition: "Task", split: str) -> _Document:
     path = (Path(definition.path) / getattr(definition, split)).expanduser()
     try:
         content = path.read_bytes()
@@ -273,7 +273,7 @@ def _require_columns(names: Sequence[str], needed: Sequence[str], where: str) ->
             )
 
 
-def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
+def _read_huggingface(definition: "Task", split: str) -> list[Record]:
     """Rows of a split of a Hugging Face data set; class labels become names where needed.
 
     A class label is read as its number when every label of the task's data is a number.
@@ -302,7 +302,7 @@ def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
     return records
 
 
-def _open_huggingface(definition: "TaskDefinition", split: str) -> Any:
+def _open_huggingface(definition: "Task", split: str) -> Any:
     """The `datasets.Dataset` of a split: saved with save_to_disk, a folder of files, or the hub."""
     import datasets
 
