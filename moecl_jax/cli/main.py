@@ -93,7 +93,7 @@ def _build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 def _run(command: Command, arguments: argparse.Namespace) -> int:
     from moecl_jax.cli.progress import TerminalReporter
-    from moecl_jax.runs import reporting
+    from moecl_jax import reporting
 
     with reporting.use(TerminalReporter()):
         return command.run(arguments)

@@ -11,7 +11,7 @@ _LINE_SECONDS = 15.0
 
 
 class TerminalReporter:
-    """Prints messages and progress on standard error; see `moecl_jax.runs.reporting.Reporter`."""
+    """Prints messages and progress on standard error; see `moecl_jax.reporting.Reporter`."""
 
     def message(self, text: str) -> None:
         """Prints the line at once."""

@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from moecl_jax.cli.tables import format_results
     from moecl_jax.models.sharding import first_process, join
-    from moecl_jax.runs import reporting
+    from moecl_jax import reporting
     from moecl_jax.training.trainer import train
 
     if arguments.process is not None and arguments.coordinator is None:

@@ -27,7 +27,7 @@ from moecl_jax.config.file import OVERRIDE, load_config
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.methods import METHODS
 from moecl_jax.report.runs import SWEEP_NAME, read_results
-from moecl_jax.runs import reporting
+from moecl_jax import reporting
 from moecl_jax.runs.text import wall_time
 from moecl_jax.runs.workdir import RESULTS_NAME, Busy, refuse_other_config, write_json
 from moecl_jax.training.trainer import train

@@ -17,7 +17,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
 from moecl_jax.methods.state import Finished, Stream
 from moecl_jax.models.lora import Expert
-from moecl_jax.runs import reporting
+from moecl_jax import reporting
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.resume import History, restore_stream, save_finished
 from moecl_jax.runs.workdir import Origin, load_config, new_workdir, note_other_base, save_config

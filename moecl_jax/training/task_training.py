@@ -230,7 +230,7 @@ class TaskTraining:
             return list(examples)
         return [with_response(example, self.evaluator.answers[index]) for example in examples]
 
-    def _run_epoch(self, progress: reporting.TaskProgress) -> None:
+    def _run_epoch(self, progress: reporting.Progress) -> None:
         """Trains to the end of the current epoch, validates and saves."""
         settings = self.settings
         epoch, place = divmod(self.step, self.epoch_steps)
@@ -290,7 +290,7 @@ class TaskTraining:
             training=True,
         )
 
-    def _write_pending(self, progress: reporting.TaskProgress) -> None:
+    def _write_pending(self, progress: reporting.Progress) -> None:
         """Logs the last step to be logged, one step late so that the device never waits."""
         if self.pending is None:
             return
@@ -305,7 +305,7 @@ class TaskTraining:
         progress.update(0, metrics["loss"])
         self.pending = None
 
-    def _save(self, progress: reporting.TaskProgress) -> None:
+    def _save(self, progress: reporting.Progress) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""
         self._write_pending(progress)
         record = {"step": int(self.state.step), "best_score": list(self.best_score)}

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from moecl_jax.runs import reporting
+from moecl_jax import reporting
 
 
 def test_messages_are_logged_unless_a_reporter_is_put_in_place(caplog):
