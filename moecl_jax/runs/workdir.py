@@ -20,11 +20,11 @@ import jax
 from ml_collections import ConfigDict
 
 from moecl_jax.config import file as config_file
-from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.attention import MADE_FOR
 from moecl_jax.models.sharding import first_process, fits
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 
 CONFIG_NAME = "config.json"
 RESULTS_NAME = "results.json"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moecl_jax.runs import progress
 from moecl_jax.errors import UserError
+from moecl_jax.runs import progress
 
 
 def lines_of(workdir: Path) -> list[dict[str, object]]:
