@@ -10,9 +10,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import moecl_jax
 from moecl_jax.config.file import OVERRIDE, load_config
@@ -311,6 +310,8 @@ def _add_workdir(parser: argparse.ArgumentParser, help_text: str) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from moecl_jax.models.sharding import first_process, join
+    from moecl_jax.runs.names import RESULTS_NAME
+    from moecl_jax.runs.results import Results
     from moecl_jax.training.trainer import train
 
     if arguments.process is not None and arguments.coordinator is None:
@@ -322,15 +323,15 @@ def _train(arguments: argparse.Namespace) -> int:
             train(config, arguments.workdir)
         return 0
     results = train(config, arguments.workdir)
-    print(_matrix_of(results))
-    print(f"\nResults: {arguments.workdir / 'results.json'}")
+    print(Results.from_content(results))
+    print(f"\nResults: {arguments.workdir / RESULTS_NAME}")
     return 0
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from moecl_jax.config.sweep import Grid, sweep
-    from moecl_jax.report.runs import read_results
-    from moecl_jax.runs.progress import format_comparison
+    from moecl_jax.runs.results import Results
+    from moecl_jax.runs.tables import format_comparison
 
     grid = Grid.parse(
         arguments.config,
@@ -341,7 +342,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     )
     workdir = arguments.workdir
     outcome = sweep(grid, workdir)
-    runs = [{**read_results(workdir / run["workdir"]), **run} for run in outcome.finished]
+    runs = [{**Results.load(workdir / run["workdir"]).content, **run} for run in outcome.finished]
     print(format_comparison(runs))
     for failure in outcome.failures:
         print(f"moecl: error: {failure}", file=sys.stderr)
@@ -395,6 +396,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.task is not None:
         raise UserError("--task is of 'moecl convert peft'; official has --tasks and --continue")
     from moecl_jax.interchange.convert import convert_official
+    from moecl_jax.runs.names import CONFIG_NAME
 
     tasks = convert_official(
         arguments.base,
@@ -405,7 +407,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     )
     print(f"Converted into {arguments.workdir}, tasks {', '.join(tasks)}")
     if arguments.continue_task:
-        config = arguments.workdir / "config.json"
+        config = arguments.workdir / CONFIG_NAME
         print(f"Train {tasks[-1]}: moecl train --config={config} --workdir={arguments.workdir}")
     return 0
 
@@ -439,18 +441,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from moecl_jax.report.runs import read_results
-    from moecl_jax.runs.progress import format_comparison
+    from moecl_jax.runs.results import Results
+    from moecl_jax.runs.tables import format_comparison
 
-    runs = [read_results(workdir) for workdir in arguments.workdir]
+    runs = [Results.load(workdir) for workdir in arguments.workdir]
     for workdir, results in zip(arguments.workdir, runs, strict=True):
-        try:
-            matrix, _ = _matrix_of(results), format_comparison([results])
-        except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{workdir / 'results.json'} is broken: {one_line(error)}") from error
-        print(f"{results['method']} ({workdir})\n{matrix}\n")
-    print(format_comparison(runs))
-    if any(results["tasks"] != runs[0]["tasks"] for results in runs):
+        print(f"{results.method} ({workdir})\n{results}\n")
+    print(format_comparison([results.content for results in runs]))
+    if any(results.tasks != runs[0].tasks for results in runs):
         print("\nThese runs have different tasks: their metrics are not comparable.")
     return 0
 
@@ -461,16 +459,6 @@ def _report(arguments: argparse.Namespace) -> int:
     files = report(arguments.workdir, arguments.output)
     print(f"Written: {', '.join(map(str, files))}")
     return 0
-
-
-def _matrix_of(results: Mapping[str, Any]) -> str:
-    from moecl_jax.runs.progress import format_matrix, format_task_free
-
-    tasks, accuracy = results["tasks"], results["accuracy_matrix"]
-    matrix = format_matrix(tasks, accuracy, results["random_init"], results["metrics"])
-    if not results.get("task_free"):
-        return matrix
-    return f"{matrix}\n\n{format_task_free(tasks, results['task_free'], accuracy)}"
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 from moecl_jax.config.file import OVERRIDE, load_config
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.methods import METHODS
-from moecl_jax.report.runs import SWEEP_NAME, read_results
-from moecl_jax.runs.progress import wall_time
-from moecl_jax.runs.workdir import RESULTS_NAME, Busy, refuse_other_config, write_json
+from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
+from moecl_jax.runs.results import Results
+from moecl_jax.runs.tables import wall_time
+from moecl_jax.runs.workdir import Busy, refuse_other_config, write_json
 from moecl_jax.training.trainer import train
 
 CACHE_FOLDER = "compilation_cache"
@@ -264,11 +265,11 @@ def _finished_seconds(run: Run, workdir: Path) -> float | None:
     if not (workdir / RESULTS_NAME).exists():
         return None
     try:
-        results = read_results(workdir)
+        results = Results.load(workdir)
     except UserError as error:
-        raise UserError(f"{error}. Delete it and run again.") from error
-    same_tasks = results["tasks"] == list(run.config.tasks)  # more may have been added
-    return float(results["wall_seconds"]) if same_tasks else None
+        raise UserError(f"{error} Delete it and run again: the sweep will train it.") from error
+    same_tasks = results.tasks == tuple(run.config.tasks)  # more may have been added
+    return results.wall_seconds if same_tasks else None
 
 
 def _merged_record(grid: Grid, runs: Sequence[Run], workdir: Path) -> dict[str, Any]:

@@ -25,10 +25,7 @@ from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.attention import MADE_FOR
 from moecl_jax.models.sharding import first_process, fits
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-
-CONFIG_NAME = "config.json"
-RESULTS_NAME = "results.json"
-ORIGIN_NAME = "origin.json"
+from moecl_jax.runs.names import CONFIG_NAME, ORIGIN_NAME
 
 # Keys that change no result and may differ when a run goes on.
 _FREE = (

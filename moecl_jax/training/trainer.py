@@ -26,6 +26,7 @@ from moecl_jax.methods.state import Stream, finish
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.metrics import summarize
+from moecl_jax.runs.names import RESULTS_NAME
 from moecl_jax.runs.progress import MetricsLog, plain
 from moecl_jax.runs.resume import (
     History,
@@ -37,7 +38,6 @@ from moecl_jax.runs.resume import (
     task_trees,
 )
 from moecl_jax.runs.workdir import (
-    RESULTS_NAME,
     claimed,
     refuse_other_config,
     save_config,
