@@ -12,10 +12,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.runs.log import plain
-    from moecl_jax.serving.session import evaluate
+    from moecl_jax.serving.session import open_run
 
-    print(json.dumps(plain(evaluate(arguments.workdir, arguments.split)), indent=2))
+    print(json.dumps(open_run(arguments.workdir).evaluate(arguments.split), indent=2))
     return 0
 
 

@@ -54,7 +54,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from moecl_jax.serving.generation import Sampling
-    from moecl_jax.serving.session import generate, stream
+    from moecl_jax.serving.files import check_files, generate_file
+    from moecl_jax.serving.session import open_run
 
     files = (arguments.input, arguments.output)
     if (arguments.prompt is None) == (files == (None, None)) or (None in files and any(files)):
@@ -65,13 +66,15 @@ def _run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "base": arguments.base,
     }
-    workdir, task = arguments.workdir, arguments.task
+    task = arguments.task
     if arguments.prompt is not None:
-        for piece in stream(workdir, task, arguments.prompt, **options):
+        for piece in open_run(arguments.workdir).stream(arguments.prompt, task, **options):
             print(piece, end="", flush=True)
         print()
         return 0
-    bad_lines = generate(workdir, task, arguments.input, arguments.output, **options)
+    check_files(arguments.input, arguments.output)
+    session = open_run(arguments.workdir)
+    bad_lines = generate_file(session, task, arguments.input, arguments.output, **options)
     print(f"Answers: {arguments.output}; bad lines: {bad_lines}")
     return 1 if bad_lines else 0
 

@@ -31,9 +31,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.serving.session import predict
+    from moecl_jax.serving.files import check_files, predict_file
+    from moecl_jax.serving.session import open_run
 
-    bad_lines = predict(arguments.workdir, arguments.task, arguments.input, arguments.output)
+    check_files(arguments.input, arguments.output)
+    session = open_run(arguments.workdir)
+    bad_lines = predict_file(session, arguments.task, arguments.input, arguments.output)
     print(f"Predictions: {arguments.output}; bad lines: {bad_lines}")
     return 1 if bad_lines else 0
 

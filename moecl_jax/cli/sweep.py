@@ -31,9 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.cli.tables import format_comparison
     from moecl_jax.config.sweep import Grid, sweep
-    from moecl_jax.report.runs import read_results
+    from moecl_jax.runs.results import Results
+    from moecl_jax.runs.tables import format_comparison
 
     grid = Grid.parse(
         arguments.config,
@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     workdir = arguments.workdir
     outcome = sweep(grid, workdir)
-    runs = [{**read_results(workdir / run["workdir"]), **run} for run in outcome.finished]
+    runs = [{**Results.load(workdir / run["workdir"]).content, **run} for run in outcome.finished]
     print(format_comparison(runs))
     for failure in outcome.failures:
         print(f"moecl: error: {failure}", file=sys.stderr)

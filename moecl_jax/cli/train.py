@@ -26,24 +26,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.config.file import load_config
-
-    # Before the slow imports, so that a mistake in the config is told at once.
-    config = load_config(arguments.config, arguments.overrides)
-    from moecl_jax.cli.tables import format_results
-    from moecl_jax.models.sharding import first_process, join
     from moecl_jax import reporting
+    from moecl_jax.config.file import load_settings
+    from moecl_jax.models.sharding import first_process, join
+    from moecl_jax.runs.results import Results
     from moecl_jax.training.trainer import train
 
     if arguments.process is not None and arguments.coordinator is None:
         raise UserError("--process needs the --coordinator of all processes")
     if arguments.coordinator is not None:
         join(arguments.coordinator, arguments.process)
+    settings = load_settings(arguments.config, arguments.overrides)
     shows = first_process()
     with reporting.use(reporting.current() if shows else reporting.SilentReporter()):
-        results = train(config, arguments.workdir)
+        results = train(settings, arguments.workdir)
     if shows:
-        print(format_results(results))
+        print(Results.from_content(results))
         print(f"\nResults: {arguments.workdir / 'results.json'}")
     return 0
 

@@ -431,8 +431,8 @@ def test_compare_without_results(tmp_path, capsys):
         ("{", "cannot read {path}: "),
         ("[]", "{path} is broken: expected a JSON object"),
         ('{"method": "moe_cl"}', "{path} is broken: it lacks tasks, accuracy_matrix"),
-        (json.dumps(RESULTS | {"random_init": [0.5]}), "{path} is broken: 2 tasks need"),
-        (json.dumps(RESULTS | {"metrics": {}}), "{path} is broken: acc"),
+        (json.dumps(RESULTS | {"random_init": [0.5]}), "{path} is broken: random_init has"),
+        (json.dumps(RESULTS | {"metrics": {}}), "{path} is broken: metrics lacks acc"),
         (json.dumps(RESULTS | {"wall_seconds": None}), "{path} is broken: "),
     ],
 )

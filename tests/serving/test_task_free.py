@@ -14,6 +14,7 @@ from moecl_jax.data.tokenize import bare_prompts
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.resume import restore_features, restore_stream, task_trees
+from moecl_jax.runs.tables import format_task_free
 from moecl_jax.serving.session import predict
 from moecl_jax.serving.task_choice import TaskFeatures
 from moecl_jax.training.trainer import Run, train
