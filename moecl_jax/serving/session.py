@@ -11,7 +11,7 @@ import numpy as np
 
 from moecl_jax.config.experiment import Experiment, build, load_tasks
 from moecl_jax.data.batching import chunks
-from moecl_jax.data.examples import SPLITS
+from moecl_jax.data.task import SPLITS
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 from moecl_jax.methods.mixed import MIXED_TASKS, can_mix

@@ -18,8 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moecl_jax.config.experiment import Experiment, build, load_tasks
-from moecl_jax.data.examples import SPLITS
 from moecl_jax.data.rehearsal import reservoir
+from moecl_jax.data.task import SPLITS
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods.state import Stream, finish
