@@ -1,10 +1,8 @@
 """PEFT adapters into and out of workdirs; `weights.peft` knows their files."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
