@@ -9,11 +9,11 @@ from typing import Any
 
 from moecl_jax.data.labels import distinct_labels, label_key
 from moecl_jax.data.sources import (
-    SOURCES,
     Held,
     Record,
     Source,
     find_source,
+    known_sources,
     make_options,
     option_names,
     source_named,
@@ -145,8 +145,9 @@ class Task:
         Raises:
             UserError: a field is unknown, missing or wrong.
         """
-        source = find_source(values.get("source", ""), name)
-        options = option_names(source_named(source)) if source else []
+        options: list[str] = []
+        if values.get("source"):
+            options = option_names(source_named(find_source(values["source"], name)))
         known = [*_common_fields(), *options]
         for key in values:
             if key not in known:
@@ -316,14 +317,13 @@ class Task:
         object.__setattr__(self, attribute, value)
 
     def _find_source(self) -> None:
-        known = f"{', '.join(SOURCES)}, or 'package.module:Class'"
         if not self.source:
             if all(isinstance(getattr(self, split), str | None) for split in SPLITS):
-                raise UserError(f"task '{self.name}' has no source; expected one of {known}.")
+                raise UserError(
+                    f"task '{self.name}' has no source; expected one of {known_sources()}."
+                )
             self._set("source", "memory")
         source = find_source(self.source, self.name)
-        if source is None:
-            raise self.error("source", f"must be one of {known}")
         self._set("source", source)
         self._set("options", make_options(source, self.options, self.name, _common_fields()))
 
