@@ -1,4 +1,4 @@
-"""Compares every model family with transformers' torch model, and writes docs/parity.md.
+"""Compares every model family with transformers' torch model, and writes docs/notes/parity.md.
 
     python tests/oracles/parity_table.py
 
@@ -70,7 +70,7 @@ def main() -> None:
     table = (
         f"{INTRODUCTION}{rows}{LEGEND}\nMade with Python {platform.python_version()}, {listed}.\n"
     )
-    file = TESTS.parent / "docs" / "parity.md"
+    file = TESTS.parent / "docs" / "notes" / "parity.md"
     file.parent.mkdir(exist_ok=True)
     file.write_text(table, encoding="utf-8")
     print(table)
