@@ -193,17 +193,21 @@ def escape(lines: list[str]) -> None:
     reStructuredText would read as markup are escaped.
     """
     result: list[str] = []
-    section = False
-    paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
-    for paragraph in paragraphs:
+    section = ""
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
         text = paragraph.splitlines()
         if text and _indent(text[0]) == 0:
-            section = bool(SECTION.match(text[0]))
+            header = SECTION.match(text[0])
+            section = header[1] if header else ""
+            if section == "Example":
+                result += ["For example:", ""]
+                text = text[1:]
         listed = bool(text) and text[0].startswith("- ")
-        if section or listed or not any(_indent(line) for line in text):
+        plain = listed or section not in ("", "Example")
+        if plain or not any(_indent(line) for line in text):
             result += [_escape_line(line) for line in text]
         else:
-            result += ["::", "", *("   " + line for line in text)]
+            result += ["::", "", *(f"   {line}" for line in text)]
         result.append("")
     lines[:] = result
 
