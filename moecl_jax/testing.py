@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from transformers import PreTrainedTokenizerFast
+
+from moecl_jax import quiet
+
+with quiet.transformers():
+    from transformers import PreTrainedTokenizerFast
 
 WORDS = 64  # w0 to w63
 VOCABULARY = ("<eos>", "<unk>", *(f"w{index}" for index in range(WORDS)), "answer")
@@ -84,7 +88,7 @@ def write_task(
       seed: of the texts.
 
     Returns:
-      The fields of a `moecl_jax.data.definition.TaskDefinition`.
+      The fields of a `moecl_jax.data.task.Task`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng((seed, classes, *name.encode()))

@@ -19,7 +19,7 @@ from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.experts import lora_ffn
 from moecl_jax.models.lora import TARGETS, lora_term, projection_sizes
-from moecl_jax.weights.families import table as families
+from moecl_jax.weights.families import FAMILIES, family_of
 from moecl_jax.weights.load import Backbone
 
 RANK, SCALE, VOCABULARY, LENGTHS = 2, 1.5, 61, (11, 7, 4)
@@ -205,21 +205,27 @@ def write_folder(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
+def parse_config(config: dict[str, Any], file: Path) -> DecoderConfig:
+    """What the content of a config.json means."""
+    return family_of(config, file).parse_config(config, file)
+
+
 def state_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of a case's checkpoint."""
-    decoder_config = families.parse_config(config, Path("config.json"))
+    decoder_config = parse_config(config, Path("config.json"))
+    family = FAMILIES[config["model_type"]]()
     ids, membership = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))
     init = functools.partial(Decoder(decoder_config).init, jax.random.key(0))
     shapes = jax.eval_shape(init, ids, ids, ids, ids, membership)["params"]
     state = {}
-    for path, name in families.tensor_names(config["model_type"], decoder_config).items():
+    for path, name in family.tensor_names(decoder_config).items():
         leaf = functools.reduce(lambda tree, key: tree[key], path, shapes)
         for layer in range(config["num_hidden_layers"] if path[0] == "layers" else 1):
             shape = leaf.shape[1:] if path[0] == "layers" else leaf.shape
             tensor = name.format(layer=layer)
             state[tensor] = weight(tensor, shape[::-1] if path[-1] == "kernel" else shape)
             if "norm" in tensor:
-                state[tensor] -= np.float32(families.norm_offset(config["model_type"]))
+                state[tensor] -= np.float32(family.norm_offset)
     return state
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moecl_jax.data.batching import Batch, Layout, make_batch
+from moecl_jax.data.batching import Batch, BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods import Method, MethodSettings, MoeCl
 from moecl_jax.methods.state import Initializer
@@ -105,7 +105,7 @@ def batch_of(
 ) -> Batch:
     """A batch of `ANSWERS`' task, its rows of 32 slots where packed."""
     longest = max(len(answer) for answer in ANSWERS)
-    layout = Layout(batch_size or len(examples), packed, 32, len(ANSWERS), longest)
+    layout = BatchLayout(batch_size or len(examples), packed, 32, len(ANSWERS), longest)
     return make_batch(
         examples,
         ANSWERS if head == "lm" else (),

@@ -17,16 +17,16 @@ from moecl_jax.config.default import get_config
 from moecl_jax.data.batching import (
     ROW_LENGTHS,
     Batch,
-    Layout,
+    BatchLayout,
     chunks,
     epoch_order,
     make_batch,
     make_mixed_batch,
 )
 from moecl_jax.data.catalog import MTL5_LABELS
-from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.examples import Example, TaskExamples
 from moecl_jax.data.sources.reading import read_split
-from moecl_jax.data.tasks import Example, Task
+from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
 from moecl_jax.kernels.linear import as_bits, one_by_one, quantize_layers
@@ -174,9 +174,9 @@ class Inputs:
             class_counts=[len(self.answers)] * tasks,
         )
 
-    def _layout(self, layout: str) -> Layout:
+    def _layout(self, layout: str) -> BatchLayout:
         config = get_config()
-        return Layout(
+        return BatchLayout(
             self.batch_size,
             packed=layout == "packed",
             row_length=config.batch.row_length,
@@ -306,9 +306,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--dropout={arguments.dropout} must be at least 0 and below 1")
 
 
-def _definition(texts: Path | None) -> TaskDefinition:
+def _definition(texts: Path | None) -> Task:
     """AG News's labels after the bare text."""
-    return TaskDefinition(
+    return Task(
         name="bench",
         source="json" if texts else "none",
         path=str(texts.parent) if texts else "",
@@ -318,7 +318,7 @@ def _definition(texts: Path | None) -> TaskDefinition:
     )
 
 
-def _read_texts(definition: TaskDefinition) -> list[Example]:
+def _read_texts(definition: Task) -> list[Example]:
     """The file's sentences, the labels being given to them in turn."""
     examples = []
     for index, record in enumerate(read_split(definition, "train")):
@@ -332,13 +332,13 @@ def _read_texts(definition: TaskDefinition) -> list[Example]:
 
 
 def _tokenize(
-    definition: TaskDefinition,
+    definition: Task,
     texts: Sequence[Example],
     answers: Sequence[np.ndarray],
     tokenizer: Any,
     max_length: int,
 ) -> Sequence[TokenizedExample]:
-    task = Task(definition, train=tuple(texts), validation=(), test=())
+    task = TaskExamples(definition, train=tuple(texts), validation=(), test=())
     tokenized = tokenize_task(
         task, answers, tokenizer, max_length=max_length, max_response=1, over_long="truncate"
     )

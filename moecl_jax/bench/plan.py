@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, AxisType
 from moecl_jax.bench.flops import Formula, Work
 from moecl_jax.bench.gauges import step_memory
 from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, TASKS, draw_frozen, learner_of
-from moecl_jax.data.batching import Batch, Layout, make_batch
+from moecl_jax.data.batching import Batch, BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
@@ -98,7 +98,7 @@ class Training:
         draw = functools.partial(draw_frozen, config, learner.dtype, quantization)
         answer = RANDOM_ANSWERS[0]
         prompt = np.zeros(length - len(answer) + 1, np.int32)
-        rows = Layout(
+        rows = BatchLayout(
             batch,
             packed=True,
             row_length=1,

@@ -19,6 +19,8 @@ from moecl_jax.errors import UserError, one_line
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from moecl_jax.runs.settings import Settings
+
 OVERRIDE = re.compile(r"--?(?:no)?config\.")
 
 
@@ -35,13 +37,17 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
       The config, locked.
 
     Raises:
-      UserError: if the file is missing or fails, or an override's key or value does not fit.
+      UserError: the file is missing or fails, or a key is unknown or a value not allowed, in the
+        file or in an override.
     """
     from absl import flags
     from ml_collections import config_flags
 
+    from moecl_jax.config.default import from_config
+
     path = Path(file)
     config = read_json(path) if path.suffix == ".json" else _run_config_file(file)
+    _add_sections_of_method(config, overrides)
     for override in overrides:
         _check_override(override, config)
     values = flags.FlagValues()
@@ -55,7 +61,34 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
         # Without the list of what is supported, which is long and in Python's terms.
         reason = one_line(error).removeprefix("flag ").partition(". Currently supported")[0]
         raise UserError(reason) from error
+    from_config(values["config"].value)  # checks every key and value
     return values["config"].value
+
+
+def load_settings(file: str, overrides: Sequence[str] = ()) -> "Settings":
+    """The settings of a config file with overrides; arguments and errors as `load_config`."""
+    from moecl_jax.config.default import from_config
+
+    return from_config(load_config(file, overrides))
+
+
+def _add_sections_of_method(config: "ConfigDict", overrides: Sequence[str]) -> None:
+    """Gives a config the default options of a method from outside, so that they can be overridden.
+
+    Raises:
+      UserError: the method cannot be imported, or is no method.
+    """
+    from moecl_jax.config.default import get_config
+
+    method = config.get("method")
+    for override in overrides:
+        key, _, value = OVERRIDE.sub("", override, count=1).partition("=")
+        method = value if key == "method" else method
+    if isinstance(method, str) and ":" in method:
+        with config.unlocked():
+            for key, value in get_config(method).items():
+                if key not in config:
+                    config[key] = value
 
 
 def read_json(path: Path) -> "ConfigDict":
@@ -67,9 +100,12 @@ def read_json(path: Path) -> "ConfigDict":
     from moecl_jax.config.default import get_config
 
     config = get_config()
-    known = dict(_paths(config))
     try:
-        config.update(_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
+        content = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
+        if ":" in content.get("method", ""):
+            config = get_config(content["method"])
+        known = dict(_paths(config))
+        config.update(content)
     except FileNotFoundError as error:
         siblings = [str(other) for other in path.parent.glob("*.json")]
         raise UserError(

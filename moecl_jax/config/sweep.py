@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import json
 import re
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,18 +21,20 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 
-from moecl_jax.config.file import OVERRIDE, load_config
+from moecl_jax import reporting
+from moecl_jax.config.file import OVERRIDE, load_settings
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.methods import METHODS
-from moecl_jax.report.runs import SWEEP_NAME, read_results
-from moecl_jax.runs.progress import wall_time
-from moecl_jax.runs.workdir import RESULTS_NAME, Busy, refuse_other_config, write_json
+from moecl_jax.methods import find_method
+from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
+from moecl_jax.runs.results import Results
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.tables import wall_time
+from moecl_jax.runs.workdir import Busy, refuse_other_settings, write_json
 from moecl_jax.training.trainer import train
 
 CACHE_FOLDER = "compilation_cache"
-_VARIANT = re.compile(r"\w+(:[\w.]+=[\w.=-]+)*", re.ASCII)
+_VARIANT = re.compile(r"[\w.]+(:\w+)?(:[\w.]+=[\w.=-]+)*", re.ASCII)
 _ORDER = re.compile(r"[\w.-]+", re.ASCII)
 _OF_THE_GRID = {"method": "--methods", "seed": "--seeds"}
 
@@ -100,13 +101,13 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of a grid, and its config."""
+class PlannedRun:
+    """One run of a grid, and its settings."""
 
     variant: str
     order: str | None
     seed: int
-    config: ConfigDict
+    settings: Settings
 
     @property
     def folder(self) -> str:
@@ -137,14 +138,14 @@ def run_folder(variant: str, order: str | None, seed: int) -> str:
     return f"{variant.replace(':', '+')}/{place}"
 
 
-def plan(grid: Grid) -> list[Run]:
+def plan(grid: Grid) -> list[PlannedRun]:
     """The runs with their configs: all variants of the first seed and order, then the next order.
 
     Raises:
       UserError: a config cannot be loaded so; names the run.
     """
     return [
-        Run(variant, order, seed, _load(grid, variant, order, seed))
+        PlannedRun(variant, order, seed, _load(grid, variant, order, seed))
         for seed in grid.seeds
         for order in grid.orders or (None,)
         for variant in grid.variants
@@ -167,7 +168,7 @@ def sweep(grid: Grid, workdir: Path) -> Outcome:
     """
     runs = plan(grid)
     for run in runs:
-        refuse_other_config(run.config, workdir / run.folder)
+        refuse_other_settings(run.settings, workdir / run.folder)
     record = _merged_record(grid, runs, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / SWEEP_NAME, record)
@@ -177,7 +178,7 @@ def sweep(grid: Grid, workdir: Path) -> Outcome:
     return Outcome(finished, failures)
 
 
-def time_left(seconds: dict[str, list[float]], waiting: Sequence[Run]) -> float | None:
+def time_left(seconds: dict[str, list[float]], waiting: Sequence[PlannedRun]) -> float | None:
     """Seconds that runs will take.
 
     Args:
@@ -219,7 +220,7 @@ def _configure(settings: dict[str, Any]) -> None:
     compilation_cache.reset_cache()  # JAX looks at the settings once
 
 
-def _train_all(runs: Sequence[Run], workdir: Path) -> list[str]:
+def _train_all(runs: Sequence[PlannedRun], workdir: Path) -> list[str]:
     """Trains the unfinished runs that no other process trains; returns the failures."""
     failures, busy, begun = [], 0, time.monotonic()
     with shared_compilations(workdir / CACHE_FOLDER):
@@ -242,7 +243,7 @@ def _train_all(runs: Sequence[Run], workdir: Path) -> list[str]:
             estimate = "" if left is None else f", about {wall_time(left)} left"
             _say(f"{title} ({wall_time(started - begun)} spent{estimate})")
             try:
-                train(run.config, workdir / run.folder)
+                train(run.settings, workdir / run.folder)
             except Busy:
                 busy += 1
                 _say(f"{title}: another process trains it, skipped")
@@ -256,22 +257,22 @@ def _train_all(runs: Sequence[Run], workdir: Path) -> list[str]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    reporting.current().message(line)
 
 
-def _finished_seconds(run: Run, workdir: Path) -> float | None:
+def _finished_seconds(run: PlannedRun, workdir: Path) -> float | None:
     """How long the training of a finished run took; None if it is not finished."""
     if not (workdir / RESULTS_NAME).exists():
         return None
     try:
-        results = read_results(workdir)
+        results = Results.load(workdir).content
     except UserError as error:
         raise UserError(f"{error}. Delete it and run again.") from error
-    same_tasks = results["tasks"] == list(run.config.tasks)  # more may have been added
+    same_tasks = results["tasks"] == list(run.settings.tasks)  # more may have been added
     return float(results["wall_seconds"]) if same_tasks else None
 
 
-def _merged_record(grid: Grid, runs: Sequence[Run], workdir: Path) -> dict[str, Any]:
+def _merged_record(grid: Grid, runs: Sequence[PlannedRun], workdir: Path) -> dict[str, Any]:
     """The content of sweep.json: that of the sweeps before and this one's."""
     new: dict[str, Any] = {
         "config": grid.config,
@@ -335,17 +336,26 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _check_variant(variant: str) -> None:
-    method, *settings = variant.split(":")
     if not _VARIANT.fullmatch(variant):
         raise UserError(
             f"--methods: {variant!r} is not METHOD or METHOD:KEY=VALUE:KEY=VALUE. It names a "
             "folder: letters, digits, '_', '.' and '-' may stand in it. Give what needs others, "
             "such as a tuple, in a config file of its own."
         )
-    if method not in METHODS:
-        raise UserError(f"--methods: {method!r} is not one of {', '.join(METHODS)}")
+    method, settings = _parts(variant)
+    try:
+        find_method(method)
+    except UserError as error:
+        raise UserError(f"--methods: {str(error).removeprefix('config: ')}") from error
     for setting in settings:
         _refuse_key_of_the_grid(setting, variant)
+
+
+def _parts(variant: str) -> tuple[str, list[str]]:
+    """The method of a variant, which may be "package.module:Class", and its settings."""
+    parts = variant.split(":")
+    named = [part for part in parts if "=" not in part]
+    return ":".join(named), parts[len(named) :]
 
 
 def _refuse_key_of_the_grid(setting: str, where: str) -> None:
@@ -354,14 +364,14 @@ def _refuse_key_of_the_grid(setting: str, where: str) -> None:
         raise UserError(f"{where}: a sweep's {flag} say that; leave it out")
 
 
-def _load(grid: Grid, variant: str, order: str | None, seed: int) -> ConfigDict:
-    method, *settings = variant.split(":")
+def _load(grid: Grid, variant: str, order: str | None, seed: int) -> Settings:
+    method, settings = _parts(variant)
     file = grid.config
     if order is not None:
         file += ("," if ":" in file else ":") + f"order={order}"
     own = [*settings, f"method={method}", f"seed={seed}"]
     try:
-        return load_config(file, [*grid.overrides, *(f"--config.{setting}" for setting in own)])
+        return load_settings(file, [*grid.overrides, *(f"--config.{setting}" for setting in own)])
     except UserError as error:
         orders = "" if order is None else f" (--orders makes the config {file})"
         where = f"{variant}: " if settings else ""

@@ -82,7 +82,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How examples become rows.
 
     Attributes:
@@ -147,7 +147,7 @@ def lay_out(prompt: np.ndarray, answers: Sequence[np.ndarray]) -> LaidOut:
 def make_batch(
     examples: Sequence[TokenizedExample],
     answers: Sequence[np.ndarray],
-    layout: Layout,
+    layout: BatchLayout,
     *,
     task_index: int,
     class_count: int,
@@ -193,7 +193,7 @@ def make_mixed_batch(
     examples: Sequence[TokenizedExample],
     tasks: Sequence[int],
     answers: Sequence[Sequence[np.ndarray]],
-    layout: Layout,
+    layout: BatchLayout,
     *,
     class_counts: Sequence[int],
 ) -> Batch:
@@ -224,7 +224,7 @@ def make_mixed_batch(
 def _assemble(
     examples: Sequence[TokenizedExample],
     sequences: Sequence[LaidOut],
-    layout: Layout,
+    layout: BatchLayout,
     *,
     training: bool,
     **of_task: Any,
@@ -304,7 +304,7 @@ def _split(
         yield examples[start:end]
 
 
-def _layout_of_parts(layout: Layout, longest: int) -> Layout:
+def _layout_of_parts(layout: BatchLayout, longest: int) -> BatchLayout:
     """Of each part, so that all have rows of one length."""
     slots = place([longest], layout)[2][1]
     size = -(-layout.batch_size // layout.parts)
@@ -347,7 +347,9 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int], tuple[int, int]]:
+def place(
+    lengths: Sequence[int], layout: BatchLayout
+) -> tuple[list[int], list[int], tuple[int, int]]:
     """Row and offset of each sequence and the grid's shape `(R, S)`.
 
     Packed: into rows of one length, the shortest or one up to half as long again, where that leaves

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 
 _SENTIMENT = ("very negative", "negative", "neutral", "positive", "very positive")
@@ -93,8 +93,8 @@ def _quickstart(
     template: str,
     labels: tuple[str, ...],
     raw_labels: tuple[str | int, ...] = (),
-) -> TaskDefinition:
-    return TaskDefinition(
+) -> Task:
+    return Task(
         name=name,
         source="quickstart",
         path=name,
@@ -112,7 +112,7 @@ def _hub(
     path: str,
     text_fields: tuple[str, ...] = ("text",),
     label_field: str = "label",
-) -> TaskDefinition:
+) -> Task:
     return _numbered(
         name,
         path,
@@ -130,12 +130,12 @@ def _numbered(
     template: str,
     text_format: str = "",
     **fields: Any,
-) -> TaskDefinition:
+) -> Task:
     """A hub data set whose labels are numbers; the text fields are those of `text_format`."""
     values = {"train": "train", "test": "test", **fields}
     if text_format:
         values["text_fields"] = tuple(re.findall(r"\{(\w+)\}", text_format))
-    return TaskDefinition(
+    return Task(
         name=name,
         source="huggingface",
         path=path,
@@ -156,7 +156,7 @@ def _glue(
     path: str = "aps/super_glue",
     subset: str = "",
     test: str = "validation",
-) -> TaskDefinition:
+) -> Task:
     """A task of SuperGLUE or GLUE; what the benchmark calls validation is test here.
 
     The labels of the benchmarks' test splits are not published.
@@ -179,7 +179,7 @@ _DEFINITIONS = (
     _quickstart("product_reviews", "Customer: {text}\nSentiment of this sentence:", _OPINIONS),
     _quickstart("editorials", "Newspaper editorial: {text}\nTone of the writer:", _OPINIONS),
     _quickstart("tweets", "Tweet: {text}\nMood of the tweet:", _OPINIONS),
-    TaskDefinition(
+    Task(
         name="slang",
         source="quickstart",
         path="slang",
@@ -270,10 +270,10 @@ _DEFINITIONS = (
     ),
 )
 
-CATALOG: dict[str, TaskDefinition] = {definition.name: definition for definition in _DEFINITIONS}
+CATALOG: dict[str, Task] = {definition.name: definition for definition in _DEFINITIONS}
 
 
-def shared_mtl5(folder: str | Path, name: str) -> TaskDefinition:
+def shared_mtl5(folder: str | Path, name: str) -> Task:
     """A task of MTL5 in local files: folder/name/{train,dev,test}.json.
 
     Each file is a list of {"sentence": text, "label": label in words}, as O-LoRA distributes them.
@@ -283,7 +283,7 @@ def shared_mtl5(folder: str | Path, name: str) -> TaskDefinition:
     """
     if name not in MTL5_LABELS:
         raise UserError(f"no MTL5 task '{name}'; there are {', '.join(MTL5_LABELS)}.")
-    return TaskDefinition(
+    return Task(
         name=name,
         source="json",
         path=str(Path(folder) / name),
@@ -296,7 +296,7 @@ def shared_mtl5(folder: str | Path, name: str) -> TaskDefinition:
     )
 
 
-def cold(folder: str | Path, name: str) -> TaskDefinition:
+def cold(folder: str | Path, name: str) -> Task:
     """A task of COLDataset in local files: folder/name/{train,val,test}.tsv.
 
     Chinese comments in a column "comment"; "label" is 1 (offensive) or 0 (compliant). These are
@@ -307,7 +307,7 @@ def cold(folder: str | Path, name: str) -> TaskDefinition:
     """
     if name not in _COLD_TEMPLATES:
         raise UserError(f"no COLD task '{name}'; there are {', '.join(_COLD_TEMPLATES)}.")
-    return TaskDefinition(
+    return Task(
         name=name,
         source="tsv",
         path=str(Path(folder) / name),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.tasks import SPLITS, Example, Task
+from moecl_jax.data.examples import SPLITS, Example, TaskExamples
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TokenizedTask:
         dropped: by split, how many examples were left out because they did not fit.
     """
 
-    definition: TaskDefinition
+    definition: Task
     splits: dict[str, tuple[TokenizedExample, ...]]
     truncated: dict[str, int]
     truncated_responses: dict[str, int]
@@ -98,9 +98,7 @@ class TokenizedTask:
             )
 
 
-def prompt_format(
-    definition: TaskDefinition, tokenizer: "PreTrainedTokenizerBase | None"
-) -> PromptFormat:
+def prompt_format(definition: Task, tokenizer: "PreTrainedTokenizerBase | None") -> PromptFormat:
     """How a task's prompts and answers are written, in training and everywhere else.
 
     Raises:
@@ -130,7 +128,7 @@ def prompt_format(
 
 
 def prompt_limit(
-    definition: TaskDefinition, answers: Sequence[np.ndarray], max_length: int, max_response: int
+    definition: Task, answers: Sequence[np.ndarray], max_length: int, max_response: int
 ) -> int:
     """The most tokens of a prompt, so that it fits in max_length with any answer of the task.
 
@@ -145,7 +143,7 @@ def prompt_limit(
 
 
 def tokenize_task(
-    task: Task,
+    task: TaskExamples,
     answers: Sequence[np.ndarray],
     tokenizer: "PreTrainedTokenizerBase | None",
     *,
@@ -209,7 +207,7 @@ def tokenize_task(
 
 
 def _refuse_texts_without_tokenizer(
-    task: Task, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase | None"
+    task: TaskExamples, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase | None"
 ) -> None:
     first = next((example for example in examples if not example.input_ids), None)
     if first is not None and tokenizer is None:
@@ -240,7 +238,7 @@ def _prompts(
 
 
 def _responses(
-    task: Task,
+    task: TaskExamples,
     examples: Sequence[Example],
     prompt_form: PromptFormat,
     tokenizer: "PreTrainedTokenizerBase | None",
@@ -278,7 +276,7 @@ def end_of_sequence(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def tokenize_answers(
-    definition: TaskDefinition, tokenizer: "PreTrainedTokenizerBase"
+    definition: Task, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[np.ndarray, ...]:
     """The ids of each label's text after a prompt, with end of sequence, int32 [A] each.
 

@@ -14,7 +14,7 @@ from moecl_jax.config.default import get_config
 from moecl_jax.config.experiment import Experiment, build
 from moecl_jax.data.batching import ROW_LENGTHS
 from moecl_jax.data.catalog import CATALOG
-from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 from moecl_jax.interchange import official, torch_file
 from moecl_jax.methods.state import Stream, finish
@@ -171,13 +171,13 @@ def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
     return config.lock()
 
 
-def _definition(task: str, classes: int) -> TaskDefinition:
+def _definition(task: str, classes: int) -> Task:
     """A task without data, which no adapter holds; with the catalog's labels where they fit."""
     known = CATALOG.get(task)
     numbers = tuple(range(classes))
     if known is None or len(known.labels) != classes:
-        return TaskDefinition(name=task, source="none", labels=tuple(map(str, numbers)))
-    return TaskDefinition(
+        return Task(name=task, source="none", labels=tuple(map(str, numbers)))
+    return Task(
         name=task,
         source="none",
         labels=known.labels,

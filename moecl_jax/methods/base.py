@@ -1,16 +1,31 @@
-"""What a continual-learning method must say for itself."""
+"""The interface of a continual-learning method.
+
+A method says five things, each in one function or a few lines:
+
+    what is trained              init_shared, init_expert (and init_memory: what is kept)
+    what a layer is given        adapter, with the layer's function in feed_forward
+    what is added to the loss    penalty
+    what happens at a task's     begin_task, finish_task
+      begin and end
+    which examples join a batch  examples
+
+and declares in `traits` what it needs and is able to do. The trainer knows nothing else of it.
+"""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moecl_jax.data.batching import Batch
-from moecl_jax.methods.losses import Objective, Reduction
+from moecl_jax.data.rehearsal import ExamplePolicy, PastTask
+from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.experts import FeedForward, lora_ffn
 from moecl_jax.models.lora import (
@@ -21,60 +36,69 @@ from moecl_jax.models.lora import (
     lora_term,
     no_term,
 )
-
-Tree = Any
-Output = Literal["any", "shared", "lm"]
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodSettings:
-    """Hyper-parameters of all methods; each reads those that concern it.
-
-    Attributes:
-      rank: r of every expert.
-      lora_alpha: the experts' scale is lora_alpha / r.
-      dropout: rate on the inputs of A.
-      targets: adapted projections, out of `lora.TARGETS`.
-      task_attention: whether a task's own expert adapts attention too, or the shared one alone.
-      objective: of the adversarial loss.
-      adversarial_alpha: its weight alpha in eq. 10.
-      adversarial_reduction: over layers.
-    """
-
-    rank: int
-    lora_alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-    objective: Objective
-    adversarial_alpha: float
-    adversarial_reduction: Reduction = "mean"
-    task_attention: bool = True
-
-    @property
-    def scale(self) -> float:
-        """C = lora_alpha / r."""
-        return self.lora_alpha / self.rank
+from moecl_jax.models.settings import Lora
+from moecl_jax.settings import section
 
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """Of a method without hyper-parameters of its own."""
+    """Options of a method that has none."""
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """What a method's penalty may look at in a training step, beside the shared trees.
+class Traits:
+    """What a method needs and is able to do.
 
     Attributes:
-      memory: the method's memory.
+      output: what the method needs of the output layer: "any" for nothing, "shared" for one that
+        all tasks share (the LM head or a shared classification head), "lm" for the LM head.
+      reads_query: whether `adapter` wants the mean word embedding of each token's prompt.
+      trains_llm: whether the LLM's own weights are trained.
+      expert_per_task: whether experts of finished tasks stay apart, so that a text must be given to
+        the right one.
+      experts: keys of the experts in what `adapter` gives; all of them act on attention.
+      no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
+        where it is one.
+    """
+
+    output: Literal["any", "shared", "lm"] = "any"
+    reads_query: bool = False
+    trains_llm: bool = False
+    expert_per_task: bool = False
+    experts: tuple[str, ...] = ("expert",)
+    no_single_lora: str = ""
+
+
+@flax.struct.dataclass
+class Penalty:
+    """What a method adds to the instruction loss.
+
+    Attributes:
+      term: scalar that is added and differentiated.
+      reported: the term as experts, gate and head see it, for the logged loss; None where that is
+        `term` itself.
+      adversarial: scalar, the adversarial loss L_GAN for the log.
+      metrics: further arrays for the log, by name.
+    """
+
+    term: jax.Array
+    reported: jax.Array | None = None
+    adversarial: jax.Array = flax.struct.field(default_factory=lambda: jnp.zeros(()))
+    metrics: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossInputs:
+    """What a penalty may look at in a training step, beside the parameters.
+
+    Attributes:
       batch: the training batch.
       reports: what the layers' FFN functions reported, stacked on a leading axis L.
       query: `[B, D]` float32, mean frozen word embedding of each prompt.
-      logits: of the output layer: of the answers' tokens `[B, K, A, V]`, or class logits `[B, C]`.
-      predict: the same logits with other shared trees, without dropout.
+      logits: logits of the answers' tokens `[B, K, A, V]`, or class logits `[B, C]`.
+      predict: gives the same logits with other shared trees, without dropout.
     """
 
-    memory: Tree
     batch: Batch
     reports: Mapping[str, jax.Array]
     query: jax.Array
@@ -84,175 +108,152 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class TaskEnd:
-    """What a method is told when a task is finished, beside its trees.
+    """What a method may ask when a task is finished.
 
     Attributes:
-      index: place of the task.
-      key: for new random values, the task's own.
-      importance: for a method with `importance_examples`, the mean squared gradient of an example's
-        log-likelihood in the structure of the shared trees; else `{}`.
+      index: place of the task in the stream, from 0.
+      key: PRNG key of this task's end, for new random values.
+      sizes: sizes of the frozen decoder.
+      past: the tasks finished before, in their order.
+      labels: `[n]` int, class of each training example of this task; 0 in a free-form task.
+      losses: gives minus the log-probability of the right answer of each training example, `[n]`
+        float64, with the trained parameters. Answers of several tokens count with their sum.
+      mean_of_gradients: given a count and a function, the mean over so many random training
+        examples of the function of each leaf of the gradient. The gradient is that of an example's
+        log-likelihood, in the structure of the shared trees.
     """
 
     index: int
     key: jax.Array
-    importance: Tree
+    sizes: DecoderConfig
+    past: Sequence[PastTask] = ()
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    losses: Callable[[], np.ndarray] = lambda: np.zeros(0)
+    mean_of_gradients: Callable[[int, Callable[[jax.Array], jax.Array]], Tree] = lambda *_: {}
 
 
-@dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """Lifecycle hooks of a method; the trainer knows nothing else of it.
+    """A continual-learning method.
 
-    What a method trains is in two trees: `shared`, which every task carries on from the one
-    before, and `expert`, a task's own, which is frozen for ever when the task is finished. What it
-    keeps of finished tasks to train others by is in a third, `memory`: an input of the step that is
-    never trained. Each may be empty.
+    What a method trains is in two trees: `shared`, which every task carries on from the one before,
+    and `expert`, a task's own. What it keeps of finished tasks to train others by is in a third,
+    `memory`. Each may be empty, and is a nested dictionary of arrays. A leaf whose shape depends on
+    the number of tasks grows when tasks are added to a stream: what was there stays in its leading
+    corner, and the rest is as `init_shared` or `init_memory` has it.
 
     Attributes:
-      name: by which a config names the method.
-      experts: keys of the experts in the layers' tree, all of which act on attention.
-      Options: hyper-parameters of this method alone; a config has them in the section `name`.
-      rehearsal: whose examples a task trains on beside its own: nobody's, those that a memory of
-        examples holds of earlier tasks, or, all tasks being trained at once, everybody's.
-      output: what the method needs of the output layer: that all tasks share it (the LM head or
-        one classification head), that it is the LM head, or nothing.
-      trains_weights: whether the LLM's own weights are trained.
-      queries: whether `adapter` wants the prompts' embeddings.
-      no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
-        where it is one.
-      settings: hyper-parameters.
-      config: sizes of the frozen decoder.
-      options: an instance of `Options`; its defaults if none is given.
+      name: name of the method in configs and results.
+      Options: dataclass of hyper-parameters of this method alone. A config has them in the section
+        `name`; a field that is a dataclass itself is a section of its own, named as the field.
+      traits: what the method needs and is able to do.
+      lora: hyper-parameters of the low-rank experts.
+      options: an instance of `Options`.
     """
 
     name: ClassVar[str]
-    experts: ClassVar[tuple[str, ...]] = ("expert",)
-    Options: ClassVar[type] = NoOptions
-    rehearsal: ClassVar[Literal["none", "memory", "joint"]] = "none"
-    output: ClassVar[Output] = "any"
-    trains_weights: ClassVar[bool] = False
-    queries: ClassVar[bool] = False
-    no_single_lora: ClassVar[str] = ""
-    settings: MethodSettings
-    config: DecoderConfig
-    options: Any = None
+    Options: ClassVar[type[Any]] = NoOptions
+    traits: Traits = Traits()
 
-    def __post_init__(self) -> None:
-        if self.options is None:
-            object.__setattr__(self, "options", self.Options())
-
-    @abc.abstractmethod
-    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
-        """What all tasks share, before the first of `task_count` tasks."""
-
-    def init_task_expert(self, key: jax.Array) -> Tree:
-        """A task's own part, before it is trained; nothing, as a default. `key` is the task's."""
-        del key
-        return {}
-
-    def feed_forward(self, training: bool) -> FeedForward:
-        """The function of a layer's FFN, for training or evaluation: one LoRA, as a default."""
-        rate = self.settings.dropout if training else 0.0
-        return functools.partial(lora_ffn, scale=self.settings.scale, dropout_rate=rate)
-
-    @abc.abstractmethod
-    def adapter(
-        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
-    ) -> Tree:
-        """What the layers receive: a tree whose leaves have a leading axis L.
+    def __init__(self, lora: Lora | None = None, options: Any = None, **values: Any):
+        """A method with its hyper-parameters.
 
         Args:
-          shared: the shared trees.
-          expert: the task's own.
-          memory: the method's memory.
-          query: where the method `queries`, mean frozen word embedding of each token's prompt,
+          lora: hyper-parameters of the experts; the defaults if none are given.
+          options: an instance of `Options`; or give its fields by name, as in
+            `MoeCl(snapshot=True)`.
+          **values: fields of `Options`.
+
+        Raises:
+          UserError: a field is unknown, or a value is out of its range.
+        """
+        self.lora = Lora() if lora is None else lora
+        self.options = section(self.Options, self.name, values) if options is None else options
+
+    @property
+    def examples(self) -> ExamplePolicy:
+        """Which examples a task trains on; its own, as a default."""
+        return ExamplePolicy()
+
+    @abc.abstractmethod
+    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
+        """The tree that all tasks share, before the first of `task_count` tasks."""
+
+    def init_expert(self, key: jax.Array, sizes: DecoderConfig) -> Tree:
+        """A task's own tree before it is trained; empty as a default. `key` is the task's."""
+        del key, sizes
+        return {}
+
+    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
+        """The memory before the first of `task_count` tasks; empty as a default."""
+        del sizes, task_count
+        return {}
+
+    @abc.abstractmethod
+    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
+        """What the layers are given: a tree whose leaves have a leading axis L.
+
+        Args:
+          parameters: of the task that is trained or answered for.
+          query: where the method reads it, mean frozen word embedding of each token's prompt,
             `[N, D]` float32.
         """
 
+    def feed_forward(self, training: bool) -> FeedForward:
+        """The function of a layer's FFN, for training or evaluation; one LoRA as a default."""
+        rate = self.lora.dropout if training else 0.0
+        return functools.partial(lora_ffn, scale=self.lora.scale, dropout_rate=rate)
+
     def attention_term(self, training: bool) -> AttentionTerm:
         """What is added to attention's projections, for training or evaluation."""
-        if not set(self.settings.targets) & set(ATTENTION_TARGETS):
+        if not set(self.lora.targets) & set(ATTENTION_TARGETS):
             return no_term
         return functools.partial(
             lora_term,
-            experts=self.experts,
-            scale=self.settings.scale,
-            dropout_rate=self.settings.dropout if training else 0.0,
+            experts=self.traits.experts,
+            scale=self.lora.scale,
+            dropout_rate=self.lora.dropout if training else 0.0,
         )
 
-    def parameters(self, frozen: Tree, shared: Tree) -> Tree:
-        """The decoder's parameters, which are the frozen ones unless the method trains them."""
+    def llm_weights(self, frozen: Tree, shared: Tree) -> Tree:
+        """The decoder's parameters: the frozen ones, unless the method trains them."""
         del shared
         return frozen
 
-    def extend_shared(self, saved: Tree, key: jax.Array, task_count: int) -> Tree:
-        """`saved` made ready for a stream of `task_count` tasks, when tasks were added."""
-        del key, task_count
-        return saved
-
-    def init_memory(self, task_count: int) -> Tree:
-        """The memory before the first of `task_count` tasks."""
-        del task_count
-        return {}
-
-    def extend_memory(self, saved: Tree, task_count: int) -> Tree:
-        """A memory made ready for a stream of `task_count` tasks, when tasks were added."""
-        del task_count
-        return saved
-
-    def begin_task(self, shared: Tree, memory: Tree) -> Tree:
-        """The memory with which a task trains that begins with these shared trees."""
-        del shared
-        return memory
-
-    def finish_task(
-        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
-    ) -> tuple[Tree, Tree, Tree]:
-        """What becomes of a task's trees when it is finished.
+    def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
+        """What is added to the instruction loss; nothing as a default.
 
         Args:
-          shared: as trained.
-          expert: as trained.
-          memory: the one that the task trained with.
-          end: what else is known of the task.
+          parameters: those being trained, with the memory of the task.
+          inputs: all else that the term may depend on.
+        """
+        del parameters, inputs
+        return Penalty(jnp.zeros(()))
+
+    def begin_task(self, parameters: TaskParameters) -> Tree:
+        """The memory with which a task trains that begins with these parameters."""
+        return parameters.memory
+
+    def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
+        """What the parameters become when their task is finished.
+
+        Args:
+          parameters: as trained, with the memory that the task trained with, as NumPy arrays.
+          end: what else may be asked of the task.
 
         Returns:
-          The shared trees that the next task begins with, the finished task's own part, and the
-          memory.
+          The shared tree that the next task begins with, the finished task's own tree, its head as
+          it was given, and the memory.
         """
         del end
-        return shared, expert, memory
+        return parameters
 
-    @property
-    def separate(self) -> bool:
-        """Whether experts of finished tasks stay apart, so that a text must be given to one."""
-        return False
-
-    @property
-    def importance_examples(self) -> int:
-        """How many training examples `finish_task` wants squared gradients of."""
-        return 0
-
-    @property
-    def replayed(self) -> int:
-        """Examples of earlier tasks in each training batch, beside the task's own."""
-        return 0
-
-    def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What is added to the instruction loss to be differentiated, and metrics.
-
-        Args:
-          shared: the shared trees.
-          view: all else that it may depend on.
-
-        Returns:
-          The term, and metrics with at least `loss_adversarial` and `penalty`, which is the term
-          as experts, gate and head see it.
-        """
-        del shared, view
-        return jnp.zeros(()), {"loss_adversarial": jnp.zeros(()), "penalty": jnp.zeros(())}
-
-    def new_expert(self, key: jax.Array, *, attention: bool = True) -> Expert:
-        """A LoRA expert that changes nothing yet, on attention's targets too or without them."""
+    def new_expert(self, key: jax.Array, sizes: DecoderConfig, *, attention: bool = True) -> Expert:
+        """A LoRA expert that changes nothing yet, with attention's targets or without them."""
         out = () if attention else ATTENTION_TARGETS
-        targets = [name for name in self.settings.targets if name not in out]
-        return init_expert(key, self.config, self.settings.rank, targets)
+        targets = [name for name in self.lora.targets if name not in out]
+        return init_expert(key, sizes, self.lora.rank, targets)
+
+
+def blank(tree: Tree) -> Tree:
+    """Zeros in the shapes of a tree, which may be one of shapes alone."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)

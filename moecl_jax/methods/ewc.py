@@ -9,74 +9,60 @@ are those of the answers in the data, one example at a time.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.errors import UserError
-from moecl_jax.methods.base import TaskEnd, Tree, View
+from moecl_jax.methods.base import LossInputs, Penalty, TaskEnd, blank
+from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.settings import Section, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Hyper-parameters of EWC.
 
     Attributes:
-      weight: of the penalty.
+      weight: coefficient of the penalty.
       decay: what is left of F when a task adds its own.
-      examples: of a task's training examples, how many F is estimated from.
+      examples: number of a task's training examples that F is estimated from.
     """
 
-    weight: float = 1e4
-    decay: float = 1.0
-    examples: int = 64
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise UserError(f"weight = {self.weight} must be at least 0")
-        if not 0 <= self.decay <= 1:
-            raise UserError(f"decay = {self.decay} must be between 0 and 1")
-        if self.examples < 1:
-            raise UserError(f"examples = {self.examples} must be at least 1")
+    KEY: ClassVar[str] = "ewc"
+    weight: float = setting(1e4, least=0)
+    decay: float = setting(1.0, least=0, most=1)
+    examples: int = setting(64, least=1)
 
 
 class Ewc(SequentialLora):
     """One LoRA expert for all tasks, held near where it was by the Fisher information."""
 
     name: ClassVar[str] = "ewc"
-    Options: ClassVar[type] = Options
+    Options: ClassVar[type[Any]] = Options
 
-    @property
-    def importance_examples(self) -> int:
-        """How many examples F is estimated from."""
-        return int(self.options.examples)
-
-    def init_memory(self, task_count: int) -> Tree:
+    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """F and theta*, both zero."""
-        del task_count
-        shapes = jax.eval_shape(lambda: self.init_shared(jax.random.key(0), 1))
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-        return {"fisher": empty, "anchor": empty}
+        zero = blank(jax.eval_shape(lambda: self.init_shared(jax.random.key(0), sizes, task_count)))
+        return {"fisher": zero, "anchor": zero}
 
-    def finish_task(
-        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
-    ) -> tuple[Tree, Tree, Tree]:
+    def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Adds the task's Fisher information, and moves theta* to where it ended."""
-        decay = self.options.decay
-        fisher = jax.tree.map(lambda old, new: decay * old + new, memory["fisher"], end.importance)
-        return shared, expert, {"fisher": fisher, "anchor": shared}
+        decay, memory = self.options.decay, parameters.memory
+        squares = end.mean_of_gradients(self.options.examples, jnp.square)
+        fisher = jax.tree.map(lambda old, new: decay * old + new, memory["fisher"], squares)
+        return parameters.replace(memory={"fisher": fisher, "anchor": parameters.shared})
 
-    def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """The weighted squared distance from theta*."""
-        _, metrics = super().penalty(shared, view)
+        del inputs
         terms = jax.tree.map(
             lambda f, theta, anchor: jnp.sum(f * (theta - anchor) ** 2),
-            view.memory["fisher"],
-            shared,
-            view.memory["anchor"],
+            parameters.memory["fisher"],
+            parameters.shared,
+            parameters.memory["anchor"],
         )
         distance = jax.tree.reduce(jnp.add, terms, jnp.zeros(()))
-        term = 0.5 * self.options.weight * distance
-        return term, {**metrics, "penalty": term}
+        return Penalty(0.5 * self.options.weight * distance)

@@ -4,9 +4,10 @@ Not a continual method but the bound that those are measured by: nothing comes a
 As many epochs over as many examples as the stream has in all; the matrix R has one row, the last.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from moecl_jax.methods.base import Output
+from moecl_jax.data.rehearsal import AllTasks, ExamplePolicy
+from moecl_jax.methods.base import Traits
 from moecl_jax.methods.sequential_lora import SequentialLora
 
 
@@ -14,5 +15,9 @@ class Joint(SequentialLora):
     """One LoRA expert for all tasks, trained on all of them together."""
 
     name: ClassVar[str] = "joint"
-    rehearsal: ClassVar[Literal["none", "memory", "joint"]] = "joint"
-    output: ClassVar[Output] = "shared"
+    traits = Traits(output="shared")
+
+    @property
+    def examples(self) -> ExamplePolicy:
+        """The examples of all tasks at once."""
+        return AllTasks()

@@ -9,73 +9,66 @@ task has no teacher.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Output, TaskEnd, Tree, View
+from moecl_jax.methods.base import LossInputs, Penalty, TaskEnd, Traits, blank
+from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.settings import Section, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Hyper-parameters of learning without forgetting.
 
     Attributes:
-      weight: of the distillation.
-      temperature: T.
+      weight: coefficient of the distillation.
+      temperature: temperature T of the distilled distributions.
     """
 
-    weight: float = 1.0
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise UserError(f"weight = {self.weight} must be at least 0")
-        if self.temperature <= 0:
-            raise UserError(f"temperature = {self.temperature} must be above 0")
+    KEY: ClassVar[str] = "lwf"
+    weight: float = setting(1.0, least=0)
+    temperature: float = setting(2.0, above=0)
 
 
 class Lwf(SequentialLora):
     """One LoRA expert for all tasks, taught by itself as it was before the task."""
 
     name: ClassVar[str] = "lwf"
-    Options: ClassVar[type] = Options
-    output: ClassVar[Output] = "lm"
+    Options: ClassVar[type[Any]] = Options
+    traits = Traits(output="lm")
 
-    def init_memory(self, task_count: int) -> Tree:
+    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """No teacher yet, and no task finished."""
-        shapes = jax.eval_shape(lambda: self.init_shared(jax.random.key(0), task_count))
-        teacher = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-        return {"teacher": teacher, "finished": jnp.zeros(())}
+        zero = blank(jax.eval_shape(lambda: self.init_shared(jax.random.key(0), sizes, task_count)))
+        return {"teacher": zero, "finished": jnp.zeros(())}
 
-    def begin_task(self, shared: Tree, memory: Tree) -> Tree:
-        """The weights of the moment become the teacher."""
-        return {**memory, "teacher": jax.tree.map(jnp.copy, shared)}
+    def begin_task(self, parameters: TaskParameters) -> Tree:
+        """The weights with which the task begins become the teacher."""
+        return {**parameters.memory, "teacher": parameters.shared}
 
-    def finish_task(
-        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
-    ) -> tuple[Tree, Tree, Tree]:
+    def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Counts the task."""
         del end
-        return shared, expert, {**memory, "finished": memory["finished"] + 1.0}
+        memory = parameters.memory
+        return parameters.replace(memory={**memory, "finished": memory["finished"] + 1.0})
 
-    def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """The distillation from the teacher, if there is one."""
-        _, metrics = super().penalty(shared, view)
-        taught = view.memory["finished"] > 0
+        taught = parameters.memory["finished"] > 0
         teacher = jax.lax.cond(
             taught,
-            lambda: view.predict(view.memory["teacher"]),
-            lambda: jax.lax.stop_gradient(view.logits),
+            lambda: inputs.predict(parameters.memory["teacher"]),
+            lambda: jax.lax.stop_gradient(inputs.logits),
         )
         distance = distillation(
-            teacher, view.logits, view.batch.answer_mask, self.options.temperature
+            teacher, inputs.logits, inputs.batch.answer_mask, self.options.temperature
         )
-        term = self.options.weight * jnp.where(taught, distance, 0.0)
-        return term, {**metrics, "penalty": term}
+        return Penalty(self.options.weight * jnp.where(taught, distance, 0.0))
 
 
 def distillation(

@@ -8,49 +8,71 @@ the tasks that are not its own:
 with m_n 1 in the r places of token n's task t(n), else 0. So a batch is packed and multiplied as
 that of a single task is. What the tasks have in common is multiplied once. Values are those of each
 task alone, within rounding.
+
+Only this module knows how the parameters of several tasks are put together.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method
+from moecl_jax.methods.parameters import TaskParameters, Tree
 
-MIXED_TASKS = 8  # at most so many are joined, for the products grow with them
+MOST_TASKS = 8  # so many tasks are joined at most, for the products grow with them
 
 
 def can_mix(method: Method) -> bool:
     """Whether tasks differ in nothing but their experts, gates and heads."""
-    return not method.queries
+    return not method.traits.reads_query
 
 
-def mixed_adapter(
-    method: Method, shared: Tree, experts: Sequence[Tree], memory: Tree, choice: jax.Array
+def together(tasks: Sequence[TaskParameters]) -> TaskParameters:
+    """What answers for several tasks in the same batch: expert and head are tuples."""
+    return tasks[0].replace(
+        expert=tuple(task.expert for task in tasks), head=tuple(task.head for task in tasks)
+    )
+
+
+def is_mixed(parameters: TaskParameters) -> bool:
+    """Whether these are the parameters of several tasks."""
+    return isinstance(parameters.expert, tuple)
+
+
+def head(parameters: TaskParameters, task_index: jax.Array) -> Any:
+    """The classification head `[D, C]` of a task; of several tasks each example's, `[B, D, C]`."""
+    heads = parameters.head
+    return jnp.stack(heads)[task_index] if isinstance(heads, tuple) else heads
+
+
+def adapter(
+    method: Method, parameters: TaskParameters, membership: jax.Array, task_index: jax.Array
 ) -> Tree:
-    """What the layers receive where tokens belong to several tasks.
+    """What the layers are given where tokens belong to several tasks.
 
     Args:
-      method: of them all.
-      shared: the shared trees.
-      experts: E tasks' own.
-      memory: the method's memory.
-      choice: `[N, E]`, 1 for the task that a token belongs to, else 0.
+      method: method of all the tasks.
+      parameters: of E tasks, as `together` gives them.
+      membership: `[B, N]`, 1 where a token is a real token of an example.
+      task_index: `[B]`, each example's task, as an index into the E.
     """
-    adapters = [method.adapter(shared, expert, memory) for expert in experts]
+    choice = membership.T @ jax.nn.one_hot(task_index, len(parameters.expert))
+    adapters = [method.adapter(parameters.replace(expert=e)) for e in parameters.expert]
     first = adapters[0]
-    mixed = {
-        name: _side_by_side([adapter[name] for adapter in adapters], choice)
+    joined = {
+        name: _side_by_side([each[name] for each in adapters], choice)
         for name in first
         if name != "gate"
     }
     if "gate" in first:
-        gates = [adapter["gate"] for adapter in adapters]
-        mixed["gate"] = gates[0]
+        gates = [each["gate"] for each in adapters]
+        joined["gate"] = gates[0]
         if not _same(gates):
-            mixed["gate"] = jnp.stack(gates, axis=1)
-            mixed["choice"] = jnp.broadcast_to(choice, (len(gates[0]), *choice.shape))
-    return mixed
+            joined["gate"] = jnp.stack(gates, axis=1)
+            joined["choice"] = jnp.broadcast_to(choice, (len(gates[0]), *choice.shape))
+    return joined
 
 
 def _side_by_side(experts: Sequence[Tree], choice: jax.Array) -> Tree:

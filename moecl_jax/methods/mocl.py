@@ -9,31 +9,30 @@ task is named: a text is answered by all experts learnt so far, weighed by its o
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Method, TaskEnd, Tree, View
+from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, Traits
 from moecl_jax.methods.o_lora import OLora, side_by_side
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.config import DecoderConfig
+from moecl_jax.settings import Section, setting
 
 VECTOR_DEVIATION = 0.02  # of a new task vector, of which only the direction matters
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Hyper-parameters of MoCL.
 
     Attributes:
       match: coefficient of the match loss, 1 in the paper.
     """
 
-    match: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.match < 0:
-            raise UserError(f"match = {self.match} must be at least 0")
+    KEY: ClassVar[str] = "mocl"
+    match: float = setting(1.0, least=0)
 
 
 class Mocl(OLora):
@@ -44,93 +43,83 @@ class Mocl(OLora):
     """
 
     name: ClassVar[str] = "mocl"
-    Options: ClassVar[type] = Options
-    queries: ClassVar[bool] = True
-    no_single_lora: ClassVar[str] = (
-        "it weighs its experts anew for each text, by the words in it, so that together they are "
-        "no linear map"
-    )
+    Options: ClassVar[type[Any]] = Options
 
-    @property
-    def separate(self) -> bool:
-        """No: all experts answer for each text."""
-        return False
+    def __init__(self, *arguments: Any, **values: Any):
+        """As any method."""
+        Method.__init__(self, *arguments, **values)
+        self.traits = Traits(
+            reads_query=True,
+            no_single_lora="it weighs its experts anew for each text, by the words in it, so that "
+            "together they are no linear map",
+        )
 
-    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """The first task's expert and task vector `[D]`."""
         expert_key, vector_key = jax.random.split(key)
-        vector = VECTOR_DEVIATION * jax.random.normal(vector_key, (self.config.width,))
-        return {**super().init_shared(expert_key, task_count), "vector": vector}
+        vector = VECTOR_DEVIATION * jax.random.normal(vector_key, (sizes.width,))
+        return {**super().init_shared(expert_key, sizes, task_count), "vector": vector}
 
-    def init_memory(self, task_count: int) -> Tree:
+    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """No expert yet."""
         return {
-            **super().init_memory(task_count),
-            "vectors": jnp.zeros((task_count, self.config.width)),
+            **super().init_memory(sizes, task_count),
+            "vectors": jnp.zeros((task_count, sizes.width)),
             "finished": jnp.zeros(()),
             "training": jnp.zeros(()),
         }
 
-    def extend_memory(self, saved: Tree, task_count: int) -> Tree:
-        """Room for the experts of new tasks."""
-        added = task_count - saved["vectors"].shape[0]
-        vectors = jnp.pad(saved["vectors"], ((0, added), (0, 0)))
-        return {**saved, **super().extend_memory(saved, task_count), "vectors": vectors}
-
-    def begin_task(self, shared: Tree, memory: Tree) -> Tree:
+    def begin_task(self, parameters: TaskParameters) -> Tree:
         """The current expert joins in."""
-        del shared
-        return {**memory, "training": jnp.ones(())}
+        return {**parameters.memory, "training": jnp.ones(())}
 
-    def finish_task(
-        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
-    ) -> tuple[Tree, Tree, Tree]:
+    def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Puts expert and task vector into the memory; the next task begins with new ones."""
+        shared, memory = parameters.shared, parameters.memory
         vectors = jnp.asarray(memory["vectors"])
         kept = {
-            **self._with_lora(memory, shared, end.index),
+            **self.with_lora(memory, shared, end.index),
             "vectors": vectors.at[end.index].set(shared["vector"]),
             "finished": memory["finished"] + 1.0,
             "training": jnp.zeros(()),
         }
-        return self.init_shared(end.key, len(vectors)), expert, kept
+        fresh = self.init_shared(end.key, end.sizes, len(vectors))
+        return parameters.replace(shared=fresh, memory=kept)
 
-    def weights(self, shared: Tree, memory: Tree, query: jax.Array) -> jax.Array:
+    def weights(self, parameters: TaskParameters, query: jax.Array) -> jax.Array:
         """Alpha `[N, 1 + T]` of queries `[N, D]`: the current expert's, then the finished ones'.
 
         Experts that do not exist have none; before the first task is begun the current one, which
         changes nothing yet, has it all.
         """
-        vectors = jnp.concatenate([shared["vector"][None], memory["vectors"]])
+        memory = parameters.memory
+        vectors = jnp.concatenate([parameters.shared["vector"][None], memory["vectors"]])
         current = jnp.maximum(memory["training"], (memory["finished"] == 0).astype(jnp.float32))
         finished = jnp.arange(len(vectors) - 1) < memory["finished"]
         exists = jnp.concatenate([current[None] > 0, finished])
         match = jnp.where(exists[None], cosine(query, vectors), -jnp.inf)
         return jax.nn.softmax(match, axis=-1)
 
-    def adapter(
-        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
-    ) -> Tree:
+    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """All experts as one LoRA, the middle of which is weighed for each token."""
-        del expert
         if query is None:
             raise ValueError("MoCL composes its experts by a query, and none was given")
-        weights = jnp.repeat(self.weights(shared, memory, query), self.settings.rank, axis=1)
-        stacked = jnp.broadcast_to(weights[None], (self.config.layers, *weights.shape))
-        joined = side_by_side(shared["expert"], memory["expert"])
+        weights = jnp.repeat(self.weights(parameters, query), self.lora.rank, axis=1)
+        joined = side_by_side(parameters.shared["expert"], parameters.memory["expert"])
+        layers = jax.tree.leaves(joined)[0].shape[0]
+        stacked = jnp.broadcast_to(weights[None], (layers, *weights.shape))
         return {
             "expert": {
                 target: {**factors, "weights": stacked} for target, factors in joined.items()
             }
         }
 
-    def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """The match loss of the current task vector."""
-        _, metrics = Method.penalty(self, shared, view)
-        match = cosine(view.query, shared["vector"][None])[:, 0]
-        weights = view.batch.weights
-        term = self.options.match * jnp.sum((1.0 - match) * weights) / jnp.maximum(weights.sum(), 1)
-        return term, {**metrics, "penalty": term}
+        match = cosine(inputs.query, parameters.shared["vector"][None])[:, 0]
+        weights = inputs.batch.weights
+        distance = jnp.sum((1.0 - match) * weights)
+        return Penalty(self.options.match * distance / jnp.maximum(weights.sum(), 1))
 
 
 def cosine(query: jax.Array, vectors: jax.Array) -> jax.Array:

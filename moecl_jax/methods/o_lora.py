@@ -9,38 +9,33 @@ code also answers for a task by its own LoRA alone: `composed`.
 """
 
 import dataclasses
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Method, TaskEnd, Tree, View
+from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, Traits, blank
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import Expert
-
-Form = Literal["absolute", "squared"]
+from moecl_jax.settings import Section, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Hyper-parameters of O-LoRA.
 
     Attributes:
-      weight: lambda_1.
-      form: of an entry in the sum: its absolute value or its square.
+      weight: lambda_1, coefficient of the orthogonality.
+      form: what is summed of the overlap's entries: absolute (values) or squared.
       composed: whether earlier LoRAs are added, in training and in answering, or a task is answered
         for by its own alone.
     """
 
-    weight: float = 0.5
-    form: Form = "absolute"
+    KEY: ClassVar[str] = "o_lora"
+    weight: float = setting(0.5, least=0)
+    form: str = setting("absolute", choices=("absolute", "squared"))
     composed: bool = True
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise UserError(f"weight = {self.weight} must be at least 0")
-        if self.form not in get_args(Form):
-            raise UserError(f"form = {self.form!r} is not one of {', '.join(get_args(Form))}")
 
 
 class OLora(Method):
@@ -50,59 +45,62 @@ class OLora(Method):
     """
 
     name: ClassVar[str] = "o_lora"
-    Options: ClassVar[type] = Options
+    Options: ClassVar[type[Any]] = Options
 
-    @property
-    def separate(self) -> bool:
-        """Where a task is answered for by its own LoRA."""
-        return not self.options.composed
+    def __init__(self, *arguments: Any, **values: Any):
+        """As any method; where LoRAs are not composed, each task has its own."""
+        super().__init__(*arguments, **values)
+        self.traits = Traits(expert_per_task=not self.options.composed)
 
-    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """The first task's LoRA."""
         del task_count
-        return {"expert": self.new_expert(key)}
+        return {"expert": self.new_expert(key, sizes)}
 
-    def init_memory(self, task_count: int) -> Tree:
+    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """No LoRA yet: `{"expert": {target: {"a": [L, I, T r], "b": [L, T r, O]}}}`."""
-        one = jax.eval_shape(self.new_expert, jax.random.key(0))
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), one)
-        return self._padded({"expert": empty}, task_count)
+        one = blank(jax.eval_shape(lambda: self.new_expert(jax.random.key(0), sizes)))
+        return {
+            "expert": {
+                target: {
+                    "a": jnp.tile(factors["a"], (1, 1, task_count)),
+                    "b": jnp.tile(factors["b"], (1, task_count, 1)),
+                }
+                for target, factors in one.items()
+            }
+        }
 
-    def extend_memory(self, saved: Tree, task_count: int) -> Tree:
-        """Room for the LoRAs of new tasks."""
-        return self._padded(saved, task_count)
-
-    def finish_task(
-        self, shared: Tree, expert: Tree, memory: Tree, end: TaskEnd
-    ) -> tuple[Tree, Tree, Tree]:
+    def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Puts the task's LoRA into the memory; the next one begins with a new one."""
-        own = expert if self.options.composed else {"expert": shared["expert"]}
-        fresh = {"expert": self.new_expert(end.key)}
-        return fresh, own, self._with_lora(memory, shared, end.index)
+        shared = parameters.shared
+        own = parameters.expert if self.options.composed else {"expert": shared["expert"]}
+        return parameters.replace(
+            shared={"expert": self.new_expert(end.key, end.sizes)},
+            expert=own,
+            memory=self.with_lora(parameters.memory, shared, end.index),
+        )
 
-    def adapter(
-        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
-    ) -> Tree:
+    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """The task's LoRA and, where they are composed, the earlier ones, as one LoRA."""
         del query
+        current = parameters.shared["expert"]
         if not self.options.composed:
-            return {"expert": expert.get("expert", shared["expert"])}
-        return {"expert": side_by_side(shared["expert"], memory["expert"])}
+            return {"expert": parameters.expert.get("expert", current)}
+        return {"expert": side_by_side(current, parameters.memory["expert"])}
 
-    def penalty(self, shared: Tree, view: View) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """Lambda_1 times the overlap of the task's subspaces with the earlier ones."""
-        _, metrics = super().penalty(shared, view)
+        del inputs
         size = jnp.abs if self.options.form == "absolute" else jnp.square
         overlap = jnp.zeros(())
-        for target, factors in shared["expert"].items():
-            past = view.memory["expert"][target]["a"]
+        for target, factors in parameters.shared["expert"].items():
+            past = parameters.memory["expert"][target]["a"]
             overlap += size(jnp.einsum("lip,lir->lpr", past, factors["a"])).sum()
-        term = self.options.weight * overlap
-        return term, {**metrics, "penalty": term, "overlap": overlap}
+        return Penalty(self.options.weight * overlap, metrics={"overlap": overlap})
 
-    def _with_lora(self, memory: Tree, shared: Tree, index: int) -> Tree:
+    def with_lora(self, memory: Tree, shared: Tree, index: int) -> Tree:
         """The memory with the current LoRA in the place of the task `index`."""
-        rank = self.settings.rank
+        rank = self.lora.rank
         slots = slice(index * rank, (index + 1) * rank)
         past = {
             target: {
@@ -112,21 +110,6 @@ class OLora(Method):
             for target, factors in shared["expert"].items()
         }
         return {**memory, "expert": past}
-
-    def _padded(self, memory: Tree, task_count: int) -> Tree:
-        rank = task_count * self.settings.rank
-
-        def pad(leaf: jax.Array, axis: int) -> jax.Array:
-            widths = [(0, 0)] * leaf.ndim
-            widths[axis] = (0, rank - leaf.shape[axis])
-            return jnp.pad(leaf, widths)
-
-        return {
-            "expert": {
-                target: {"a": pad(factors["a"], 2), "b": pad(factors["b"], 1)}
-                for target, factors in memory["expert"].items()
-            }
-        }
 
 
 def side_by_side(first: Expert, second: Expert) -> Expert:

@@ -9,31 +9,27 @@ from typing import ClassVar
 
 import jax
 
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method, Traits
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.config import DecoderConfig
 
 
 class PerTask(Method):
     """One LoRA expert a task: L = L_SFT."""
 
     name: ClassVar[str] = "per_task"
+    traits = Traits(expert_per_task=True)
 
-    @property
-    def separate(self) -> bool:
-        """Yes: there is nothing else."""
-        return True
-
-    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
-        """Nothing."""
-        del key, task_count
+    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
+        """Nothing is shared."""
+        del key, sizes, task_count
         return {}
 
-    def init_task_expert(self, key: jax.Array) -> Tree:
+    def init_expert(self, key: jax.Array, sizes: DecoderConfig) -> Tree:
         """The task's expert."""
-        return self.new_expert(key)
+        return self.new_expert(key, sizes)
 
-    def adapter(
-        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
-    ) -> Tree:
+    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """The task's expert."""
-        del shared, memory, query
-        return {"expert": expert}
+        del query
+        return {"expert": parameters.expert}

@@ -8,40 +8,36 @@ it keeps data.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Output
+from moecl_jax.data.rehearsal import ExamplePolicy, Reservoir
+from moecl_jax.methods.base import Traits
 from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.settings import Section, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Hyper-parameters of replay.
 
     Attributes:
-      memory: examples it holds of all tasks together.
-      batch: of those, drawn for each batch beside the task's own examples.
+      memory: number of examples that the memory holds of all tasks together.
+      batch: number of those that join each batch beside the task's own examples.
     """
 
-    memory: int = 64
-    batch: int = 4
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "batch"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least 0")
+    KEY: ClassVar[str] = "replay"
+    memory: int = setting(64, least=0)
+    batch: int = setting(4, least=0)
 
 
 class Replay(SequentialLora):
     """One LoRA expert for all tasks, trained on the current task and a memory."""
 
     name: ClassVar[str] = "replay"
-    Options: ClassVar[type] = Options
-    rehearsal: ClassVar[Literal["none", "memory", "joint"]] = "memory"
-    output: ClassVar[Output] = "shared"
+    Options: ClassVar[type[Any]] = Options
+    traits = Traits(output="shared")
 
     @property
-    def replayed(self) -> int:
-        """Examples of the memory in each batch."""
-        return int(self.options.batch)
+    def examples(self) -> ExamplePolicy:
+        """The task's own and some out of a reservoir of earlier ones."""
+        return Reservoir(self.options.memory, self.options.batch)

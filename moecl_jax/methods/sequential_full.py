@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from moecl_jax.kernels.linear import from_bits
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method, Traits, blank
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 
 
@@ -20,20 +22,21 @@ class SequentialFull(Method):
     """No LoRA; every weight is trained: L = L_SFT."""
 
     name: ClassVar[str] = "sequential_full"
-    experts: ClassVar[tuple[str, ...]] = ()
-    trains_weights: ClassVar[bool] = True
-    no_single_lora: ClassVar[str] = "all weights of the LLM were trained, and no LoRA"
+    traits = Traits(
+        trains_llm=True,
+        experts=(),
+        no_single_lora="all weights of the LLM were trained, and no LoRA",
+    )
 
-    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """The difference from the loaded weights, zero, in the decoder's structure."""
         del key, task_count
         tokens = jnp.zeros((1, 2), jnp.int32)
-        init = functools.partial(Decoder(self.config).init, jax.random.key(0))
+        init = functools.partial(Decoder(sizes).init, jax.random.key(0))
         shapes = jax.eval_shape(init, tokens, tokens, tokens, tokens, jnp.zeros((1, 2)))
-        difference = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["params"])
-        return {"difference": difference}
+        return {"difference": blank(shapes["params"])}
 
-    def parameters(self, frozen: Tree, shared: Tree) -> Tree:
+    def llm_weights(self, frozen: Tree, shared: Tree) -> Tree:
         """The loaded weights and the difference, in the loaded dtype."""
 
         def add(loaded: jax.Array, difference: jax.Array) -> jax.Array:
@@ -42,9 +45,7 @@ class SequentialFull(Method):
 
         return jax.tree.map(add, frozen, shared["difference"])
 
-    def adapter(
-        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
-    ) -> Tree:
+    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """No LoRA."""
-        del shared, expert, memory, query
+        del parameters, query
         return {"expert": {}}

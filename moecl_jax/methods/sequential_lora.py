@@ -9,7 +9,9 @@ from typing import ClassVar
 
 import jax
 
-from moecl_jax.methods.base import Method, Tree
+from moecl_jax.methods.base import Method
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.config import DecoderConfig
 
 
 class SequentialLora(Method):
@@ -17,14 +19,12 @@ class SequentialLora(Method):
 
     name: ClassVar[str] = "sequential_lora"
 
-    def init_shared(self, key: jax.Array, task_count: int) -> Tree:
+    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """The one expert."""
         del task_count
-        return {"expert": self.new_expert(key)}
+        return {"expert": self.new_expert(key, sizes)}
 
-    def adapter(
-        self, shared: Tree, expert: Tree, memory: Tree, query: jax.Array | None = None
-    ) -> Tree:
+    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """The one expert."""
-        del expert, memory, query
-        return shared
+        del query
+        return parameters.shared

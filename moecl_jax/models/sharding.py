@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,30 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from moecl_jax.data.batching import Batch
 from moecl_jax.errors import UserError, one_line
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
+
+
+class TokenRows(Protocol):
+    """A dataclass with token ids in rows, and for each what the decoder must know of it.
+
+    Attributes:
+      tokens: `[R, S]` ids.
+      positions: `[R, S]`, position of each token in its own text.
+      segments: `[R, S]`, 0 for padding, else which text of the row.
+      branches: `[R, S]`, 0 for the prompt, else which continuation.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    tokens: Any
+    positions: Any
+    segments: Any
+    branches: Any
+
+
+Rows = TypeVar("Rows", bound=TokenRows)
 
 # (end of an array's path, mesh axis of each of its last axes). The first that matches holds; what
 # none matches is on every device. Leading axes (layers, tasks) are never split. A quantised kernel
@@ -151,8 +170,8 @@ class Placement:
             return tree
         return jax.lax.with_sharding_constraint(tree, self._sharding())
 
-    def split_rows(self, batch: Batch) -> Batch:
-        """A batch whose `[R, S]` arrays are split by rows."""
+    def split_rows(self, batch: Rows) -> Rows:
+        """A batch whose arrays of token rows, `[R, S]`, are split by rows; the rest as it is."""
         if self.mesh is None:
             return batch
         return dataclasses.replace(

@@ -1,11 +1,16 @@
-"""`moecl report`: finished runs compared in one page, with the same table as Markdown and CSV.
+"""The comparison of finished runs: one HTML page, and its tables as Markdown and CSV.
 
-runs.py      reads workdirs and sweep folders
-summary.py   means, spreads, standard errors, differences
-tables.py    tables, as cells, Markdown and CSV
-svg.py       heat maps and line charts
-pictures.py  which pictures there are, and where their figures come from
-page.py      the page and the Markdown file
+Here belong the statistics over several runs (means, spreads, standard errors, differences), the
+tables and pictures that show them, and the page they stand on. The results of a single run belong
+to runs/, which reads them; nothing here trains, evaluates or imports JAX, so that a report is made
+in seconds from the files of workdirs and sweeps alone.
+
+runs.py      reads workdirs and the folders of sweeps
+summary.py   computes means, spreads, standard errors and differences
+tables.py    makes tables, as cells, Markdown and CSV
+svg.py       draws heat maps and line charts
+pictures.py  chooses the pictures, and names the files and keys that their numbers come from
+page.py      makes the page and the Markdown file
 """
 
 import os
@@ -19,19 +24,20 @@ from moecl_jax.report.runs import read_runs
 
 
 def report(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Writes the page, and beside it the Markdown and CSV files of the same stem.
+    """Writes the page, and beside it a Markdown and a CSV file with the same stem.
 
-    What a sweep has not finished yet is named on standard error and on the page.
+    Runs of a sweep that are not finished are left out, and named on standard error and on the page.
 
     Args:
-      folders: workdirs of finished runs, or sweeps' folders.
-      output: the page, `.html`; its folder is created if needed.
+      folders: workdirs of finished runs, and folders of sweeps.
+      output: path of the page, which must end in `.html`; its folder is created if needed.
 
     Returns:
-      The files: HTML, Markdown, CSV.
+      The paths of the HTML, Markdown and CSV files.
 
     Raises:
-      UserError: the output is no `.html`, a folder holds no results, or a file is broken.
+      UserError: if the output does not end in `.html`, a folder holds no results, or a file is
+        broken.
     """
     if output.suffix != ".html":
         raise UserError(f"--output={output}: expected a name that ends in .html")

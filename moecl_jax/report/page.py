@@ -1,4 +1,4 @@
-"""The page and its Markdown companion."""
+"""Makes the page of a report, and its Markdown and CSV companions."""
 
 import datetime
 import functools
@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 import moecl_jax
 from moecl_jax.report import svg, tables
 from moecl_jax.report.pictures import Album
-from moecl_jax.report.runs import CONFIG_NAME, RESULTS_NAME, Planned, Run, order_names
+from moecl_jax.report.runs import FinishedRun, RunFolder, sorted_order_names
 from moecl_jax.report.summary import differences, percent, summarize
-from moecl_jax.runs.progress import LOG_NAME
+from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME
 
 _RESULT_SOURCE = f"{RESULTS_NAME} of the runs listed at the end"
 TABLE_SOURCE = f"{_RESULT_SOURCE}: metrics, accuracy_matrix (last row), sizes.test, task_free.acc"
@@ -35,21 +35,36 @@ DIFFERENCE_TEXT = (
 
 
 class Report:
-    """What the runs say, as a page, as Markdown and as CSV."""
+    """A comparison of runs, as a page, as Markdown and as CSV.
 
-    def __init__(self, runs: Sequence[Run], missing: Sequence[Planned], folder: Path) -> None:
+    Attributes:
+      runs: finished runs, in the order in which they were read.
+      folder: folder of the report; paths in the report are relative to it.
+      variants: rows of the tables, best first.
+      orders: tasks of each order, by the order's name.
+      accuracies: the main table.
+      differences: the table of differences; None if there is only one variant.
+      costs: the table of costs.
+      budget: what the runs were given, by label.
+      warnings: reasons why the rows may not be comparable.
+      date: today, `YYYY-MM-DD`.
+    """
+
+    def __init__(
+        self, runs: Sequence[FinishedRun], missing: Sequence[RunFolder], folder: Path
+    ) -> None:
         """Computes the tables.
 
         Args:
-          runs: finished ones, at least one.
-          missing: those of a sweep that are not finished.
-          folder: of the report, which paths in it are relative to.
+          runs: finished runs, at least one.
+          missing: runs of a sweep that are not finished.
+          folder: folder of the report; paths in the report are relative to it.
         """
         self.runs, self.folder = runs, folder
         self.variants = summarize(runs)
         self.orders = {
-            name: next(run.tasks for run in runs if run.order == name)
-            for name in order_names(run.order for run in runs)
+            name: next(run.results.tasks for run in runs if run.order == name)
+            for name in sorted_order_names(run.order for run in runs)
         }
         self.accuracies = tables.accuracy_table(self.variants, self.orders)
         self.differences = (
@@ -62,16 +77,16 @@ class Report:
 
     @property
     def title(self) -> str:
-        """What was compared."""
+        """The numbers of methods, orders, tasks and seeds that are compared."""
         shown = (_counted(len(self.variants), "method"), _counted(len(self.orders), "order"))
         sets = {frozenset(names) for names in self.orders.values()}
         tasks = _counted(len(next(iter(sets))), "task") if len(sets) == 1 else "different tasks"
-        seeds = _counted(len({run.seed for run in self.runs}), "seed")
+        seeds = _counted(len({run.results.seed for run in self.runs}), "seed")
         return f"{' on '.join(shown)} of {tasks}, {seeds}"
 
     @property
     def outcome(self) -> str:
-        """The leader and whether its lead stands out, in a sentence or two."""
+        """One or two sentences that name the best method and say whether its lead is settled."""
         ranked = [v for v in self.variants if v.ranked and not math.isnan(v.accuracy)]
         if not ranked:
             return "No method's accuracy at the end is known."
@@ -92,7 +107,7 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """How to read the table."""
+        """Notes that explain how to read the main table."""
         notes = [
             "In percent. Bold is the best of a column, underlined the second best; figures that "
             "are equal as shown share the mark."
@@ -130,15 +145,15 @@ class Report:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of all that the runs used; several where they differ."""
+        """Versions of Python and the packages that the runs used; joined where they differ."""
         found: dict[str, dict[str, None]] = {}
         for run in self.runs:
-            for name, version in (run.results.get("versions") or {}).items():
+            for name, version in (run.results.content.get("versions") or {}).items():
                 found.setdefault(name, {})[str(version)] = None
         return {name: " / ".join(versions) for name, versions in found.items()}
 
     def html(self) -> str:
-        """The page: one file, without scripts, which asks nothing of a network."""
+        """Returns the page: one file without scripts, which loads nothing from a network."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("moecl_jax.report", "."),
             autoescape=True,
@@ -163,7 +178,7 @@ class Report:
         )
 
     def markdown(self) -> str:
-        """The tables, with what is needed to read them."""
+        """Returns the tables as Markdown, with the notes that explain them."""
         plain = functools.partial(map, tables.escape_markdown)
         orders = [f"order {name}: {', '.join(tasks)}" for name, tasks in self.orders.items()]
         budget = [f"{name}: {value}" for name, value in self.budget.items()]
@@ -183,22 +198,24 @@ class Report:
         parts.append(f"Source: {tables.escape_markdown(COST_SOURCE)}")
         parts += ["## Budget", "\n".join(f"- {text}" for text in plain([*orders, *budget]))]
         parts.append(next(plain([f"{self.date}; {', '.join(versions) or 'versions unknown'}"])))
-        runs = (f"- {run.variant}, order {run.order}, seed {run.seed}: " for run in self.runs)
+        runs = (
+            f"- {run.variant}, order {run.order}, seed {run.results.seed}: " for run in self.runs
+        )
         paths = (f"{self.path(run)}/{RESULTS_NAME}" for run in self.runs)
         lines = map("".join, zip(plain(runs), plain(paths), strict=True))
         return "\n\n".join([*parts, "## Runs", "\n".join(lines)]) + "\n"
 
     def csv(self) -> str:
-        """A line a run."""
+        """Returns all scalars of the runs as CSV, one line a run."""
         return tables.to_csv(self.runs, self.path)
 
-    def files(self, run: Run) -> list[str]:
-        """Names of the files that its figures come from."""
+    def files(self, run: FinishedRun) -> list[str]:
+        """Returns the names of the files in a run's workdir that its numbers come from."""
         names = (RESULTS_NAME, CONFIG_NAME, LOG_NAME)
         return [name for name in names if (run.workdir / name).exists()]
 
-    def path(self, run: Run) -> str:
-        """A run's folder, relative to the report's."""
+    def path(self, run: FinishedRun) -> str:
+        """Returns the path of a run's workdir, relative to the report's folder."""
         return Path(os.path.relpath(run.workdir, self.folder)).as_posix()
 
 
@@ -207,7 +224,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that a line may be broken in, after its punctuation."""
+    """Escapes a name and allows line breaks after its punctuation."""
     return Markup("").join(
         escape(part) + Markup("<wbr>" if index % 2 else "")
         for index, part in enumerate(re.split("([:._=,]+)", name))

@@ -1,4 +1,4 @@
-"""The pictures of a report, each with the files and keys that its figures come from."""
+"""The pictures of a report, each with the files and keys that its numbers come from."""
 
 import collections
 import dataclasses
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecl_jax.report import svg
-from moecl_jax.report.runs import RESULTS_NAME, Run, order_names
+from moecl_jax.report.runs import FinishedRun, sorted_order_names
 from moecl_jax.report.summary import Spread, Variant, percent
-from moecl_jax.runs.progress import LOG_NAME
+from moecl_jax.runs.names import LOG_NAME, RESULTS_NAME
 
 _CURVE_POINTS = 120
 _STEP_COLUMNS = 24
@@ -21,11 +21,11 @@ _STEP_COLUMNS = 24
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where figures come from.
+    """The file and keys that numbers come from.
 
     Attributes:
-      path: of the file, relative to the report.
-      keys: what was taken from it.
+      path: path of the file, relative to the report's folder.
+      keys: names of the keys that were read from the file.
     """
 
     path: str
@@ -38,8 +38,8 @@ class Figure:
 
     Attributes:
       picture: the SVG element.
-      caption: short.
-      source: of all that it shows; None where its group's sources say so.
+      caption: a short text above the picture.
+      source: source of all numbers in the picture; None if the group names its sources.
     """
 
     picture: svg.Element
@@ -49,13 +49,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Pictures that belong to one order of tasks.
+    """The pictures of one order of tasks.
 
     Attributes:
       title: names the order and its tasks.
-      figures: in the order of the table's rows.
-      legend: style and name of each line.
-      sources: of all figures; empty where each has its own.
+      figures: pictures in the order of the table's rows.
+      legend: style and name of each line; empty if the pictures have no lines.
+      sources: sources of all pictures together; empty if each picture names its own.
     """
 
     title: str
@@ -66,12 +66,12 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A part of the page with one kind of picture.
 
     Attributes:
-      title: its heading.
-      text: how to read its pictures.
-      groups: one for each order that has such pictures.
+      title: heading of the section.
+      text: explains how to read the pictures.
+      groups: pictures of each order of tasks that has any.
     """
 
     title: str
@@ -81,18 +81,18 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Album:
-    """What the pictures are made of.
+    """Draws the pictures of all runs.
 
     Attributes:
-      variants: in the order of the table.
-      folder: of the report, which paths are relative to.
+      variants: variants of the report, in the order of the table's rows.
+      folder: folder of the report; paths are relative to it.
     """
 
     variants: Sequence[Variant]
     folder: Path
 
     def sections(self) -> list[Section]:
-        """All sections for which there is data."""
+        """Returns all sections that have at least one picture."""
         sections = [
             Section("Accuracy matrices", _MATRIX_TEXT, self._each_run(self._matrix)),
             Section("Forgetting curves", _FORGETTING_TEXT, self._forgetting()),
@@ -103,21 +103,27 @@ class Album:
         ]
         return [section for section in sections if section.groups]
 
-    def source(self, run: Run, name: str, keys: str) -> Source:
-        """Keys of one of a run's files."""
+    def source(self, run: FinishedRun, name: str, keys: str) -> Source:
+        """Returns the source of numbers that come from one of a run's files.
+
+        Args:
+          run: the run that the numbers belong to.
+          name: name of the file in the run's workdir.
+          keys: names of the keys that were read, joined by commas.
+        """
         path = os.path.relpath(run.workdir / name, self.folder)
         return Source(Path(path).as_posix(), keys)
 
-    def orders(self) -> dict[str, list[Run]]:
-        """The runs by the name of their order, in the order of the table's rows."""
-        orders: dict[str, list[Run]] = collections.defaultdict(list)
+    def orders(self) -> dict[str, list[FinishedRun]]:
+        """Returns the runs of each order of tasks, in the order of the table's rows."""
+        orders: dict[str, list[FinishedRun]] = collections.defaultdict(list)
         for variant in self.variants:
             for run in variant.runs:
                 orders[run.order].append(run)
-        return {name: orders[name] for name in order_names(orders)}
+        return {name: orders[name] for name in sorted_order_names(orders)}
 
     def _each_run(
-        self, draw: Callable[[Run], Figure | None], legend: Sequence[tuple[int, str]] = ()
+        self, draw: Callable[[FinishedRun], Figure | None], legend: Sequence[tuple[int, str]] = ()
     ) -> list[Group]:
         groups = []
         for order, runs in self.orders().items():
@@ -126,16 +132,17 @@ class Album:
                 groups.append(Group(_order_title(order, runs), figures, legend))
         return groups
 
-    def _matrix(self, run: Run) -> Figure:
-        values = np.vstack([run.random_init, run.matrix])
+    def _matrix(self, run: FinishedRun) -> Figure:
+        tasks = run.results.tasks
+        values = np.vstack([run.results.random_init, run.results.matrix])
         picture = svg.heat_map(
             values,
-            ["untrained", *(f"after {task}" for task in run.tasks)],
-            run.tasks,
+            ["untrained", *(f"after {task}" for task in tasks)],
+            tasks,
             title=f"Accuracy matrix of {_name(run)}, order {run.order}",
             description="Test accuracy in percent, a row a stage of training, a column a task.",
             show=percent,
-            outlined=[(index + 1, index) for index in range(len(run.tasks))],
+            outlined=[(index + 1, index) for index in range(len(tasks))],
         )
         source = self.source(run, RESULTS_NAME, "accuracy_matrix, random_init")
         return Figure(picture, _name(run), source)
@@ -146,9 +153,9 @@ class Album:
         for order, runs in self.orders().items():
             by_variant: dict[str, list[NDArray[np.float64]]] = collections.defaultdict(list)
             for run in runs:
-                by_variant[run.variant].append(run.matrix)
+                by_variant[run.variant].append(run.results.matrix)
             means = {name: _mean(np.stack(stack)) for name, stack in by_variant.items()}
-            tasks = runs[0].tasks
+            tasks = runs[0].results.tasks
             shown = [
                 np.concatenate([100 * matrix[index:, index] for matrix in means.values()])
                 for index in range(len(tasks))
@@ -168,29 +175,30 @@ class Album:
             )
         return groups
 
-    def _choices(self, run: Run) -> Figure | None:
-        if not run.task_free:
+    def _choices(self, run: FinishedRun) -> Figure | None:
+        tasks, task_free = run.results.tasks, run.results.task_free
+        if not task_free:
             return None
-        counts = np.asarray(run.task_free["choices"], np.float64)
+        counts = np.asarray(task_free["choices"], np.float64)
         totals = counts.sum(axis=1, keepdims=True)
         picture = svg.heat_map(
             counts,
-            run.tasks,
-            run.tasks,
+            tasks,
+            tasks,
             title=f"Tasks chosen by {_name(run)}, order {run.order}",
             description="Test texts by their task (row) and the task that was chosen (column).",
             show="{:.0f}".format,
             shades=counts / np.maximum(totals, 1.0),
         )
-        accuracy = percent(run.task_free["acc"])
-        known = percent(Spread.of([run.metric("acc")]).mean)
+        accuracy = percent(task_free["acc"])
+        known = percent(Spread.of([run.results.metrics["acc"]]).mean)
         return Figure(
             picture,
             f"{_name(run)}: acc {accuracy} ({known} when told)",
             self.source(run, RESULTS_NAME, "task_free"),
         )
 
-    def _loss(self, run: Run) -> Figure | None:
+    def _loss(self, run: FinishedRun) -> Figure | None:
         present = [
             key for key in _LOSS_STYLES if any(line.get(key) is not None for line in run.log)
         ]
@@ -223,14 +231,14 @@ class Album:
         )
         return Figure(picture, _name(run), self.source(run, LOG_NAME, ", ".join(present)))
 
-    def _gate(self, run: Run) -> Figure | None:
-        weights = run.results.get("gate_weights")
+    def _gate(self, run: FinishedRun) -> Figure | None:
+        weights = run.results.content.get("gate_weights")
         if weights is None:
             return None
         values = np.asarray(weights, np.float64)
         picture = svg.heat_map(
             values,
-            run.tasks,
+            run.results.tasks,
             [str(layer) for layer in range(values.shape[1])],
             title=f"Gate weights of {_name(run)}, order {run.order}",
             description="Mean weight of the shared expert, a row a task, a column a layer.",
@@ -239,7 +247,7 @@ class Album:
         )
         return Figure(picture, _name(run), self.source(run, RESULTS_NAME, "gate_weights"))
 
-    def _layers(self, run: Run) -> Figure | None:
+    def _layers(self, run: FinishedRun) -> Figure | None:
         key = "discriminator_accuracy_by_layer"
         lines = [line for line in run.log if line.get(key) is not None]
         if not lines:
@@ -300,16 +308,16 @@ _DISCRIMINATOR_TEXT = (
     "percent; a column is the mean of the logged steps up to the one it names, and a line parts "
     "the tasks."
 )
-_LOSS_STYLES = {"loss": 6, "loss_instruction": 0, "loss_adversarial": 3}  # none is dashed
+_LOSS_STYLES = {"loss": 6, "loss_instruction": 0, "loss_adversarial": 3}  # styles without dashes
 _LOSS_LEGEND = tuple((style, key) for key, style in _LOSS_STYLES.items())
 
 
-def _name(run: Run) -> str:
-    return f"{run.variant}, seed {run.seed}"
+def _name(run: FinishedRun) -> str:
+    return f"{run.variant}, seed {run.results.seed}"
 
 
-def _order_title(order: str, runs: Sequence[Run]) -> str:
-    return f"Order {order}: {', '.join(runs[0].tasks)}"
+def _order_title(order: str, runs: Sequence[FinishedRun]) -> str:
+    return f"Order {order}: {', '.join(runs[0].results.tasks)}"
 
 
 def _forgetting_chart(
@@ -339,7 +347,7 @@ def _forgetting_chart(
 
 
 def _task_parts(log: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """The lines task by task."""
+    """Splits the lines of a log where a new task begins."""
     parts: list[list[Mapping[str, Any]]] = []
     for line in log:
         if not parts or parts[-1][0]["task"] != line["task"]:
@@ -349,7 +357,17 @@ def _task_parts(log: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
 
 
 def _thinned(parts: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tuple[float, float]]:
-    """Mean step and mean value of bins that hold about equally many lines, each of one task."""
+    """Averages a key over bins of lines, so that about `_CURVE_POINTS` points remain.
+
+    A bin holds lines of one task only, and all bins hold about equally many lines.
+
+    Args:
+      parts: lines of the log, task by task.
+      key: key to average.
+
+    Returns:
+      Mean step and mean value of each bin; NaN if no line of the bin has the key.
+    """
     total = sum(map(len, parts))
     points = []
     for part in parts:
@@ -362,7 +380,7 @@ def _thinned(parts: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tup
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the first axis, of what is not NaN; NaN, without a warning, of nothing."""
+    """Mean over the first axis, leaving out NaN; NaN where nothing else is left."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)

@@ -1,8 +1,9 @@
-"""Small SVG pictures: heat maps with their numbers in the cells, and line charts.
+"""Small SVG pictures: heat maps with numbers in their cells, and line charts.
 
-The page's style sheet has the colours, in a light and a dark form: `cell` mixes a heat map's two
-ends by `--t`, and `s0` to `s7` are the lines' colours. Elements are built as a tree, which escapes
-all text. A length is a CSS pixel.
+The colours are in the style sheet of the page, in a light and a dark version. The class `cell`
+mixes the two end colours of a heat map in the proportion `--t`; the classes `s0` to `s7` are the
+colours of lines. Pictures are built as trees of elements, which escapes all text. All lengths are
+in CSS pixels.
 """
 
 import dataclasses
@@ -15,19 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 Element = ElementTree.Element
-_LETTER = 6.1  # mean width of a letter of 11 px
-_SMALL_LETTER = 5.3
-_WIDEST = 66  # a cell is made no wider for its column's label, which is turned instead
+_LETTER = 6.1  # mean width of a letter in text of 11 px
+_SMALL_LETTER = 5.3  # mean width of a letter in text of 10 px
+_WIDEST = 66  # widest cell; the labels of columns that need more are turned
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve.
+    """A curve of a line chart.
 
     Attributes:
-      name: shown when pointed at, and read out.
-      points: x and y; a y that is NaN interrupts the curve.
-      style: number of the line's colour and dashes.
+      name: name that is shown when the mouse points at the curve, and read out by screen readers.
+      points: x and y of each point; a point whose y is NaN is left out.
+      style: number that chooses the colour and the dashes.
     """
 
     name: str
@@ -40,11 +41,11 @@ class Axis:
     """An axis of a line chart.
 
     Attributes:
-      low: its lower end.
-      high: its upper end, above the lower.
+      low: value at the lower end.
+      high: value at the upper end, greater than `low`.
       ticks: values that get a label.
-      show: the label of a value.
-      name: what the axis measures.
+      show: returns the label of a value.
+      name: name of the quantity on the axis.
     """
 
     low: float
@@ -55,7 +56,16 @@ class Axis:
 
 
 def nice_axis(values: ArrayLike, show: Callable[[float], str], name: str) -> Axis:
-    """An axis with a few round ticks, whose ends are ticks, around the values that are not NaN."""
+    """Makes an axis with a few round ticks that holds all values.
+
+    Args:
+      values: numbers of any shape; NaN and infinite ones are ignored.
+      show: returns the label of a tick.
+      name: name of the quantity on the axis.
+
+    Returns:
+      The axis, which begins and ends with a tick.
+    """
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
@@ -69,7 +79,16 @@ def nice_axis(values: ArrayLike, show: Callable[[float], str], name: str) -> Axi
 
 
 def aligned_axes(groups: Sequence[ArrayLike], name: str) -> list[Axis]:
-    """For each group of values an axis in tens; all have the same scale, each its own place."""
+    """Makes an axis in steps of 10 or 20 for each group of values.
+
+    Args:
+      groups: numbers of each group, at least one and none of them NaN.
+      name: name of the quantity on the axes.
+
+    Returns:
+      An axis for each group. All span equally much, so that slopes can be compared, but each has
+      its own ends.
+    """
     known = [np.asarray(group, np.float64) for group in groups]
     tops = [math.ceil(group.max() / 10 - 1e-9) * 10 for group in known]
     lows = [math.floor(group.min() / 10 + 1e-9) * 10 for group in known]
@@ -97,19 +116,23 @@ def heat_map(
     outlined: Collection[tuple[int, int]] = (),
     gaps: Collection[int] = (),
 ) -> Element:
-    """A heat map with its numbers.
+    """Draws a heat map with a number in each cell.
 
     Args:
-      values: `[rows, columns]`; NaN is shown as a dash.
-      rows: labels.
-      columns: labels; an empty one is left out.
-      title: of the picture.
-      description: what a reader who cannot see it should know.
-      show: the number in a cell.
-      shades: `[rows, columns]` in 0 to 1, light to dark; the values themselves by default.
-      cell: width and height; it is made wider for a label that needs a little more.
-      outlined: cells (row, column) with a frame.
-      gaps: columns before which a line is drawn.
+      values: numbers to show, `[rows, columns]`; NaN is shown as a dash.
+      rows: labels of the rows.
+      columns: labels of the columns; an empty label is left out.
+      title: title of the picture, for screen readers.
+      description: what a reader who cannot see the picture should know.
+      show: returns the text of a number.
+      shades: shades of the cells, `[rows, columns]`, from 0 (light) to 1 (dark); the values
+        themselves by default.
+      cell: width and height of a cell; cells become a little wider if the labels need it.
+      outlined: cells (row, column) that get a frame.
+      gaps: columns that get a line on their left.
+
+    Returns:
+      The `svg` element.
     """
     numbers = np.asarray(values, np.float64)
     tones = numbers if shades is None else np.asarray(shades, np.float64)
@@ -168,17 +191,20 @@ def line_chart(
     sections: Sequence[tuple[float, str]] = (),
     dots: bool = False,
 ) -> Element:
-    """A line chart.
+    """Draws a line chart.
 
     Args:
-      lines: the curves.
-      x: the axis from left to right.
-      y: the axis from bottom to top.
-      title: of the picture.
-      description: what a reader who cannot see it should know.
-      size: width and height.
-      sections: where sections of the x axis begin, with their names, in order.
+      lines: curves of the chart.
+      x: axis from left to right.
+      y: axis from bottom to top.
+      title: title of the picture, for screen readers.
+      description: what a reader who cannot see the picture should know.
+      size: width and height of the picture.
+      sections: first x and name of each section of the x axis, in order.
       dots: whether each point gets a dot.
+
+    Returns:
+      The `svg` element.
     """
     width, height = size
     left = _LETTER * max(len(y.show(tick)) for tick in y.ticks) + 10
@@ -222,7 +248,11 @@ def line_chart(
 
 
 def swatch(style: int) -> Element:
-    """A line's piece for a legend; the words beside it say what it is."""
+    """Draws a short piece of a line for a legend, without text.
+
+    Args:
+      style: number that chooses the colour and the dashes, as in `Line`.
+    """
     svg = Element("svg", {"class": "swatch", "width": "26", "height": "10", "aria-hidden": "true"})
     group = ElementTree.SubElement(svg, "g", {"class": _style(style)})
     ElementTree.SubElement(group, "polyline", {"points": "1,5 25,5"})
@@ -230,12 +260,18 @@ def swatch(style: int) -> Element:
 
 
 def markup(svg: Element, number: int | None = None) -> str:
-    """The picture as text to put into a page; `number` sets its ids apart from other pictures'."""
+    """Returns a picture as text to put into a page.
+
+    Args:
+      svg: the picture.
+      number: number that makes the ids of the title and the description unique on the page; None
+        for a picture without them.
+    """
     if number is not None:
         names = {"title": f"title-{number}", "desc": f"desc-{number}"}
         for tag, name in names.items():
             child = svg.find(tag)
-            assert child is not None  # _picture has made it
+            assert child is not None  # _picture adds both
             child.set("id", name)
         svg.set("aria-labelledby", " ".join(names.values()))
     return ElementTree.tostring(svg, encoding="unicode")
@@ -261,5 +297,5 @@ def _line(parent: Element, x1: float, y1: float, x2: float, y2: float, kind: str
 
 
 def _style(number: int) -> str:
-    """Eight colours and three ways to dash, so that neighbours differ in both."""
+    """Classes of one of eight colours and one of three dashes; neighbours differ in both."""
     return f"line s{number % 8} d{number % 3}"

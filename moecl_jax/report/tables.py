@@ -1,4 +1,4 @@
-"""The tables of a report, as rows of cells and as Markdown and CSV."""
+"""The tables of a report: rows of cells for the page, and the same as Markdown and CSV."""
 
 import csv
 import dataclasses
@@ -10,10 +10,11 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from moecl_jax.report.runs import METRICS, Planned, Run
+from moecl_jax.report.runs import FinishedRun, RunFolder
 from moecl_jax.report.summary import Difference, Spread, Variant, differences, marks, percent
+from moecl_jax.runs.names import METRIC_NAMES, SPLIT_NAMES
 
-# What should be alike in all runs of a comparison: label, and key of the config.
+# Settings that should be equal in all runs of a fair comparison: label, and key of the config.
 _BUDGET = (
     ("model", "model.path"),
     ("head", "head"),
@@ -25,17 +26,17 @@ _BUDGET = (
     ("weights kept", "selection"),
     ("tokens of a text", "data.max_length"),
 )
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A table's cell.
+    """One cell of a table.
 
     Attributes:
-      text: what it says.
-      mark: `best`, `second`, `over1` or `over2` (standard errors), or nothing; of a row's name,
-        `bound` where the row is not ranked.
+      text: text that the cell shows.
+      mark: how the cell is set off, or an empty string. `best` and `second` rank a column;
+        `over1` and `over2` say that a difference is more than one or two standard errors. In the
+        cell that names a row, `bound` says that the row is an upper bound, which is not ranked.
     """
 
     text: str
@@ -44,14 +45,24 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows."""
+    """A table whose first column names the rows.
+
+    Attributes:
+      header: names of the columns, the first included.
+      rows: cells of each row, as many as there are columns.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
 
 def accuracy_table(variants: Sequence[Variant], orders: Iterable[str]) -> Table:
-    """Variants x orders, then means and standard deviations; best and second best are marked."""
+    """Makes the main table: a row a variant, with accuracies by order, then means and spreads.
+
+    Args:
+      variants: rows of the table, in this order.
+      orders: names of the orders of tasks, one column each.
+    """
     columns = [
         _marked(f"order {order}", variants, functools.partial(_in_order, order=order))
         for order in orders
@@ -76,7 +87,14 @@ def accuracy_table(variants: Sequence[Variant], orders: Iterable[str]) -> Table:
 
 
 def difference_table(variants: Sequence[Variant]) -> Table:
-    """Accuracy of the row less that of the column, and how many standard errors that is."""
+    """Makes the table of differences in accuracy between all pairs of variants.
+
+    A cell has the accuracy of its row minus that of its column, and the size of this difference in
+    standard errors.
+
+    Args:
+      variants: at least two, in the order of the main table.
+    """
     found = {(d.first, d.second): d for d in differences(variants)}
     columns = [
         (v.name, [_difference_cell(found.get((row.name, v.name))) for row in variants])
@@ -87,20 +105,26 @@ def difference_table(variants: Sequence[Variant]) -> Table:
 
 
 def cost_table(variants: Sequence[Variant]) -> Table:
-    """What a variant trains, keeps and takes: means over its runs."""
+    """Makes the table of costs: parameters, stored examples, steps, speed and time.
 
-    def parameters(kind: str) -> Callable[[Run], Any]:
-        return lambda run: (run.results.get("parameters") or {}).get(kind)
+    A cell is a mean over the runs of a variant. A column that no run has values for is left out.
+    """
+
+    def result(key: str) -> Callable[[FinishedRun], Any]:
+        return lambda run: run.results.content.get(key)
+
+    def parameters(kind: str) -> Callable[[FinishedRun], Any]:
+        return lambda run: (run.results.content.get("parameters") or {}).get(kind)
 
     columns: list[tuple[str, list[Cell]]] = []
     for label, value, show in (
         ("parameters trained", parameters("trained"), _thousands),
         ("parameters stored", parameters("stored"), _thousands),
         ("frozen model", parameters("frozen"), _thousands),
-        ("examples stored", lambda run: run.results.get("stored_examples"), _thousands),
-        ("steps", lambda run: run.results.get("steps"), _thousands),
+        ("examples stored", result("stored_examples"), _thousands),
+        ("steps", result("steps"), _thousands),
         ("examples/s", examples_per_second, "{:.2f}".format),
-        ("wall time", lambda run: run.results["wall_seconds"], _duration),
+        ("wall time", result("wall_seconds"), _duration),
     ):
         means = [Spread.of(map(value, variant.runs)).mean for variant in variants]
         if not all(map(math.isnan, means)):
@@ -108,20 +132,28 @@ def cost_table(variants: Sequence[Variant]) -> Table:
     return _from_columns("method", variants, columns)
 
 
-def examples_per_second(run: Run) -> float | None:
-    """Median over the logged steps."""
+def examples_per_second(run: FinishedRun) -> float | None:
+    """Returns the median training speed over the logged steps; None if no speed was logged."""
     values = [line.get("examples_per_second") for line in run.log]
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 
-def budget(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
-    """What the runs were given, and a warning for each item in which they differ."""
-    items: dict[str, Callable[[Run], Any]] = {
-        label: functools.partial(Run.setting, key=key) for label, key in _BUDGET
+def budget(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:
+    """Collects what each run was given: model, settings, steps and numbers of texts.
+
+    Args:
+      runs: all runs of the report.
+
+    Returns:
+      The values by label, several joined by slashes where the runs differ, and a warning for each
+      label in which they differ.
+    """
+    items: dict[str, Callable[[FinishedRun], Any]] = {
+        label: functools.partial(FinishedRun.setting, key=key) for label, key in _BUDGET
     }
-    items["steps"] = lambda run: run.results.get("steps")
-    for split in _SPLITS:
+    items["steps"] = lambda run: run.results.content.get("steps")
+    for split in SPLIT_NAMES:
         items[f"{split} texts"] = functools.partial(_sizes, split=split)
     shown, warnings = {}, []
     for label, value in items.items():
@@ -137,16 +169,24 @@ def budget(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
     return shown, warnings
 
 
-def coverage(variants: Sequence[Variant], missing: Sequence[Planned]) -> list[str]:
-    """Warnings about what keeps the rows from being comparable, beside the budget."""
+def coverage(variants: Sequence[Variant], missing: Sequence[RunFolder]) -> list[str]:
+    """Warns of missing runs, different tasks, and variants with different orders or seeds.
+
+    Args:
+      variants: rows of the main table.
+      missing: runs of a sweep that are not finished.
+
+    Returns:
+      The warnings; an empty list if all rows cover the same orders and seeds of the same tasks.
+    """
     warnings = []
     if missing:
         listed = "; ".join(map(str, missing))
         warnings.append(f"Not finished, and not in this report ({len(missing)}): {listed}")
     runs = [run for variant in variants for run in variant.runs]
-    if len({frozenset(run.tasks) for run in runs}) > 1:
+    if len({frozenset(run.results.tasks) for run in runs}) > 1:
         warnings.append("The runs have different tasks: their accuracies are not comparable")
-    pairs = {v.name: {(run.order, run.seed) for run in v.runs} for v in variants}
+    pairs = {v.name: {(run.order, run.results.seed) for run in v.runs} for v in variants}
     everything = set().union(*pairs.values())
     partial = [name for name, covered in pairs.items() if covered != everything]
     if partial:
@@ -158,19 +198,22 @@ def coverage(variants: Sequence[Variant], missing: Sequence[Planned]) -> list[st
 
 
 def to_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown: the best bold, the second best underlined."""
+    """Writes a table in GitHub's Markdown; the best is bold, the second best underlined."""
     lines = [[escape_markdown(name) for name in table.header], ["---"] * len(table.header)]
     for first, *others in table.rows:
         lines.append([_code(first.text), *(_MARKDOWN[cell.mark](cell.text) for cell in others)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def to_csv(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
-    """A line a run with all its scalars, fractions in full precision; empty where unknown.
+def to_csv(runs: Sequence[FinishedRun], folder_of: Callable[[FinishedRun], str]) -> str:
+    """Writes all scalars of all runs as CSV, one line a run.
 
     Args:
-      runs: to write.
-      folder_of: the path of a run's folder as it is to be written.
+      runs: runs to write, in this order.
+      folder_of: returns the path to write for a run's folder.
+
+    Returns:
+      The text. Fractions have full precision; an unknown value is empty.
     """
     lines = [_scalars(run, folder_of(run)) for run in runs]
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -181,30 +224,31 @@ def to_csv(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
     return text.getvalue()
 
 
-def _scalars(run: Run, folder: str) -> dict[str, Any]:
+def _scalars(run: FinishedRun, folder: str) -> dict[str, Any]:
+    results, content = run.results, run.results.content
     line: dict[str, Any] = {
         "variant": run.variant,
-        "method": run.method,
+        "method": results.method,
         "order": run.order,
-        "seed": run.seed,
+        "seed": results.seed,
         "workdir": folder,
-        "tasks": " ".join(run.tasks),
+        "tasks": " ".join(results.tasks),
     }
-    line |= {name: run.metric(name) for name in METRICS}
-    line["task_free_acc"] = run.task_free.get("acc")
-    line["wall_seconds"] = run.results["wall_seconds"]
+    line |= {name: results.metrics[name] for name in METRIC_NAMES}
+    line["task_free_acc"] = results.task_free.get("acc")
+    line["wall_seconds"] = content["wall_seconds"]
     line["examples_per_second"] = examples_per_second(run)
-    line |= {key: run.results.get(key) for key in ("steps", "stored_examples", "selection")}
-    parameters = run.results.get("parameters") or {}
+    line |= {key: content.get(key) for key in ("steps", "stored_examples", "selection")}
+    parameters = content.get("parameters") or {}
     line |= {f"parameters.{key}": parameters.get(key) for key in ("frozen", "trained", "stored")}
     line |= {f"config.{key}": run.setting(key) for _, key in _BUDGET if key != "selection"}
-    versions = run.results.get("versions") or {}
+    versions = content.get("versions") or {}
     line |= {f"versions.{name}": version for name, version in versions.items()}
-    final = run.results["accuracy_matrix"][-1]
-    for task, accuracy, untrained in zip(run.tasks, final, run.results["random_init"], strict=True):
+    final, before = content["accuracy_matrix"][-1], content["random_init"]
+    for task, accuracy, untrained in zip(results.tasks, final, before, strict=True):
         line |= {f"final_accuracy.{task}": accuracy, f"random_init.{task}": untrained}
-    for split in _SPLITS:
-        line |= {f"sizes.{split}.{task}": n for task, n in (run.sizes(split) or {}).items()}
+    for split in SPLIT_NAMES:
+        line |= {f"sizes.{split}.{task}": n for task, n in (run.split_sizes(split) or {}).items()}
     return line
 
 
@@ -261,8 +305,8 @@ def _from_columns(
     return Table([corner, *(label for label, _ in columns)], [list(row) for row in rows])
 
 
-def _sizes(run: Run, split: str) -> str | None:
-    counts = run.sizes(split)
+def _sizes(run: FinishedRun, split: str) -> str | None:
+    counts = run.split_sizes(split)
     if counts is None:
         return None
     if len(set(counts.values())) == 1:
@@ -279,12 +323,12 @@ def _duration(seconds: float) -> str:
 
 
 def _code(text: str) -> str:
-    """As a code span, in which Markdown reads nothing but the bar of a table."""
+    """A code span, in which Markdown gives a meaning to no character but a table's bar."""
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
 
 
 def escape_markdown(text: str) -> str:
-    """Text in which no character means anything to Markdown or HTML."""
+    """Escapes a text so that no character means anything to Markdown or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#&~" else c for c in " ".join(text.split()))
 
 

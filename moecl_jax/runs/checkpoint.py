@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from moecl_jax import quiet
 from moecl_jax.errors import UserError
 from moecl_jax.models.sharding import first_process, wait_for_all
 
@@ -26,18 +28,19 @@ _IN_PROGRESS = "in_progress"
 _OWN = "task"
 _SHARED = "shared"
 _FEATURES = "features"
+_SHAPES = "shapes"  # of the saved arrays, in the record
 
 
 def _save(path: Path, record: Mapping[str, Any], **trees: Any) -> None:
     parts = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with quiet.orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         whole = ocp.args.Composite(record=ocp.args.JsonSave(dict(record)), **parts)
         checkpointer.save(path.absolute(), whole, force=True)
 
 
 def _restore(path: Path, part: str, argument: Any) -> Any:
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with quiet.orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path.absolute(), ocp.args.Composite(**{part: argument}))[
                 part
             ]
@@ -50,9 +53,40 @@ def _restore(path: Path, part: str, argument: Any) -> Any:
         ) from error
 
 
-def _restore_arrays(path: Path, part: str, template: Any) -> Any:
+def _restore_like(path: Path, part: str, template: Any) -> Any:
+    """Arrays in the structure, shapes and dtypes of a template."""
     abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
     return _restore(path, part, ocp.args.StandardRestore(abstract))
+
+
+def _restore_arrays(path: Path, part: str) -> Any:
+    """Arrays as they were saved, NumPy's in nested dictionaries."""
+    record = _restore(path, "record", ocp.args.JsonRestore())
+    if _SHAPES not in record:
+        raise UserError(
+            f"{path} was written by version 0.1 of moecl_jax, whose checkpoints this version does "
+            "not read; train again in another workdir, or use that version"
+        )
+
+    def blank(shapes: Any) -> Any:
+        if isinstance(shapes, dict):
+            return {name: blank(below) for name, below in shapes.items()}
+        shape, dtype = shapes
+        return np.zeros(shape, jnp.dtype(dtype))
+
+    return _restore(path, part, ocp.args.StandardRestore(blank(record[_SHAPES][part])))
+
+
+def _shapes(tree: Any, path: Path) -> Any:
+    """Nested dictionaries of arrays as nested dictionaries of (shape, dtype)."""
+    if isinstance(tree, Mapping):
+        return {name: _shapes(below, path) for name, below in tree.items()}
+    if hasattr(tree, "shape"):
+        return [list(tree.shape), np.dtype(tree.dtype).name]
+    raise UserError(
+        f"{path}: cannot save {type(tree).__name__} in a checkpoint; what a method keeps must be "
+        "nested dictionaries of arrays"
+    )
 
 
 class TaskCheckpoints:
@@ -85,8 +119,11 @@ class TaskCheckpoints:
           keep_shared: how many of the newest tasks keep the shared trees of their moment; 0: all.
         """
         path = self._finished(index, name)
-        items = {} if features is None else {_FEATURES: features}
-        _save(path, record, **{_OWN: own, _SHARED: shared}, **items)
+        trees = {_OWN: own, _SHARED: shared}
+        if features is not None:
+            trees[_FEATURES] = features
+        shapes = {part: _shapes(tree, path) for part, tree in trees.items()}
+        _save(path, {**record, _SHAPES: shapes}, **trees)
         if first_process():
             newest_first = sorted(self._finished_folders(), reverse=True)
             for age, other in enumerate(newest_first):
@@ -107,15 +144,15 @@ class TaskCheckpoints:
             return None
         return dict(_restore(path, "record", ocp.args.JsonRestore()))
 
-    def restore_own(self, index: int, name: str, template: Any) -> Any:
-        """A finished task's expert and head as NumPy; `template` gives their shapes and dtypes."""
-        return _restore_arrays(self._finished(index, name), _OWN, template)
+    def restore_own(self, index: int, name: str) -> dict[str, Any]:
+        """A finished task's expert and head as NumPy arrays."""
+        return dict(_restore_arrays(self._finished(index, name), _OWN))
 
     def has_shared(self, index: int, name: str) -> bool:
         """Whether the shared trees are kept of the moment when a task was finished."""
         return (self._finished(index, name) / _SHARED).is_dir()
 
-    def restore_shared(self, index: int, name: str, template: Any) -> Any:
+    def restore_shared(self, index: int, name: str) -> dict[str, Any]:
         """The shared trees and memory of the moment when a task was finished, as NumPy.
 
         Raises:
@@ -128,16 +165,14 @@ class TaskCheckpoints:
                 "What all tasks share is with newer tasks: restore their folders from a copy, or "
                 "train again with keep_shared = 0."
             )
-        return _restore_arrays(path, _SHARED, template)
+        return dict(_restore_arrays(path, _SHARED))
 
-    def restore_features(
-        self, index: int, name: str, template: Mapping[str, Any]
-    ) -> dict[str, np.ndarray] | None:
+    def restore_features(self, index: int, name: str) -> dict[str, np.ndarray] | None:
         """The features saved with a task as NumPy, or None where none are."""
         path = self._finished(index, name)
         if not (path / _FEATURES).is_dir():
             return None
-        return dict(_restore_arrays(path, _FEATURES, template))
+        return dict(_restore_arrays(path, _FEATURES))
 
     def save_in_progress(self, tree: Any, record: Mapping[str, Any]) -> None:
         """Saves the state of the task in training over the one before, which stays till then."""
@@ -159,7 +194,7 @@ class TaskCheckpoints:
     def restore_in_progress(self, template: Any) -> Any:
         """The newest state of the task in training as NumPy; `template` gives shapes and dtypes."""
         path = self.folder / _IN_PROGRESS / str(max(self._in_progress_steps()))
-        return _restore_arrays(path, "tree", template)
+        return _restore_like(path, "tree", template)
 
     def clear_in_progress(self) -> None:
         """Forgets the state of the task in training."""

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,13 @@ import jax
 from ml_collections import ConfigDict
 
 from moecl_jax.config import file as config_file
-from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.attention import MADE_FOR
+from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
+from moecl_jax import reporting
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 
 CONFIG_NAME = "config.json"
 RESULTS_NAME = "results.json"
@@ -136,42 +137,52 @@ def new_workdir(workdir: Path) -> Iterator[Path]:
 
 def note_other_base(trained_in: str, base: Path) -> None:
     """Says that an adapter names another base than the one it is read for."""
-    print(
+    reporting.current().message(
         f"note: the adapter was trained in {trained_in!r}. {base} has the same sizes; "
-        "whether it has the same weights cannot be told",
-        file=sys.stderr,
+        "whether it has the same weights cannot be told"
     )
 
 
-def save_config(config: ConfigDict, workdir: Path) -> None:
+def save_settings(settings: Settings, workdir: Path) -> None:
     """Writes `config.json`."""
-    write_json(workdir / CONFIG_NAME, json.loads(config.to_json()))
+    write_json(workdir / CONFIG_NAME, settings.to_mapping())
 
 
-def load_config(workdir: Path) -> ConfigDict:
+def load_settings(workdir: Path) -> Settings:
     """Reads the `config.json` of a workdir, which may have been trained on other devices.
 
     A mesh that the devices here cannot form becomes one of a single device, and attention that is
     made for others XLA's.
 
     Raises:
-      UserError: there is none, or it is broken.
+      UserError: there is none, it is broken, or what it names from outside cannot be imported.
     """
     path = workdir / CONFIG_NAME
     if not path.exists():
         raise UserError(
             f"{path} does not exist: {workdir} is no workdir. Name the --workdir of a training."
         )
-    config = config_file.read_json(path)
-    if not fits(config.mesh):
-        config.mesh.update({axis: 1 for axis in config.mesh})
-    if MADE_FOR.get(config.model.attention, jax.default_backend()) != jax.default_backend():
-        config.model.attention = "xla"
-    return config.lock()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("expected an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is broken: {one_line(error)}") from error
+    try:
+        settings = Settings.from_mapping(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    changes: dict[str, Any] = {}
+    if not fits(dataclasses.asdict(settings.mesh)):
+        changes["mesh"] = MeshSettings()
+    attention = settings.model.attention
+    if MADE_FOR.get(attention, jax.default_backend()) != jax.default_backend():
+        changes["model"] = dataclasses.replace(settings.model, attention="xla")
+    return dataclasses.replace(settings, **changes)
 
 
-def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
-    """Compares with the config of an earlier run in this workdir.
+def refuse_other_settings(settings: Settings, workdir: Path) -> None:
+    """Compares with the settings of an earlier run in this workdir.
 
     Only what changes no result may differ, and tasks may be added at the end of the list. Where a
     checkpoint was converted and nothing has been trained since, all may differ but what the
@@ -182,17 +193,17 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
     """
     if not (workdir / CONFIG_NAME).exists():
         return
-    old, new = json.loads(load_config(workdir).to_json()), json.loads(config.to_json())
-    known = old["tasks"]
-    if new["tasks"][: len(known)] != known:
+    old, new = load_settings(workdir), settings
+    known = list(old.tasks)
+    if list(new.tasks[: len(known)]) != known:
         raise UserError(
             f"{workdir} was begun with the tasks {', '.join(known)}; the list may only be "
-            f"extended at its end, and now it is {', '.join(new['tasks'])}. Use another --workdir."
+            f"extended at its end, and now it is {', '.join(new.tasks)}. Use another --workdir."
         )
     origin = Origin.load(workdir)
     free_to_choose = origin is not None and not _trained_since(workdir, origin)
-    method, objective = new["method"], new["adversarial"]["objective"]
-    if free_to_choose and method == "moe_cl" and objective == "off":
+    objective = new.options.get("adversarial", {}).get("objective")
+    if free_to_choose and new.method == "moe_cl" and objective == "off":
         raise UserError(
             f"config: adversarial.objective = 'off' leaves no place for the discriminator in "
             f"{workdir}; take adversarial.alpha=0 to train without its influence"
@@ -223,39 +234,27 @@ def _trained_since(workdir: Path, origin: Origin) -> bool:
     return begun or checkpoints.finished_count() > origin.finished
 
 
-def _bound(content: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """By dotted key, all that a run that goes on must repeat."""
-    # Fields that a definition leaves out, or that are younger than it, have their defaults.
-    defaults = {
-        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
-        for field in dataclasses.fields(TaskDefinition)
-        if field.default is not dataclasses.MISSING
-    }
-    definitions = {
-        name: {**defaults, **fields}
-        for name, fields in content["definitions"].items()
-        if name in known
-    }
-    leaves = _leaves({**content, "definitions": definitions})
-    return {key: value for key, value in leaves if key not in _FREE}
+def _bound(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
+    """All that a run that goes on must repeat, by dotted key."""
+    content = settings.to_mapping()
+    content["definitions"] = _definitions(settings, known)
+    return {key: value for key, value in leaves(content) if key not in _FREE}
 
 
-def _fixed(content: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """By dotted key, what a converted checkpoint fixes."""
-    leaves = dict(_leaves(content))
+def _fixed(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
+    """What a converted checkpoint fixes, by dotted key."""
+    values = dict(leaves(settings.to_mapping()))
     counts = {
-        f"the number of definitions.{name}.labels": len(definition["labels"])
-        for name, definition in content["definitions"].items()
+        f"the number of definitions.{name}.labels": len(fields["labels"])
+        for name, fields in _definitions(settings, known).items()
+    }
+    return {key: values[key] for key in _FIXED} | counts
+
+
+def _definitions(settings: Settings, known: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The definitions of the known tasks; fields that they leave out have their defaults."""
+    return {
+        name: Task.from_fields(name, fields).to_fields()
+        for name, fields in settings.definitions.items()
         if name in known
     }
-    return {key: leaves[key] for key in _FIXED} | counts
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves.append((prefix + key, value))
-    return leaves

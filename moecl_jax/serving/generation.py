@@ -15,9 +15,9 @@ import numpy as np
 
 from moecl_jax.data.batching import chunks, row_length
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Tree
-from moecl_jax.models.decoder import Decoder, KeyValueCache, empty_cache
-from moecl_jax.training.steps import Active, Learner
+from moecl_jax.methods.forward import StepContext, vocabulary_logits
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.decoder import KeyValueCache, empty_cache
 
 _TOKENS_A_CALL = 16  # few calls, and few tokens written in vain after the last row has ended
 
@@ -70,13 +70,13 @@ class Continuation:
 
 
 def read_prompts(
-    active: Active,
+    parameters: TaskParameters,
     frozen: Tree,
     prompts: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
     *,
-    learner: Learner,
+    context: StepContext,
     end: int,
     sampling: Sampling,
     slots: int,
@@ -84,37 +84,37 @@ def read_prompts(
     """Reads prompts and writes the first token after each.
 
     Args:
-      active: trees of the task.
+      parameters: parameters of the task.
       frozen: parameters of the decoder.
       prompts: `[R, S]` ids, padded at the end.
       lengths: `[R]`; 0 for a row that is to be left alone.
       keys: `[R]`.
-      learner: static parts.
+      context: static parts.
       end: id of end of sequence.
       sampling: how tokens are chosen.
       slots: of the cache: at least S, and the tokens of the longest finished text.
     """
     rows, width = prompts.shape
-    cache = empty_cache(learner.method.config, rows, slots, learner.dtype)
+    cache = empty_cache(context.architecture.sizes, rows, slots, context.architecture.dtype)
     positions = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-    decoder = Decoder(learner.method.config, learner.dtype)
+    decoder = context.architecture.frozen_decoder()
     words: Any = decoder.apply({"params": frozen}, prompts.reshape(-1), method="embed")
     real = (positions < lengths[:, None]).astype(jnp.float32)
     words = words.reshape(rows, width, -1).astype(jnp.float32)
     query = jnp.einsum("rs,rsd->rd", real, words) / jnp.maximum(lengths, 1)[:, None]
-    hidden, cache = _decode(active, frozen, prompts, positions, cache, query, learner)
+    hidden, cache = _decode(parameters, frozen, prompts, positions, cache, query, context)
     last = jnp.arange(rows) * width + jnp.maximum(lengths, 1) - 1
     done = lengths == 0
     empty = Continuation(cache, prompts[:, 0], jnp.maximum(lengths, 1) - 1, done, keys, query)
-    return _append(active, empty, hidden[last], frozen, learner, end, sampling)
+    return _append(parameters, empty, hidden[last], frozen, context, end, sampling)
 
 
 def write_tokens(
-    active: Active,
+    parameters: TaskParameters,
     frozen: Tree,
     continuation: Continuation,
     *,
-    learner: Learner,
+    context: StepContext,
     end: int,
     sampling: Sampling,
     count: int,
@@ -123,16 +123,16 @@ def write_tokens(
 
     def write(before: Continuation, _: None) -> tuple[Continuation, jax.Array]:
         hidden, cache = _decode(
-            active,
+            parameters,
             frozen,
             before.tokens[:, None],
             before.positions[:, None],
             before.cache,
             before.query,
-            learner,
+            context,
         )
         read = dataclasses.replace(before, cache=cache)
-        after = _append(active, read, hidden, frozen, learner, end, sampling)
+        after = _append(parameters, read, hidden, frozen, context, end, sampling)
         return after, after.tokens
 
     continuation, tokens = jax.lax.scan(write, continuation, length=count)
@@ -168,7 +168,7 @@ def choose(
 
 
 @dataclasses.dataclass(frozen=True)
-class Writer:
+class Generator:
     """The compiled functions that write text, and what they need of a model.
 
     Attributes:
@@ -187,7 +187,7 @@ class Writer:
 
     def write(
         self,
-        active: Active,
+        parameters: TaskParameters,
         prompts: Sequence[np.ndarray],
         *,
         max_tokens: int,
@@ -200,7 +200,7 @@ class Writer:
         A prompt's continuation does not depend on those it shares a batch with.
 
         Args:
-          active: trees of the task.
+          parameters: parameters of the task.
           prompts: ids of each prompt.
           max_tokens: of a continuation.
           sampling: how tokens are chosen.
@@ -218,7 +218,7 @@ class Writer:
             rows = [prompts[index] for index in chosen]
             columns = list(
                 self._columns(
-                    active, rows, chosen, max_tokens, sampling, seed, batch_size, _TOKENS_A_CALL
+                    parameters, rows, chosen, max_tokens, sampling, seed, batch_size, _TOKENS_A_CALL
                 )
             )
             tokens = np.concatenate(columns)[:max_tokens].T
@@ -227,7 +227,7 @@ class Writer:
 
     def stream(
         self,
-        active: Active,
+        parameters: TaskParameters,
         prompt: np.ndarray,
         *,
         max_tokens: int,
@@ -235,14 +235,14 @@ class Writer:
         seed: int = 0,
     ) -> Iterator[int]:
         """The same for one prompt, token by token as they are written."""
-        for tokens in self._columns(active, [prompt], [0], max_tokens, sampling, seed, 1, 1):
+        for tokens in self._columns(parameters, [prompt], [0], max_tokens, sampling, seed, 1, 1):
             if tokens[0, 0] == self.end:
                 return
             yield int(tokens[0, 0])
 
     def _columns(
         self,
-        active: Active,
+        parameters: TaskParameters,
         rows: Sequence[np.ndarray],
         places: Sequence[int],
         max_tokens: int,
@@ -273,50 +273,48 @@ class Writer:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
         slots = row_length(max(padded.shape[1], total))
         texts = self.read_prompts(
-            active, self.frozen, padded, lengths, keys, sampling=sampling, slots=slots
+            parameters, self.frozen, padded, lengths, keys, sampling=sampling, slots=slots
         )
         yield np.asarray(texts.tokens)[None]
         for _ in range(1, max_tokens, count):
             if np.asarray(texts.done).all():
                 return
             tokens, texts = self.write_tokens(
-                active, self.frozen, texts, sampling=sampling, count=count
+                parameters, self.frozen, texts, sampling=sampling, count=count
             )
             yield np.asarray(tokens)
 
 
 def _decode(
-    active: Active,
+    parameters: TaskParameters,
     frozen: Tree,
     tokens: jax.Array,
     positions: jax.Array,
     cache: KeyValueCache,
     query: jax.Array,
-    learner: Learner,
+    context: StepContext,
 ) -> tuple[jax.Array, KeyValueCache]:
-    method = learner.method
+    method = context.method
     of_tokens = jnp.repeat(query, tokens.shape[1], axis=0)
-    adapter = method.adapter(active.shared, active.expert, active.memory, of_tokens)
-    parameters = method.parameters(frozen, active.shared)
-    out: Any = learner.decoder(training=False).apply(
-        {"params": parameters}, tokens, positions, cache, adapter, method="decode"
+    adapter = method.adapter(parameters, of_tokens)
+    weights = method.llm_weights(frozen, parameters.shared)
+    out: Any = context.decoder(training=False).apply(
+        {"params": weights}, tokens, positions, cache, adapter, method="decode"
     )
     return out
 
 
 def _append(
-    active: Active,
+    parameters: TaskParameters,
     texts: Continuation,
     hidden: jax.Array,
     frozen: Tree,
-    learner: Learner,
+    context: StepContext,
     end: int,
     sampling: Sampling,
 ) -> Continuation:
     """Chooses the token after each text's last one from that one's hidden state `[R, D]`."""
-    decoder = Decoder(learner.method.config, learner.dtype)
-    parameters = learner.method.parameters(frozen, active.shared)
-    logits: Any = decoder.apply({"params": parameters}, hidden, method="logits")
+    logits = vocabulary_logits(parameters, hidden, frozen, context)
     positions = texts.positions + 1
     tokens = jnp.where(texts.done, end, choose(logits, texts.keys, positions, sampling))
     done = texts.done | (tokens == end)

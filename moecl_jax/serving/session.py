@@ -1,221 +1,329 @@
-"""Use of a trained workdir: score its tasks again, label new texts, or write answers to them."""
+"""A trained stream that answers: labels for texts, written answers, scores of its tasks."""
 
+import dataclasses
 import functools
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moecl_jax.config.experiment import Experiment, build, load_tasks
+from moecl_jax import reporting
 from moecl_jax.data.batching import chunks
-from moecl_jax.data.tasks import SPLITS
-from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.data.examples import SPLITS
+from moecl_jax.data.task import Task
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
-from moecl_jax.methods.mixed import MIXED_TASKS, can_mix
-from moecl_jax.methods.state import Stream
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.progress import plain
-from moecl_jax.runs.resume import restore_features, restore_stream, task_trees
-from moecl_jax.runs.workdir import load_config
-from moecl_jax.serving.evaluate import score_mixed
-from moecl_jax.serving.generation import GREEDY, Sampling, Writer
-from moecl_jax.serving.prompts import ChoosingReader, Prompt, PromptReader, answer_lines
-from moecl_jax.training.steps import Active, together
-from moecl_jax.training.trainer import Run
+from moecl_jax.methods import mixed
+from moecl_jax.methods.parameters import TaskParameters
+from moecl_jax.methods.stream import StreamState
+from moecl_jax.models.model import Model
+from moecl_jax.runs.log import plain
+from moecl_jax.runs.names import RESULTS_NAME
+from moecl_jax.runs.results import Results
+from moecl_jax.runs.store import DiskStore, Store
+from moecl_jax.runs.workdir import load_settings
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.generation import GREEDY, Generator, Sampling
+from moecl_jax.serving.prompts import Prompt, PromptReader, choosing_reader, reader_of_task
+from moecl_jax.weights.load import load_model
+
+_TEXTS_A_CALL = 256  # enough to fill batches
 
 
-def evaluate(workdir: Path, split: str) -> dict[str, Any]:
-    """Scores a trained stream on one split of each finished task.
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A text's label.
 
-    Args:
-      workdir: of a training.
-      split: "train", "validation" or "test".
-
-    Returns:
-      `split`, `tasks` (finished ones), and by task `examples`, `accuracy`, `scored_accuracy` and
-      `log_likelihood`, null where they are not defined.
+    Attributes:
+      label: the best label.
+      probabilities: probability of each label of the task.
+      logits: scores in label order; with the LM head the log-probability of each label's text.
+      task: name of the task that answered.
+      truncated: whether the text was cut to fit.
     """
-    if split not in SPLITS:
-        raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
-    config = load_config(workdir)
-    experiment = build(config)
-    stream = _restore(experiment, workdir)
-    run = Run(experiment, load_tasks(config, experiment), workdir)
-    by_task = {}
-    for index, name in enumerate(stream.finished):
-        result = run.evaluate_task(stream, index, split)
-        by_task[name] = {
-            "examples": len(run.tasks[index].splits[split]),
-            "accuracy": result.accuracy,
-            "scored_accuracy": result.scored_accuracy,
-            "log_likelihood": result.log_likelihood,
-        }
-    return {"split": split, "tasks": plain(by_task)}
+
+    label: str
+    probabilities: dict[str, float]
+    logits: list[float]
+    task: str
+    truncated: bool = False
 
 
-def predict(workdir: Path, task: str | None, source: Path, target: Path) -> int:
-    """Labels the lines of a JSON-lines file.
+class Session:
+    """The finished tasks of a stream, ready to answer.
 
-    A line is `{"text": ...}`, which is cut to fit (its output then says `"truncated": true`), or
-    `{"input_ids": [...]}`, the whole prompt in token ids; and anything else, which is copied. Its
-    output line adds `label`, the best of `probabilities` (by label), and `logits` (in label order;
-    with the LM head the log-probability of each label's text). A bad line stops nothing: its
-    output line carries `error` instead. Where no task is named, each line's is chosen by its text,
-    and added as `task`.
-
-    Args:
-      workdir: of a training.
-      task: a finished task of it; None to choose.
-      source: input file.
-      target: output file.
-
-    Returns:
-      The number of bad lines.
-
-    Raises:
-      UserError: the workdir or the files do not fit.
+    Attributes:
+      evaluator: model, method and tasks.
+      state: the finished tasks' parameters.
+      results: accuracy matrix and metrics; None where the stream is not finished.
     """
-    _check_files(source, target)
-    trained = _Trained(workdir)
-    if task is None:
-        return answer_lines(trained.choosing_reader(), trained.label, source, target)
-    index = trained.index(task)
-    if trained.experiment.definitions[index].free_form:
-        raise UserError(
-            f"task '{task}' answers in free text and has no labels to predict; use 'moecl generate'"
-        )
-    return answer_lines(trained.reader(index), trained.label, source, target)
 
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        store: Store,
+        state: StreamState,
+        results: Results | None = None,
+        *,
+        place: str = "the session",
+    ):
+        """Answers with what a store holds.
 
-def generate(
-    workdir: Path,
-    task: str,
-    source: Path,
-    target: Path,
-    *,
-    max_tokens: int | None = None,
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
-    base: bool = False,
-) -> int:
-    """Writes an answer to each line of a JSON-lines file.
+        Args:
+          evaluator: model, method and tasks.
+          store: keeps the features by which a text's task is chosen.
+          state: state of the stream, with at least one finished task.
+          results: results of the whole stream, if it is finished.
+          place: names the session in messages, such as its workdir.
+        """
+        self.evaluator, self.state, self.results = evaluator, state, results
+        self._store, self._place = store, place
+        self._parameters = functools.lru_cache(maxsize=1)(self._build_parameters)
 
-    Lines are as for `predict`; an output line adds `response`.
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the finished tasks in their order."""
+        return list(self.state.finished)
 
-    Args:
-      workdir: of a training.
-      task: a finished task of it.
-      source: input file.
-      target: output file.
-      max_tokens: of an answer; by default the workdir's data.max_response.
-      sampling: how tokens are chosen.
-      seed: of sampling.
-      base: whether the frozen model answers alone, as before any training.
+    def predict(
+        self, texts: Sequence[str | Mapping[str, Any]], task: str | None = None
+    ) -> list[Prediction]:
+        """Labels texts.
 
-    Returns:
-      The number of bad lines.
+        Args:
+          texts: texts, or records `{"text": ...}` or `{"input_ids": [...]}`.
+          task: name of a finished task with labels; None to choose each text's task by the text.
 
-    Raises:
-      UserError: the workdir or the files do not fit, or the workdir has classification heads.
-    """
-    _check_files(source, target)
-    trained = _Trained(workdir, base=base)
-    index = trained.index(task)
-    writer = trained.writer(index)
+        Returns:
+          A prediction for each text, in their order.
 
-    def write(prompts: list[Prompt]) -> list[dict[str, Any]]:
-        written = writer.write(
-            trained.active((index,)),
-            [prompt.ids for prompt in prompts],
-            max_tokens=trained.max_response if max_tokens is None else max_tokens,
+        Raises:
+          UserError: a text is empty or does not fit (says which), there is no such task, or the
+            method keeps no expert a task to choose among.
+        """
+        reader = self.reader(task)
+        predictions = []
+        for prompts in self._prompts(reader, texts):
+            labelled = self.label([prompt for _, prompt in prompts])
+            for (added, prompt), fields in zip(prompts, labelled, strict=True):
+                name = self.evaluator.names[prompt.task]
+                predictions.append(Prediction(**fields, task=name, truncated="truncated" in added))
+        return predictions
+
+    def generate(
+        self,
+        texts: Sequence[str | Mapping[str, Any]],
+        task: str,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        base: bool = False,
+    ) -> list[str]:
+        """Writes an answer to each text.
+
+        Args:
+          texts: texts, or records `{"text": ...}` or `{"input_ids": [...]}`.
+          task: name of a finished task.
+          max_tokens: tokens of an answer; by default the run's data.max_response.
+          sampling: how tokens are chosen; greedily by default.
+          seed: seed of sampling.
+          base: whether the frozen model answers alone, as before any training.
+
+        Raises:
+          UserError: a text is empty or does not fit (says which), there is no such task, or the
+            session has classification heads.
+        """
+        reader = self.reader(task, written=True)
+        answers: list[str] = []
+        for prompts in self._prompts(reader, texts):
+            answers += self.write(
+                [prompt for _, prompt in prompts],
+                max_tokens=max_tokens,
+                sampling=sampling,
+                seed=seed,
+                base=base,
+            )
+        return answers
+
+    def stream(
+        self,
+        text: str,
+        task: str,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        base: bool = False,
+    ) -> Iterator[str]:
+        """The answer to one text, piece by piece as it is written; arguments as for `generate`."""
+        reader = self.reader(task, written=True)
+        [(added, prompt)] = reader.read([{"text": text}])
+        if prompt is None:
+            raise UserError(f"the prompt {text!r}: {added['error']}")
+        if "truncated" in added:
+            reporting.current().message(
+                f"note: the prompt was cut to its first {len(prompt.ids)} tokens"
+            )
+        tokens = self._generator.stream(
+            self._parameters((prompt.task,), base),
+            prompt.ids,
+            max_tokens=self._max_response if max_tokens is None else max_tokens,
             sampling=sampling,
             seed=seed,
-            batch_size=trained.experiment.evaluation_layout.batch_size,
         )
-        return [{"response": trained.text(ids)} for ids in written]
+        ids: list[int] = []
+        shown = ""
+        for token in tokens:
+            ids.append(token)
+            written = self._text(np.array(ids))
+            # A character of several tokens is not shown before its last one.
+            if not written.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield written[len(shown) :]
+                shown = written
+        yield self._text(np.array(ids))[len(shown) :]
 
-    return answer_lines(trained.reader(index), write, source, target)
+    def evaluate(
+        self, split: str = "test", tasks: Sequence[Task] | None = None
+    ) -> dict[str, Any]:
+        """Scores the finished tasks on one of their splits.
 
+        Args:
+          split: "train", "validation" or "test".
+          tasks: tasks with their examples, where these were given in Python and the session was
+            opened from a workdir; by default the session's own.
 
-def stream(
-    workdir: Path,
-    task: str,
-    text: str,
-    *,
-    max_tokens: int | None = None,
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
-    base: bool = False,
-) -> Iterator[str]:
-    """The answer to one text, piece by piece as it is written; arguments as `generate`."""
-    trained = _Trained(workdir, base=base)
-    index = trained.index(task)
-    writer = trained.writer(index)
-    [(record, prompt)] = trained.reader(index).read([json.dumps({"text": text}).encode()])
-    if prompt is None:
-        raise UserError(f"the prompt {text!r}: {record['error']}")
-    if "truncated" in record:
-        print(f"note: the prompt was cut to its first {len(prompt.ids)} tokens", file=sys.stderr)
-    tokens = writer.stream(
-        trained.active((index,)),
-        prompt.ids,
-        max_tokens=trained.max_response if max_tokens is None else max_tokens,
-        sampling=sampling,
-        seed=seed,
-    )
-    ids: list[int] = []
-    shown = ""
-    for token in tokens:
-        ids.append(token)
-        written = trained.text(np.array(ids))
-        # A character of several tokens is not shown before its last one.
-        if not written.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield written[len(shown) :]
-            shown = written
-    yield trained.text(np.array(ids))[len(shown) :]
+        Returns:
+          `split`, and `tasks`: by name `examples`, `accuracy`, `scored_accuracy` and
+          `log_likelihood`, None where they are not defined.
 
+        Raises:
+          UserError: there is no such split, or data cannot be read.
+        """
+        if split not in SPLITS:
+            raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
+        by_task = {}
+        for index, task in enumerate(self._load(tasks)):
+            if task.name not in self.state.finished:
+                continue
+            examples = task.splits[split]
+            result = self.evaluator.evaluate(self._parameters((index,), False), index, examples)
+            by_task[task.name] = {
+                "examples": len(examples),
+                "accuracy": result.accuracy,
+                "scored_accuracy": result.scored_accuracy,
+                "log_likelihood": result.log_likelihood,
+            }
+        return {"split": split, "tasks": plain(by_task)}
 
-class _Trained:
-    """The finished tasks of a workdir, ready to answer."""
+    # What follows serves the wrappers around files of records.
 
-    def __init__(self, workdir: Path, *, base: bool = False):
-        config = load_config(workdir)
-        self.workdir = workdir
-        self.experiment = build(config)
-        self.checkpoints = TaskCheckpoints(workdir)
-        self.stream = _restore(self.experiment, workdir)
-        answering = self.stream
-        if base:
-            answering = self.experiment.initializer.stream(len(self.experiment.names))
-        trees = functools.partial(_trees, self.experiment, answering)
-        self.active = functools.lru_cache(maxsize=1)(trees)  # few tasks' are on the device
-        self.max_response: int = config.data.max_response
+    def reader(self, task: str | None, *, written: bool = False) -> PromptReader:
+        """Reads prompts of a finished task, or of the task that each text belongs to.
 
-    def index(self, task: str) -> int:
-        """Place of a finished task in the stream."""
-        index = self.experiment.index(task)
-        if task not in self.stream.finished:
+        Args:
+          task: name of the task; None to choose each text's.
+          written: whether answers are to be written, or labels to be chosen.
+
+        Raises:
+          UserError: the task is not finished, or answers in another way; or none can be chosen.
+        """
+        if task is None:
+            return self._choosing_reader()
+        index = self.evaluator.index(task)
+        if task not in self.state.finished:
             raise UserError(
-                f"task '{task}' has not been trained to its end in {self.workdir}; finished are "
-                f"{', '.join(self.stream.finished)}"
+                f"task '{task}' has not been trained to its end in {self._place}; finished are "
+                f"{', '.join(self.tasks)}"
             )
-        return index
+        if written and self.evaluator.generator is None:
+            raise UserError(
+                f"task '{task}' was trained with head = 'classification': it has labels and "
+                "writes no text; use 'moecl predict'"
+            )
+        if not written and self.evaluator.tasks[index].free_form:
+            raise UserError(
+                f"task '{task}' answers in free text and has no labels to predict; use "
+                "'moecl generate'"
+            )
+        return reader_of_task(self.evaluator, index)
 
-    def reader(self, index: int) -> PromptReader:
-        """Reads prompts of one task."""
-        return PromptReader(self.experiment, index)
+    def label(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """`label`, `probabilities` and `logits` of each prompt."""
+        evaluator, added = self.evaluator, [dict[str, Any]()] * len(prompts)
+        tasks = sorted({prompt.task for prompt in prompts})
+        together = mixed.MOST_TASKS if mixed.can_mix(evaluator.method) else 1
+        for group in chunks(tasks, together):
+            places = [place for place, prompt in enumerate(prompts) if prompt.task in group]
+            labels = [evaluator.tasks[task].labels for task in group]
+            own = [group.index(prompts[place].task) for place in places]
+            examples = [TokenizedExample(prompts[place].ids, 0) for place in places]
+            parameters = self._parameters(tuple(group), False)
+            scores = evaluator.scores_of_several(parameters, group, examples, own)
+            for place, task, row in zip(places, own, scores.scores.astype(np.float64), strict=True):
+                added[place] = _labelled(labels[task], row[: len(labels[task])])
+        return added
 
-    def choosing_reader(self) -> ChoosingReader:
-        """Reads prompts of the task that each text belongs to."""
-        method = self.experiment.learner.method
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        base: bool = False,
+    ) -> list[str]:
+        """Answers to prompts of one task; arguments as for `generate`."""
+        if not prompts:
+            return []
+        written = self._generator.write(
+            self._parameters((prompts[0].task,), base),
+            [prompt.ids for prompt in prompts],
+            max_tokens=self._max_response if max_tokens is None else max_tokens,
+            sampling=sampling,
+            seed=seed,
+            batch_size=self.evaluator.evaluation_layout.batch_size,
+        )
+        return [self._text(ids) for ids in written]
+
+    @property
+    def _generator(self) -> Generator:
+        generator = self.evaluator.generator
+        assert generator is not None  # `reader` has seen to it
+        return generator
+
+    @property
+    def _max_response(self) -> int:
+        return self.evaluator.settings.data.max_response
+
+    def _text(self, ids: np.ndarray) -> str:
+        """The text of an answer's ids, without the space that parts it from its prompt."""
+        tokenizer: Any = self.evaluator.model.tokenizer
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _load(self, tasks: Sequence[Task] | None) -> list[TokenizedTask]:
+        evaluator = self.evaluator
+        given = {task.name: task for task in tasks or ()}
+        chosen = [given.get(task.name, task) for task in evaluator.tasks]
+        wanted = [task for task in chosen if task.name in self.state.finished]
+        return evaluator.load(wanted)
+
+    def _build_parameters(self, tasks: tuple[int, ...], base: bool) -> TaskParameters:
+        """What answers for one task, or for several in the same batch."""
+        evaluator = self.evaluator
+        starting, names = evaluator.starting, evaluator.names
+        state = starting.stream(len(names)) if base else self.state
+        own = [starting.task(state, names[task], task) for task in tasks]
+        return evaluator.model.placement.put(own[0] if len(own) == 1 else mixed.together(own))
+
+    def _choosing_reader(self) -> PromptReader:
+        method = self.evaluator.method
         problem = f"it was trained with method = '{method.name}', which keeps no expert a task"
-        if method.separate:
-            features = restore_features(self.experiment, self.checkpoints, self.stream)
+        if method.traits.expert_per_task:
+            features = self._store.restore_features(self.state)
             if features is not None and features.names:
-                return ChoosingReader(self.experiment, features)
+                return choosing_reader(self.evaluator, features)
             problem = "none of its tasks has labels"
             if features is None:
                 problem = (
@@ -223,56 +331,88 @@ class _Trained:
                     "written by an older version)"
                 )
         raise UserError(
-            f"{self.workdir} cannot tell a text's task: {problem}. Name one by --task: "
-            f"{', '.join(self.stream.finished)}"
+            f"{self._place} cannot tell a text's task: {problem}. Name one by --task: "
+            f"{', '.join(self.tasks)}"
         )
 
-    def label(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """What `predict` adds to the lines of these prompts."""
-        experiment, added = self.experiment, [dict[str, Any]()] * len(prompts)
-        tasks = sorted({prompt.task for prompt in prompts})
-        together = MIXED_TASKS if can_mix(experiment.learner.method) else 1
-        for group in chunks(tasks, together):
-            places = [place for place, prompt in enumerate(prompts) if prompt.task in group]
-            labels = [experiment.definitions[task].labels for task in group]
-            own = [group.index(prompts[place].task) for place in places]
-            scores = score_mixed(
-                experiment.evaluation_step,
-                self.active(tuple(group)),
-                experiment.frozen,
-                [TokenizedExample(prompts[place].ids, 0) for place in places],
-                own,
-                [experiment.answers[task] for task in group],
-                experiment.evaluation_layout,
-                class_counts=[len(names) for names in labels],
-            )
-            for place, task, row in zip(places, own, scores.scores.astype(np.float64), strict=True):
-                added[place] = _labelled(labels[task], row[: len(labels[task])])
-        return added
+    def _prompts(
+        self, reader: PromptReader, texts: Sequence[str | Mapping[str, Any]]
+    ) -> Iterator[list[tuple[dict[str, Any], Prompt]]]:
+        """What texts gain and their prompts, some at a time.
 
-    def writer(self, index: int) -> Writer:
-        """What writes text, where the head is the LLM's own."""
-        if self.experiment.writer is None:
-            raise UserError(
-                f"task '{self.experiment.names[index]}' was trained with head = 'classification': "
-                "it has labels and writes no text; use 'moecl predict'"
-            )
-        return self.experiment.writer
-
-    def text(self, ids: np.ndarray) -> str:
-        """The text of an answer's ids, without the space that parts it from its prompt."""
-        tokenizer: Any = self.experiment.tokenizer
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        Raises:
+          UserError: a text has no prompt; names the first one and the reason.
+        """
+        if isinstance(texts, str):
+            raise UserError("texts must be a list of texts, not one text; write [text]")
+        for places in chunks(range(len(texts)), _TEXTS_A_CALL):
+            given = [texts[place] for place in places]
+            records = [{"text": text} if isinstance(text, str) else text for text in given]
+            prompts = []
+            for place, (added, prompt) in zip(places, reader.read(records), strict=True):
+                if prompt is None:
+                    raise UserError(f"text {place}: {added['error']}")
+                prompts.append((added, prompt))
+            yield prompts
 
 
-def _trees(experiment: Experiment, stream: Stream, tasks: tuple[int, ...]) -> Active:
-    """What answers for one task, or for several in the same batch."""
-    actives = [task_trees(experiment, stream, task) for task in tasks]
-    return actives[0] if len(actives) == 1 else together(actives)
+def open_run(
+    workdir: str | Path, *, model: Model | None = None, tasks: Sequence[Task] = ()
+) -> Session:
+    """Opens a workdir to answer with its finished tasks.
+
+    Args:
+      workdir: folder of a training or a conversion.
+      model: the model that it was trained in, if it is loaded already.
+      tasks: tasks whose examples were given in Python, for `Session.evaluate`.
+
+    Raises:
+      UserError: it is no workdir, nothing is finished in it, or it does not fit the model.
+    """
+    workdir = Path(workdir)
+    evaluator, store = open_stream(workdir, model=model, tasks=tasks)
+    state, history = store.restore()
+    if history is None:
+        raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
+    results = None
+    if (workdir / RESULTS_NAME).exists():
+        results = Results.load(workdir)
+    return Session(evaluator, store, state, results, place=str(workdir))
+
+
+def open_stream(
+    workdir: Path, *, model: Model | None = None, tasks: Sequence[Task] = ()
+) -> tuple[Evaluator, DiskStore]:
+    """The evaluator and the store of a workdir, whatever is finished in it.
+
+    Raises:
+      UserError: it is no workdir, or it does not fit the model.
+    """
+    settings = load_settings(workdir)
+    given = {task.name: task for task in tasks}
+    chosen = [given.get(task.name, task) for task in settings.task_objects()]
+    loaded = model_of(settings) if model is None else model
+    evaluator = Evaluator(loaded, settings.method_object(), chosen, settings)
+    store = DiskStore(workdir, chosen, evaluator.starting, loaded, settings.keep_shared)
+    return evaluator, store
+
+
+def model_of(settings: Any) -> Model:
+    """Loads the model that settings name."""
+    section = settings.model
+    return load_model(
+        section.path,
+        dtype=section.dtype,
+        quantization=section.quantization,
+        remat=section.remat,
+        attention=section.attention,
+        mesh=dataclasses.asdict(settings.mesh),
+        family=section.family or None,
+    )
 
 
 def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
-    """What `predict` adds to a line whose labels have these scores."""
+    """`label`, `probabilities` and `logits` of a text whose labels have these scores `[C]`."""
     shares = np.exp(row - row.max())
     shares /= shares.sum()
     return {
@@ -280,17 +420,3 @@ def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
         "probabilities": dict(zip(labels, shares.tolist(), strict=True)),
         "logits": row.tolist(),
     }
-
-
-def _check_files(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise UserError(f"--input={source} does not exist")
-    if target.exists() and source.samefile(target):
-        raise UserError("--input and --output are the same file; name another --output")
-
-
-def _restore(experiment: Experiment, workdir: Path) -> Stream:
-    stream, history = restore_stream(experiment, TaskCheckpoints(workdir))
-    if history is None:
-        raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
-    return stream

@@ -1,38 +1,34 @@
 """Evaluation without task names: each test text's task is chosen from the text alone."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from moecl_jax.config.experiment import Experiment
-from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.methods.state import Stream
-from moecl_jax.runs.resume import task_trees
-from moecl_jax.serving.evaluate import Evaluation
-from moecl_jax.serving.prompts import PromptReader
-from moecl_jax.serving.task_choice import TaskFeatures
-
-if TYPE_CHECKING:
-    from moecl_jax.training.trainer import Run
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
+from moecl_jax.methods.stream import StreamState
+from moecl_jax.runs.features import TaskFeatures
+from moecl_jax.runs.history import Evaluation
+from moecl_jax.serving.evaluator import Evaluator
 
 MOST_TEXTS = 4096
-"""Of a task's training texts, evenly spaced; more would hardly move a mean or a covariance."""
+"""Number of a task's training texts, evenly spaced, that features are taken of."""
 
 
 def add_task(
-    experiment: Experiment,
-    features: TaskFeatures,
-    name: str,
-    examples: Sequence[TokenizedExample],
+    evaluator: Evaluator, features: TaskFeatures, name: str, examples: Sequence[TokenizedExample]
 ) -> TaskFeatures:
     """The features with those of a task's training texts."""
     stride = -(-len(examples) // MOST_TEXTS)
-    return features.add(name, experiment.features(examples[::stride]))
+    return features.add(name, evaluator.features(examples[::stride]))
 
 
 def evaluate_task_free(
-    run: "Run", stream: Stream, features: TaskFeatures, known: Sequence[Evaluation]
+    evaluator: Evaluator,
+    tasks: Sequence[TokenizedTask],
+    state: StreamState,
+    features: TaskFeatures,
+    known: Sequence[Evaluation],
 ) -> dict[str, Any]:
     """Test accuracy where the task is chosen, among those with features, by each text.
 
@@ -41,9 +37,10 @@ def evaluate_task_free(
     the right label's text.
 
     Args:
-      run: the run.
-      stream: after the last task.
-      features: of its label tasks.
+      evaluator: model, method and tasks.
+      tasks: tokenised tasks of the stream.
+      state: state after the last task.
+      features: features of the label tasks.
       known: the tasks' results where the task is known.
 
     Returns:
@@ -51,18 +48,19 @@ def evaluate_task_free(
       texts; `acc`, its mean over the others; and `choices` `[T, T]`, counts of texts, rows being
       the true task and columns the chosen one.
     """
-    experiment, count = run.experiment, len(run.tasks)
-    places = np.array([experiment.names.index(name) for name in features.names])
+    count = len(tasks)
+    places = np.array([evaluator.index(name) for name in features.names])
     accuracy, choices = np.full(count, np.nan), np.zeros((count, count), int)
     for index in places:
-        examples = run.tasks[index].splits["test"]
+        examples = tasks[index].splits["test"]
         if not examples:
             continue
-        chosen = places[features.choose(experiment.features(examples))]
+        chosen = places[features.choose(evaluator.features(examples))]
         right = np.where(chosen == index, known[index].right, False)
         for other in np.unique(chosen[chosen != index]):
             asked = np.flatnonzero(chosen == other)
-            right[asked] = _right_as(run, stream, [examples[i] for i in asked], index, other)
+            texts = [examples[place] for place in asked]
+            right[asked] = _right_as(evaluator, state, texts, index, other)
         choices[index] = np.bincount(chosen, minlength=count)
         accuracy[index] = right.mean()
     return {
@@ -73,18 +71,22 @@ def evaluate_task_free(
 
 
 def _right_as(
-    run: "Run", stream: Stream, examples: Sequence[TokenizedExample], index: int, other: int
+    evaluator: Evaluator,
+    state: StreamState,
+    examples: Sequence[TokenizedExample],
+    index: int,
+    other: int,
 ) -> np.ndarray:
     """Whether texts of one task are answered rightly as texts of another, `[n]`."""
-    labels, others = run.tasks[index].labels, run.tasks[other].labels
-    reader = PromptReader(run.experiment, other)
+    labels, others = evaluator.tasks[index].labels, evaluator.tasks[other].labels
+    prompt_of = evaluator.prompt_of(other)
     right, asked = np.zeros(len(examples), bool), []
     for place, example in enumerate(examples):
         if labels[example.label] in others:
             right[place] = True
             label = others.index(labels[example.label])
-            asked.append(TokenizedExample(reader.fit(example)[0], label))
+            asked.append(TokenizedExample(prompt_of(example)[0], label))
     if asked:
-        active = task_trees(run.experiment, stream, other)
-        right[right] = run.evaluate_on(active, other, asked).right
+        parameters = evaluator.starting.task(state, evaluator.names[other], other)
+        right[right] = evaluator.evaluate(parameters, other, asked).right
     return right

@@ -1,123 +1,245 @@
 """The training of one task: epochs of steps, validation, and a state to go on from."""
 
 import dataclasses
+import functools
+import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from moecl_jax.data.batching import Batch, Layout, chunks, epoch_order, make_batch
-from moecl_jax.data.rehearsal import replayed, with_response
-from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax import reporting
+from moecl_jax.data.batching import Batch, BatchLayout, chunks, epoch_order, make_batch
+from moecl_jax.data.rehearsal import PastTask, with_response
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Tree
-from moecl_jax.methods.state import Stream
-from moecl_jax.runs.progress import MetricsLog, Progress
-from moecl_jax.runs.resume import NO_SCORE, History, in_progress_tree, save_in_progress, task_trees
-from moecl_jax.training.steps import Active, Metrics, init_train_state
+from moecl_jax.methods.base import TaskEnd
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.stream import StreamState
+from moecl_jax.runs.log import MetricsLog
+from moecl_jax.runs.store import Store
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.training.schedule import Schedule
+from moecl_jax.training.steps import (
+    Metrics,
+    TrainState,
+    copied,
+    gradient_step,
+    init_train_state,
+    train_step,
+)
 
-if TYPE_CHECKING:
-    from moecl_jax.training.trainer import Run
+NO_SCORE = (-1.0, -math.inf)  # validation accuracy and likelihood before any epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSteps:
+    """What the training of all tasks of a stream shares.
+
+    Attributes:
+      evaluator: model, method and tasks.
+      tasks: tokenised tasks in their order.
+      optimizer: as `steps.make_optimizer` gives it.
+      step: the compiled `steps.train_step`.
+      schedule: learning rate over a task's steps.
+      layout: how training batches are laid out.
+      gradient_steps: the compiled `steps.gradient_step` by the function that it computes.
+    """
+
+    evaluator: Evaluator
+    tasks: Sequence[TokenizedTask]
+    optimizer: optax.GradientTransformation
+    step: Callable[..., tuple[TrainState, Metrics]]
+    schedule: Schedule
+    layout: BatchLayout
+    gradient_steps: dict[Any, Callable[..., Tree]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def compile(
+        cls,
+        evaluator: Evaluator,
+        tasks: Sequence[TokenizedTask],
+        optimizer: optax.GradientTransformation,
+    ) -> "TrainingSteps":
+        """The steps of an evaluator's model and method.
+
+        Raises:
+          UserError: a training batch cannot be computed in so many parts.
+        """
+        settings = evaluator.settings
+        examples = settings.batch.size + evaluator.method.examples.joined
+        parts = settings.batch.accumulation_steps
+        if parts > examples:
+            raise UserError(
+                f"config: batch.accumulation_steps = {parts} exceeds the {examples} examples of a "
+                "training batch; lower it, or raise batch.size"
+            )
+        step = functools.partial(train_step, context=evaluator.context, optimizer=optimizer)
+        return cls(
+            evaluator,
+            tasks,
+            optimizer,
+            jax.jit(step, donate_argnums=0),
+            Schedule.of(settings.optimizer),
+            evaluator.layout(examples, parts=parts),
+        )
+
+    def past(self, count: int) -> list[PastTask]:
+        """What is known of the first tasks' training examples."""
+        return [
+            PastTask(task.name, np.array([e.label for e in task.splits["train"]], np.int32))
+            for task in self.tasks[:count]
+        ]
+
+    def stored(self, memory: Tree, count: int) -> list[tuple[int, int]]:
+        """Task and place of the examples of the first tasks that are kept to join batches."""
+        policy, seed = self.evaluator.method.examples, self.evaluator.settings.seed
+        return list(policy.stored(memory, self.past(count), seed))
 
 
 class TaskTraining:
     """The training of one task, resumable after any checkpoint."""
 
-    def __init__(self, run: "Run", index: int, stream: Stream, history: History, log: MetricsLog):
-        """Begins the task, or restores what an interrupted run had reached in it."""
-        experiment = run.experiment
-        self.parent, self.index, self.log = run, index, log
-        self.experiment, self.task = experiment, run.tasks[index]
-        self.method = experiment.learner.method
-        self.examples, self.stored = self._own_examples(), self._stored_examples()
-        self.size = experiment.batch_size
-        self.epoch_steps = -(-len(self.examples) // self.size)
-        self.total_steps = self.epoch_steps * experiment.training.epochs
-        self.earlier_steps = history.global_step
+    def __init__(
+        self,
+        steps: TrainingSteps,
+        index: int,
+        stream: StreamState,
+        store: Store,
+        log: MetricsLog,
+        *,
+        earlier_steps: int,
+    ):
+        """Begins the task, or restores what an interrupted run had reached in it.
 
-        active = task_trees(experiment, stream, index)
-        key = experiment.initializer.training_key(index)
-        self.placement = experiment.learner.placement
-        state = init_train_state(experiment.learner, copy_tree(active), key)
+        Args:
+          steps: what all tasks' training shares.
+          index: place of the task.
+          stream: state of the stream before the task.
+          store: keeps states inside the task.
+          log: gets the metrics of logged steps.
+          earlier_steps: steps done in earlier tasks.
+        """
+        self.steps, self.evaluator = steps, steps.evaluator
+        self.settings, self.method = self.evaluator.settings, self.evaluator.method
+        self.index, self.task, self.store, self.log = index, steps.tasks[index], store, log
+        self.earlier_steps = earlier_steps
+        self.policy = self.method.examples
+        self.examples = self._own_examples()
+        self.size = self.settings.batch.size
+        self.epoch_steps = -(-len(self.examples) // self.size)
+        self.total_steps = self.epoch_steps * self.settings.epochs
+
+        starting, self.placement = self.evaluator.starting, self.evaluator.model.placement
+        parameters = starting.task(stream, self.task.name, index)
+        key = starting.training_key(index)
+        state = init_train_state(self.method, steps.optimizer, parameters, key)
         self.state = self.placement.put(state)
         self.step = 0
-        self.best, self.best_score = dataclasses.replace(active, memory={}), NO_SCORE
+        self.best, self.best_score = parameters.replace(memory={}), NO_SCORE
+        self.stored = self._stored_examples(stream.memory)
         self.validated = [
             place
-            for place in (range(len(run.tasks)) if run.joint else [index])
-            if run.tasks[place].splits["validation"]
+            for place in (range(len(steps.tasks)) if self.policy.joint else [index])
+            if steps.tasks[place].splits["validation"]
         ]
         self.validates = bool(self.validated)
-        if experiment.training.best and not self.validates:
+        if self.settings.selection == "best" and not self.validates:
             raise UserError(
                 f"task '{self.task.name}' has no validation examples to select the best epoch by; "
                 "set data.validation_fraction above 0, or selection=last"
             )
-        record = run.checkpoints.in_progress_record()
+        record = store.in_progress()
         if record is not None and record["task"] == self.task.name:
             self._restore(record)
         self.pending: dict[str, Any] | None = None
         self.since_log, self.logged_at = np.zeros(2), time.perf_counter()
 
-    def run(self) -> tuple[Active, float | None]:
-        """Trains to the end; returns the selected trees and their validation accuracy, if any."""
-        label = f"task {self.index + 1}/{len(self.parent.tasks)} {self.task.name}"
+    def run(self) -> tuple[TaskParameters, float | None]:
+        """Trains to the end; returns the selected parameters and their validation accuracy."""
+        label = f"task {self.index + 1}/{len(self.steps.tasks)} {self.task.name}"
         epochs, place = divmod(self.step, self.epoch_steps)
         count = len(self.examples)
         done = epochs * count + place * self.size
-        total = self.experiment.training.epochs * count
-        with Progress(label, total, done=done) as progress:
+        total = self.settings.epochs * count
+        with reporting.current().task(label, total, done) as progress:
             while self.step < self.total_steps:
                 self._run_epoch(progress)
-        best = dataclasses.replace(self.best, memory=self.state.memory)
+        best = self.best.replace(memory=self.state.memory)
         return best, self.best_score[0] if self.validates else None
 
-    def importance(self, active: Active) -> Tree:
-        """Mean squared gradients of the shared trees over examples of the task's training split."""
-        count = min(self.method.importance_examples, len(self.examples))
-        if not count:
-            return {}
-        layout = dataclasses.replace(self.experiment.training_layout, batch_size=1, parts=1)
-        generator = np.random.default_rng((self.experiment.seed, self.index, *b"importance"))
-        active, total = self.placement.put(active), None
+    def end(self, parameters: TaskParameters) -> TaskEnd:
+        """What the method may ask of the task's end with the selected parameters."""
+        examples = self.task.splits["train"]
+        return dataclasses.replace(
+            self.evaluator.starting.task_end(self.index),
+            past=self.steps.past(self.index),
+            labels=np.array([example.label for example in examples], np.int32),
+            losses=lambda: -self._log_likelihoods(parameters),
+            mean_of_gradients=functools.partial(self._mean_of_gradients, parameters),
+        )
+
+    def _log_likelihoods(self, parameters: TaskParameters) -> np.ndarray:
+        """Log-probability of each training example's answer, `[n]` float64."""
+        examples = self.task.splits["train"]
+        scores = self.evaluator.scores(parameters, self.index, examples).scores.astype(np.float64)
+        if self.task.definition.free_form:
+            return scores[:, 0]
+        if self.settings.head == "classification":
+            scores = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+        return scores[np.arange(len(examples)), [example.label for example in examples]]
+
+    def _mean_of_gradients(
+        self, parameters: TaskParameters, count: int, transform: Callable[[jax.Array], jax.Array]
+    ) -> Tree:
+        """The mean over examples of a function of the gradients: see `TaskEnd`."""
+        count = min(count, len(self.examples))
+        layout = dataclasses.replace(self.steps.layout, batch_size=1, parts=1)
+        generator = np.random.default_rng((self.settings.seed, self.index, *b"importance"))
+        steps = self.steps.gradient_steps
+        if transform not in steps:
+            static = {"context": self.evaluator.context, "transform": transform}
+            steps[transform] = jax.jit(functools.partial(gradient_step, **static))
+        parameters, total = self.placement.put(parameters), None
         for place in generator.permutation(len(self.examples))[:count]:
             batch = self._batch([self.examples[place]], layout)
-            squares = self.experiment.importance_step(active, self.experiment.frozen, batch)
-            total = squares if total is None else jax.tree.map(jnp.add, total, squares)
-        return jax.tree.map(lambda leaf: leaf / count, total)
+            found = steps[transform](parameters, self.evaluator.model.params, batch)
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        return self.placement.host(jax.tree.map(lambda leaf: leaf / count, total))
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""
-        if self.parent.joint:
-            return [e for place in range(len(self.parent.tasks)) for e in self._training(place)]
+        if self.policy.joint:
+            return [e for place in range(len(self.steps.tasks)) for e in self._training(place)]
         return self._training(self.index)
 
-    def _stored_examples(self) -> list[TokenizedExample]:
-        """Examples of earlier tasks that are replayed."""
-        kept = self.parent.kept_examples(self.index)
+    def _stored_examples(self, memory: Tree) -> list[TokenizedExample]:
+        """Examples of earlier tasks that join batches."""
+        kept = self.steps.stored(memory, self.index)
         splits = {task: self._training(task) for task in {task for task, _ in kept}}
         return [splits[task][place] for task, place in kept]
 
     def _training(self, index: int) -> list[TokenizedExample]:
         """A task's training examples, as they mix with those of others if they have to."""
-        examples = self.parent.tasks[index].splits["train"]
-        if self.method.rehearsal == "none":
+        examples = self.steps.tasks[index].splits["train"]
+        if not self.policy.joint and not self.policy.joined:
             return list(examples)
-        return [with_response(example, self.experiment.answers[index]) for example in examples]
+        return [with_response(example, self.evaluator.answers[index]) for example in examples]
 
-    def _run_epoch(self, progress: Progress) -> None:
+    def _run_epoch(self, progress: reporting.Progress) -> None:
         """Trains to the end of the current epoch, validates and saves."""
-        training = self.experiment.training
+        settings = self.settings
         epoch, place = divmod(self.step, self.epoch_steps)
-        order = epoch_order(self.experiment.seed, self.index, epoch, len(self.examples))
+        order = epoch_order(settings.seed, self.index, epoch, len(self.examples))
         for chunk in list(chunks(order, self.size))[place:]:
             metrics = self._train_batch([self.examples[index] for index in chunk])
             self._write_pending(progress)
-            if self.step % training.log_every == 0:
-                rate = training.schedule(self.step - 1, self.total_steps)
+            if self.step % settings.log_every == 0:
+                rate = self.steps.schedule(self.step - 1, self.total_steps)
                 self.pending = {
                     "step": self.earlier_steps + self.step,
                     "task": self.task.name,
@@ -126,11 +248,11 @@ class TaskTraining:
                     "metrics": metrics,
                 }
             progress.update(len(chunk))
-            if self.step % training.checkpoint_every == 0 and self.step % self.epoch_steps:
+            if self.step % settings.checkpoint_every == 0 and self.step % self.epoch_steps:
                 self._save(progress)
         reached = self._validate()
-        if reached > self.best_score or not training.best:
-            self.best, self.best_score = copy_tree(self.state.active), reached
+        if reached > self.best_score or settings.selection == "last":
+            self.best, self.best_score = copied(self.state.active), reached
         self._save(progress)
 
     def _validate(self) -> tuple[float, float]:
@@ -138,36 +260,37 @@ class TaskTraining:
         if not self.validates:
             return self.best_score
         results = [
-            self.parent.evaluate_active(self.state.answering, index, "validation")
+            self.evaluator.evaluate(
+                self.state.answering, index, self.steps.tasks[index].splits["validation"]
+            )
             for index in self.validated
         ]
         accuracy = float(np.mean([result.accuracy for result in results]))
         return accuracy, float(np.mean([result.log_likelihood for result in results]))
 
     def _train_batch(self, examples: Sequence[TokenizedExample]) -> Metrics:
-        experiment = self.experiment
-        places = replayed(
-            experiment.seed, self.index, self.step, len(self.stored), self.method.replayed
+        places = self.policy.draw(self.settings.seed, self.index, self.step, len(self.stored))
+        joined = [self.stored[place] for place in places]
+        batch = self._batch([*examples, *joined], self.steps.layout)
+        rate = np.float32(self.steps.schedule(self.step, self.total_steps))
+        self.state, metrics = self.steps.step(
+            self.state, self.evaluator.model.params, batch, rate
         )
-        replay = [self.stored[place] for place in places]
-        batch = self._batch([*examples, *replay], experiment.training_layout)
-        rate = np.float32(experiment.training.schedule(self.step, self.total_steps))
-        self.state, metrics = experiment.train_step(self.state, experiment.frozen, batch, rate)
         self.step += 1
         self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
         return metrics
 
-    def _batch(self, examples: Sequence[TokenizedExample], layout: Layout) -> Batch:
+    def _batch(self, examples: Sequence[TokenizedExample], layout: BatchLayout) -> Batch:
         return make_batch(
             examples,
-            self.experiment.answers[self.index],
+            self.evaluator.answers[self.index],
             layout,
             task_index=self.index,
             class_count=len(self.task.labels),
             training=True,
         )
 
-    def _write_pending(self, progress: Progress) -> None:
+    def _write_pending(self, progress: reporting.Progress) -> None:
         """Logs the last step to be logged, one step late so that the device never waits."""
         if self.pending is None:
             return
@@ -182,21 +305,14 @@ class TaskTraining:
         progress.update(0, metrics["loss"])
         self.pending = None
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: reporting.Progress) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""
         self._write_pending(progress)
-        save_in_progress(
-            self.experiment,
-            self.parent.checkpoints,
-            self.index,
-            self.state,
-            best=self.best,
-            best_score=self.best_score,
-        )
+        record = {"step": int(self.state.step), "best_score": list(self.best_score)}
+        self.store.save_in_progress(self.index, in_progress_tree(self.state, self.best), record)
 
     def _restore(self, record: Mapping[str, Any]) -> None:
-        template = in_progress_tree(self.state, self.best)
-        tree = self.parent.checkpoints.restore_in_progress(template)
+        tree = self.store.restore_in_progress(in_progress_tree(self.state, self.best))
         self.step = int(record["step"])
         self.best = self.placement.put(tree["best"])
         self.best_score = tuple(record["best_score"])
@@ -209,6 +325,6 @@ class TaskTraining:
         self.state = self.placement.put(reached)
 
 
-def copy_tree(tree: Any) -> Any:
-    """A copy on the device, which a step that is given the original cannot overwrite."""
-    return jax.tree.map(jnp.copy, tree)
+def in_progress_tree(state: TrainState, best: TaskParameters) -> dict[str, Any]:
+    """The arrays that are saved of a state inside a task."""
+    return {"active": state.active, "optimizer_state": state.optimizer_state, "best": best}

@@ -1,114 +1,215 @@
-"""The task loop: train, select, evaluate on every task, save; then the next task."""
+"""Trains a method on a stream of tasks: from model, method and tasks to a session and results."""
 
 import contextlib
-import dataclasses
-import functools
-import math
 import platform
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from moecl_jax.config.experiment import Experiment, build, load_tasks
-from moecl_jax.data.rehearsal import reservoir
-from moecl_jax.data.tasks import SPLITS
-from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
+from moecl_jax import reporting
+from moecl_jax.data.examples import SPLITS
+from moecl_jax.data.task import Task
+from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.errors import UserError
-from moecl_jax.methods.state import Stream, finish
+from moecl_jax.methods import Method, find_method, spec_of
+from moecl_jax.methods.stream import StreamState
+from moecl_jax.models.model import Model
 from moecl_jax.models.sharding import first_process, wait_for_all
-from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.features import TaskFeatures
+from moecl_jax.runs.history import Evaluation, History
+from moecl_jax.runs.log import MetricsLog, plain
 from moecl_jax.runs.metrics import summarize
-from moecl_jax.runs.progress import MetricsLog, plain
-from moecl_jax.runs.resume import (
-    History,
-    check_fingerprint,
-    restore_features,
-    restore_stream,
-    restore_task,
-    save_finished,
-    task_trees,
-)
-from moecl_jax.runs.workdir import (
-    RESULTS_NAME,
-    claimed,
-    refuse_other_config,
-    save_config,
-    write_json,
-)
-from moecl_jax.serving.evaluate import Evaluation, evaluate_examples, score, written_scores
-from moecl_jax.serving.generation import Writer
-from moecl_jax.serving.task_choice import TaskFeatures
+from moecl_jax.runs.names import RESULTS_NAME
+from moecl_jax.runs.results import Results
+from moecl_jax.runs.settings import Settings, settings_of
+from moecl_jax.runs.store import DiskStore, MemoryStore, Store
+from moecl_jax.runs.workdir import claimed, refuse_other_settings, save_settings, write_json
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import Session, model_of
 from moecl_jax.serving.task_free import add_task, evaluate_task_free
-from moecl_jax.training.steps import Active
-from moecl_jax.training.task_training import TaskTraining
+from moecl_jax.training.steps import make_optimizer
+from moecl_jax.training.task_training import TaskTraining, TrainingSteps
 
 _VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Trains on the stream of tasks, or goes on where an earlier run in `workdir` stopped.
+class Trainer:
+    """Trains a method on tasks, one after another.
+
+    Attributes:
+      model: frozen LLM.
+      method: continual-learning method.
+      settings: all settings but the tasks.
+      workdir: folder of the run, or None to train in memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        method: str | type[Method] | Method = "moe_cl",
+        *,
+        workdir: str | Path | None = None,
+        settings: Settings | None = None,
+        **changes: Any,
+    ):
+        """Prepares a training; nothing is read or written yet.
+
+        Args:
+          model: frozen LLM, as `load_model` gives it.
+          method: a method's name, "package.module:Class", its class, or an object of it.
+          workdir: folder that gets config.json, metrics.jsonl, checkpoints and results.json, and
+            from which an interrupted training goes on. None keeps everything in memory.
+          settings: settings to start from; the defaults if none are given.
+          **changes: settings by key, such as `epochs=2`, `seed=1` or
+            `optimizer={"learning_rate": 1e-3}`; a section may be given in part.
+
+        Raises:
+          UserError: the method cannot be found, a key is unknown, or a value is not allowed.
+        """
+        known = Settings() if settings is None else settings
+        if isinstance(method, Method):
+            changes = settings_of(method) | changes
+        else:
+            changes = {"method": spec_of(find_method(method))} | changes
+        section = {
+            "path": model.source,
+            "dtype": jax.numpy.dtype(model.dtype).name,
+            "quantization": model.quantization,
+        }
+        given = changes.get("model", {})
+        self.settings = known.changed({**changes, "model": {**section, **given}})
+        self.model, self.method = model, self.settings.method_object()
+        self.workdir = None if workdir is None else Path(workdir)
+        self._memory = MemoryStore()
+
+    def fit(self, tasks: Sequence[Task]) -> Session:
+        """Trains on the tasks that are not finished yet, and gives a session that answers.
+
+        Call it again with more tasks at the end of the list to go on.
+
+        Args:
+          tasks: tasks of the stream in their order; none twice.
+
+        Raises:
+          UserError: tasks, model and method do not fit each other, data cannot be read, the
+            workdir belongs to another run, or another process trains in it.
+        """
+        tasks = list(tasks)
+        names = [task.name for task in tasks]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"tasks must hold at least one task, none twice; it holds {names}")
+        definitions = {
+            **self.settings.definitions,
+            **{task.name: task.to_fields() for task in tasks},
+        }
+        changes = {"tasks": tuple(names), "definitions": definitions}
+        return self._train(self.settings.changed(changes), tasks)
+
+    def _train(self, settings: Settings, tasks: Sequence[Task]) -> Session:
+        with contextlib.ExitStack() as stack:
+            if self.workdir is not None:
+                stack.enter_context(claimed(self.workdir))
+                refuse_other_settings(settings, self.workdir)
+            evaluator = Evaluator(self.model, self.method, tasks, settings)
+            store = self._store(evaluator)
+            run = StreamTraining(evaluator, evaluator.load(), store, self.workdir)
+            if self.workdir is not None and first_process():
+                save_settings(settings, self.workdir)
+            wait_for_all("begun")
+            state, content = run.run()
+            content = plain(
+                {
+                    "method": self.method.name,
+                    "tasks": evaluator.names,
+                    **content,
+                    "seed": settings.seed,
+                    "versions": versions(),
+                }
+            )
+            if self.workdir is not None and first_process():
+                write_json(self.workdir / RESULTS_NAME, content)
+        place = "the session" if self.workdir is None else str(self.workdir)
+        return Session(evaluator, store, state, Results.from_content(content), place=place)
+
+    def _store(self, evaluator: Evaluator) -> Store:
+        if self.workdir is not None:
+            return DiskStore(
+                self.workdir,
+                evaluator.tasks,
+                evaluator.starting,
+                self.model,
+                evaluator.settings.keep_shared,
+            )
+        self._memory.tasks, self._memory.starting = evaluator.tasks, evaluator.starting
+        return self._memory
+
+
+def train(settings: Settings, workdir: Path) -> dict[str, Any]:
+    """Trains as a config asks, or goes on where an earlier run in `workdir` stopped.
 
     Args:
-      config: as in configs/default.py.
+      settings: all settings of the run.
       workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints and results.json.
 
     Returns:
       What results.json holds.
 
     Raises:
-      UserError: the config or the data are at fault, the workdir belongs to another run, or
+      UserError: the settings or the data are at fault, the workdir belongs to another run, or
         another process trains in it.
     """
     with claimed(workdir):
-        refuse_other_config(config, workdir)
-        experiment = build(config)
-        run = Run(experiment, load_tasks(config, experiment), workdir)
-        if first_process():
-            save_config(config, workdir)
-        wait_for_all("begun")
-        results = plain(
-            {
-                "method": config.method,
-                "tasks": experiment.names,
-                **run.run(),
-                "seed": config.seed,
-                "versions": versions(),
-            }
+        refuse_other_settings(settings, workdir)
+    tasks = settings.task_objects()
+    trainer = Trainer(model_of(settings), settings.method, workdir=workdir, settings=settings)
+    session = trainer._train(settings, tasks)
+    assert session.results is not None
+    return dict(session.results.content)
+
+
+class StreamTraining:
+    """One stream being trained."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        tasks: Sequence[TokenizedTask],
+        store: Store,
+        workdir: Path | None,
+    ):
+        """Prepares the training.
+
+        Args:
+          evaluator: model, method and tasks.
+          tasks: the tokenised tasks.
+          store: keeps the state.
+          workdir: gets the log; None for none.
+        """
+        self.evaluator, self.tasks, self.store, self.workdir = evaluator, tasks, store, workdir
+        self.settings, self.method = evaluator.settings, evaluator.method
+        optimizer = self.settings.optimizer
+        self.steps = TrainingSteps.compile(
+            evaluator, tasks, make_optimizer(optimizer.weight_decay, optimizer.clip_norm)
         )
-        if first_process():
-            write_json(workdir / RESULTS_NAME, results)
-    return results
-
-
-class Run:
-    """One stream being trained in one workdir."""
-
-    def __init__(self, experiment: Experiment, tasks: Sequence[TokenizedTask], workdir: Path):
-        """Opens the workdir's checkpoints."""
-        self.experiment = experiment
-        self.tasks = tasks
-        self.workdir = workdir
-        self.checkpoints = TaskCheckpoints(workdir)
+        self.joint = self.method.examples.joint
         self.features: TaskFeatures | None = None  # of the finished label tasks, where known
         self.begun = time.perf_counter()
 
-    def run(self) -> dict[str, Any]:
-        """Trains what is not finished yet; returns the matrix and what is computed from it."""
-        stream, history = restore_stream(self.experiment, self.checkpoints)
-        if self.experiment.learner.method.separate:
-            self.features = restore_features(self.experiment, self.checkpoints, stream)
+    def run(self) -> tuple[StreamState, dict[str, Any]]:
+        """Trains what is not finished yet; gives the state, the matrix and what follows from it."""
+        stream, history = self.store.restore()
+        if self.method.traits.expert_per_task:
+            self.features = self.store.restore_features(stream)
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
         if history is None:
-            print("evaluating the untrained model on every task", file=sys.stderr, flush=True)
+            reporting.current().message("evaluating the untrained model on every task")
             history = History([e.accuracy for e in self.evaluate_all(stream)])
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
@@ -116,37 +217,47 @@ class Run:
             self._fill_columns(history)
         finished = len(history.accuracy)
         resumed_step = history.global_step
-        record = self.checkpoints.in_progress_record()
-        if record is not None and record["task"] in self.experiment.names[finished:]:
-            check_fingerprint(self.experiment, record)
+        record = self.store.in_progress()
+        if record is not None and record["task"] in self.evaluator.names[finished:]:
             self._refuse_other_tasks(record)
             resumed_step += record["step"]
+        with self._log(resumed_step) as log:
+            for index in range(finished, len(self.tasks)):
+                stream = self._train_task(index, stream, history, log)
+        return stream, self._results(stream, history)
+
+    @contextlib.contextmanager
+    def _log(self, resumed_step: int) -> Iterator[MetricsLog]:
+        """The log in the workdir; where this process writes none, in a folder that goes away."""
         with contextlib.ExitStack() as stack:
             folder = self.workdir
-            if not first_process():
+            if folder is None or not first_process():
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            log = stack.enter_context(MetricsLog(folder, resumed_step=resumed_step))
-            for index in range(finished, len(self.tasks)):
-                stream = self.train_task(index, stream, history, log)
-        return self._results(stream, history)
+            yield stack.enter_context(
+                MetricsLog(folder, resumed_step=resumed_step, tensorboard=self.workdir is not None)
+            )
 
-    def train_task(self, index: int, stream: Stream, history: History, log: MetricsLog) -> Stream:
+    def _train_task(
+        self, index: int, stream: StreamState, history: History, log: MetricsLog
+    ) -> StreamState:
         """Trains one task to its end, evaluates on all tasks and saves it."""
-        task, initializer = self.tasks[index], self.experiment.initializer
+        task, starting = self.tasks[index], self.evaluator.starting
         waits = self.joint and index + 1 < len(self.tasks)  # to be trained with the last task
-        active, validation, importance = task_trees(self.experiment, stream, index), None, {}
+        parameters, validation = starting.task(stream, task.name, index), None
+        end = starting.task_end(index)
         if not waits:
-            training = TaskTraining(self, index, stream, history, log)
-            active, validation = training.run()
-            importance = training.importance(active)
+            training = TaskTraining(
+                self.steps, index, stream, self.store, log, earlier_steps=history.global_step
+            )
+            parameters, validation = training.run()
+            end = training.end(parameters)
             history.global_step += training.total_steps
-        placement = self.experiment.learner.placement
-        active, importance = placement.host((active, importance))
-        finished = initializer.finish(active, index, importance)
-        stream = finish(stream, task.name, finished, len(task.labels))
+        parameters = self.evaluator.model.placement.host(parameters)
+        finished = self.method.finish_task(parameters, end)
+        stream = stream.after(task.name, finished, len(task.labels))
         if self.features is not None and not task.definition.free_form:
             examples = task.splits["train"]
-            self.features = add_task(self.experiment, self.features, task.name, examples)
+            self.features = add_task(self.evaluator, self.features, task.name, examples)
         if waits:
             history.append_unknown_row()
         else:
@@ -156,77 +267,27 @@ class Run:
         history.validation.append(validation)
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
-        save_finished(self.experiment, self.checkpoints, stream, history, self.features)
+        self.store.save_finished(stream, history, self.features)
         return stream
 
-    def evaluate_all(self, stream: Stream) -> list[Evaluation]:
+    def evaluate_all(self, stream: StreamState) -> list[Evaluation]:
         """Test results on all tasks, with the starting values of those not trained yet."""
         return [self.evaluate_task(stream, index, "test") for index in range(len(self.tasks))]
 
-    def evaluate_task(self, stream: Stream, index: int, split: str) -> Evaluation:
+    def evaluate_task(self, stream: StreamState, index: int, split: str) -> Evaluation:
         """Results of one task on one split, with its finished expert or its starting value."""
-        return self.evaluate_active(task_trees(self.experiment, stream, index), index, split)
-
-    def evaluate_active(self, active: Active, index: int, split: str) -> Evaluation:
-        """Results of given trees on one split of a task."""
-        return self.evaluate_on(active, index, self.tasks[index].splits[split])
-
-    def evaluate_on(
-        self, active: Active, index: int, examples: Sequence[TokenizedExample]
-    ) -> Evaluation:
-        """Results of given trees on examples that are asked as a task's."""
-        task = self.tasks[index]
-        active = self.experiment.learner.placement.put(active)
-        scores = score(
-            self.experiment.evaluation_step,
-            active,
-            self.experiment.frozen,
-            examples,
-            self.experiment.answers[index],
-            self.experiment.evaluation_layout,
-            class_count=len(task.labels),
-        )
-        evaluation = evaluate_examples(scores, examples)
-        writer = self.experiment.evaluation_writer(index)
-        if writer is None:
-            return evaluation
-        written = self._written_scores(writer, active, index, examples)
-        accuracy = sum(written) / len(written) if written else math.nan
-        right = np.zeros(0, bool) if task.definition.free_form else np.array(written) == 1.0
-        return dataclasses.replace(evaluation, accuracy=accuracy, right=right)
+        parameters = self.evaluator.starting.task(stream, self.tasks[index].name, index)
+        return self.evaluator.evaluate(parameters, index, self.tasks[index].splits[split])
 
     def _task_free(
-        self, stream: Stream, evaluations: Sequence[Evaluation]
+        self, stream: StreamState, evaluations: Sequence[Evaluation]
     ) -> dict[str, Any] | None:
         """Results after the last task where the task is chosen; None where it cannot be."""
         if self.features is None or not self.features.names:
             return None
         if len(stream.finished) < len(self.tasks):
             return None
-        return evaluate_task_free(self, stream, self.features, evaluations)
-
-    def _written_scores(
-        self, writer: Writer, active: Active, index: int, examples: Sequence[TokenizedExample]
-    ) -> list[float]:
-        experiment, definition = self.experiment, self.tasks[index].definition
-        tokenizer: Any = experiment.tokenizer
-        answering, layout = experiment.answering, experiment.evaluation_layout
-        longest = answering.max_response if definition.free_form else layout.answer_length
-        write = functools.partial(
-            writer.write,
-            active,
-            max_tokens=longest,
-            sampling=answering.sampling,
-            seed=experiment.seed,
-            batch_size=layout.batch_size,
-        )
-        return written_scores(
-            write,
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            examples,
-            experiment.answers[index],
-            definition.metric,
-        )
+        return evaluate_task_free(self.evaluator, self.tasks, stream, self.features, evaluations)
 
     def _fill_columns(self, history: History) -> None:
         """Adds the columns of tasks that were not in the stream when earlier ones were trained.
@@ -239,78 +300,62 @@ class Run:
             return
         if self.joint:
             raise UserError(
-                f"{self.workdir} was trained on {known} tasks jointly; tasks cannot be added to "
-                "that. Use another --workdir."
+                f"{self.workdir or 'the stream'} was trained on {known} tasks jointly; tasks "
+                "cannot be added to that. Use another --workdir."
             )
-        initial = self.experiment.initializer.stream(count)
+        initial = self.evaluator.starting.stream(count)
         for column in range(known, count):
             history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
-        for row, name in enumerate(self.experiment.names[: len(history.accuracy)]):
-            shared_known = self.checkpoints.has_shared(row, name)
-            if row < history.converted - 1 or not shared_known:  # of that time
+        for row in range(len(history.accuracy)):
+            if row < history.converted - 1 or not self.store.has_moment(row):  # of that time
                 for matrix in (history.accuracy, history.scored):
-                    matrix[row] += [math.nan] * (count - known)
+                    matrix[row] += [np.nan] * (count - len(matrix[row]))
                 continue
-            record = self.checkpoints.finished_record(row, name) or {}
-            task_count = len(record["random_init"])
-            stream = restore_task(self.experiment, self.checkpoints, row, task_count)
-            for column in range(known, count):
+            stream = self.store.restore_moment(row)
+            for column in range(len(history.accuracy[row]), count):
                 evaluation = self.evaluate_task(stream, column, "test")
                 history.accuracy[row].append(evaluation.accuracy)
                 history.scored[row].append(evaluation.scored_accuracy)
 
-    def _measure_converted(self, stream: Stream, history: History) -> None:
+    def _measure_converted(self, stream: StreamState, history: History) -> None:
         """Evaluates the state that was converted, which is what its last task left."""
-        print("evaluating the converted model on every task", file=sys.stderr, flush=True)
-        initial = self.experiment.initializer.stream(len(self.tasks))
+        reporting.current().message("evaluating the converted model on every task")
+        initial = self.evaluator.starting.stream(len(self.tasks))
         history.random_init = [e.accuracy for e in self.evaluate_all(initial)]
         history.accuracy, history.scored = [], []
         for _ in range(history.converted - 1):
             history.append_unknown_row()
         history.append_row(self.evaluate_all(stream))
 
-    def _refuse_other_tasks(self, record: Mapping[str, Any]) -> None:
+    def _refuse_other_tasks(self, record: dict[str, Any]) -> None:
         """Refuses to go on inside a task with sizes that depend on other tasks."""
-        names = record.get("tasks", self.experiment.names)
-        if names != self.experiment.names:
+        names = record.get("tasks", self.evaluator.names)
+        if names != self.evaluator.names:
             raise UserError(
                 f"training stopped inside task '{record['task']}' of {', '.join(names)}. Finish it "
-                f"with these tasks first (config.tasks is {', '.join(self.experiment.names)}); "
+                f"with these tasks first (config.tasks is {', '.join(self.evaluator.names)}); "
                 "then add others."
             )
 
     def _selection(self) -> str:
-        training = self.experiment.training
-        if not training.best:
+        if self.settings.selection != "best":
             return "last epoch"
-        split = "test (a leak)" if training.validates_on_test else "validation"
+        leaks = self.settings.data.validation_from == "test"
+        split = "test (a leak)" if leaks else "validation"
         return f"best {split} accuracy over the epochs (ties: likelihood)"
 
-    def kept_examples(self, index: int) -> list[tuple[int, int]]:
-        """Task and place of the examples that a memory holds before the task `index`."""
-        method = self.experiment.learner.method
-        if method.rehearsal != "memory":
-            return []
-        counts = [len(task.splits["train"]) for task in self.tasks[:index]]
-        return reservoir(self.experiment.seed, counts, method.options.memory)
-
-    @property
-    def joint(self) -> bool:
-        """Whether all tasks are trained at once."""
-        return self.experiment.learner.method.rehearsal == "joint"
-
-    def _parameters(self, stream: Stream) -> dict[str, int]:
+    def _parameters(self, stream: StreamState) -> dict[str, int]:
         """Numbers of parameters: frozen, trained at a time, kept to answer and to learn more."""
-        initializer, count = self.experiment.initializer, len(self.tasks)
-        active = jax.eval_shape(lambda: initializer.begin(initializer.shared(count), 0))
+        starting, count = self.evaluator.starting, len(self.tasks)
+        active = jax.eval_shape(lambda: starting.begin(starting.shared(count), 0))
         kept = (stream.shared, [(done.expert, done.head) for done in stream.finished.values()])
         return {
-            "frozen": _size(self.experiment.frozen),
+            "frozen": _size(self.evaluator.model.params),
             "trained": _size(active),
             "stored": _size(kept) + _size(stream.memory),
         }
 
-    def _results(self, stream: Stream, history: History) -> dict[str, Any]:
+    def _results(self, stream: StreamState, history: History) -> dict[str, Any]:
         results = {
             "accuracy_matrix": history.accuracy,
             "random_init": history.random_init,
@@ -322,11 +367,11 @@ class Run:
             "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
             "steps": history.global_step,
             "parameters": self._parameters(stream),
-            "stored_examples": len(self.kept_examples(len(self.tasks))),
+            "stored_examples": len(self.steps.stored(stream.memory, len(self.tasks))),
             "selection": self._selection(),
             "wall_seconds": history.wall_seconds,
         }
-        if self.experiment.learner.head == "classification":
+        if self.settings.head == "classification":
             del results["scored_accuracy_matrix"]  # the same as accuracy_matrix
         if not history.gate_weights:
             del results["gate_weights"]

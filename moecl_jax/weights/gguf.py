@@ -1,4 +1,4 @@
-"""Reads GGUF files of the Llama architecture, as written by llama.cpp's convert_hf_to_gguf.py.
+"""Reads GGUF files of plain Llamas, as written by llama.cpp's convert_hf_to_gguf.py.
 
 The header is parsed here and not by `gguf.GGUFReader`, which takes seconds over a vocabulary and
 cannot say which tensor of a truncated file is incomplete; block formats are those of the gguf
@@ -23,6 +23,7 @@ from gguf.quants import dequantize
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.weights import Checkpoint, StoredTensor, TreePath
+from moecl_jax.weights.families import FAMILIES, Family
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -57,16 +58,21 @@ _NAMES: dict[TreePath, str] = {
 }
 
 # Metadata that changes what the model computes, with the values that ask for nothing special.
+# These keys and those below follow the architecture's name and a dot.
 _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
-    "llama.expert_count": (0,),
-    "llama.rope.scaling.type": ("none",),
-    "llama.rope.scaling.factor": (0.0, 1.0),
-    "llama.rope.scale_linear": (0.0, 1.0),
+    "expert_count": (0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scale_linear": (0.0, 1.0),
 }
 
 
-def read_checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+def read_checkpoint(file: Path, family: Family | None = None) -> tuple[Checkpoint, dict[str, Any]]:
     """Opens a GGUF file.
+
+    Args:
+      file: a GGUF file.
+      family: what the model must be; None for the one that `general.architecture` names.
 
     Returns:
       The checkpoint, its tensors in Hugging Face's order of rows; and all metadata, in which the
@@ -81,18 +87,21 @@ def read_checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
             f"{file}: tensor 'rope_freqs.weight' (scaled rotary positions, as of Llama 3.1) is "
             "not supported yet. Use a model without it."
         )
+    family = _checked(family, metadata.get("general.architecture"), file)
     names = dict(_NAMES)
     tied = "output.weight" not in tensors
     if tied:
         del names[("lm_head", "kernel")]
-    config = parse_config(metadata, file, tied)
+    config = parse_config(metadata, file, metadata["general.architecture"], tied)
     for layer in range(config.layers):
         _undo_permutation(tensors, f"blk.{layer}.attn_q.weight", config.heads)
         _undo_permutation(tensors, f"blk.{layer}.attn_k.weight", config.kv_heads)
-    return Checkpoint(file, "llama", config, names, tensors), metadata
+    return Checkpoint(file, family.model_type, config, names, tensors), metadata
 
 
-def parse_config(metadata: dict[str, Any], file: Path, tied: bool) -> DecoderConfig:
+def parse_config(
+    metadata: dict[str, Any], file: Path, architecture: str, tied: bool
+) -> DecoderConfig:
     """Turns GGUF metadata into a DecoderConfig.
 
     Optional keys get the defaults of the specification.
@@ -100,27 +109,24 @@ def parse_config(metadata: dict[str, Any], file: Path, tied: bool) -> DecoderCon
     Args:
       metadata: all metadata of the file.
       file: where it came from, for messages.
+      architecture: what most keys begin with.
       tied: whether the output projection is the token embedding.
 
     Raises:
       UserError: a key is missing, malformed, or asks for something that is not implemented.
     """
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise UserError(
-            f"{file}: general.architecture is {architecture!r}, which is not supported. "
-            "Supported: llama."
-        )
-    for key, allowed in _ONLY_VALUES.items():
+    prefix = f"{architecture}."
+    for end, allowed in _ONLY_VALUES.items():
+        key = prefix + end
         if key in metadata and metadata[key] not in allowed:
             raise UserError(
                 f"{file}: {key} is {metadata[key]!r}, which is not supported yet. "
                 "Use a model without it."
             )
-    width = _positive_integer(metadata, "llama.embedding_length", file)
-    heads = _positive_integer(metadata, "llama.attention.head_count", file)
-    head_width = _positive_integer(metadata, "llama.attention.key_length", file, width // heads)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    width = _positive_integer(metadata, f"{prefix}embedding_length", file)
+    heads = _positive_integer(metadata, f"{prefix}attention.head_count", file)
+    head_width = _positive_integer(metadata, f"{prefix}attention.key_length", file, width // heads)
+    for key in (f"{prefix}attention.value_length", f"{prefix}rope.dimension_count"):
         if metadata.get(key, head_width) != head_width:
             raise UserError(
                 f"{file}: {key} is {metadata[key]!r}, which is not supported; expected the width "
@@ -128,20 +134,48 @@ def parse_config(metadata: dict[str, Any], file: Path, tied: bool) -> DecoderCon
             )
     try:
         return DecoderConfig(
-            vocabulary_size=_positive_integer(metadata, "llama.vocab_size", file),
+            vocabulary_size=_positive_integer(metadata, f"{prefix}vocab_size", file),
             width=width,
-            ffn_width=_positive_integer(metadata, "llama.feed_forward_length", file),
-            layers=_positive_integer(metadata, "llama.block_count", file),
+            ffn_width=_positive_integer(metadata, f"{prefix}feed_forward_length", file),
+            layers=_positive_integer(metadata, f"{prefix}block_count", file),
             heads=heads,
-            kv_heads=_positive_integer(metadata, "llama.attention.head_count_kv", file, heads),
+            kv_heads=_positive_integer(metadata, f"{prefix}attention.head_count_kv", file, heads),
             head_width=head_width,
-            rope_theta=_number(metadata, "llama.rope.freq_base", file, 10000.0),
-            norm_epsilon=_number(metadata, "llama.attention.layer_norm_rms_epsilon", file),
+            rope_theta=_number(metadata, f"{prefix}rope.freq_base", file, 10000.0),
+            norm_epsilon=_number(metadata, f"{prefix}attention.layer_norm_rms_epsilon", file),
             tied_embeddings=tied,
-            context_length=_positive_integer(metadata, "llama.context_length", file),
+            context_length=_positive_integer(metadata, f"{prefix}context_length", file),
         )
     except ValueError as error:
         raise UserError(f"{file}: {error}. Download the file again.") from error
+
+
+def _checked(family: Family | None, architecture: Any, file: Path) -> Family:
+    """The family of a file, which must be the one asked for.
+
+    Raises:
+      UserError: no family has this architecture, or the one asked for has another.
+    """
+    known = {each.gguf_architecture: each for each in FAMILIES.values() if each.gguf_architecture}
+    if family is None:
+        if not isinstance(architecture, str) or architecture not in known:
+            raise UserError(
+                f"{file}: general.architecture is {architecture!r}, which is not supported. "
+                f"Supported: {', '.join(sorted(known))}."
+            )
+        return known[architecture]()
+    if family.gguf_architecture is None:
+        raise UserError(
+            f"{file}: the family {family.model_type} is not read from GGUF files: its "
+            "gguf_architecture is None. Load the Hugging Face version of the model instead."
+        )
+    if family.gguf_architecture != architecture:
+        raise UserError(
+            f"{file}: general.architecture is {architecture!r}, and the gguf_architecture of the "
+            f"family {family.model_type} is {family.gguf_architecture!r}. Use the file's own "
+            "family, or correct the class."
+        )
+    return family
 
 
 def _required(metadata: dict[str, Any], key: str, file: Path, default: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.weights import Checkpoint, StoredTensor
-from moecl_jax.weights.families import table as families
+from moecl_jax.weights.families import Family, family_of
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -28,25 +28,30 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path, family: Family | None = None) -> Checkpoint:
     """Opens a folder with config.json and one or more safetensors files.
+
+    Args:
+      folder: a Hugging Face model folder.
+      family: how config.json is read; None for the one that its `model_type` names.
 
     Raises:
       UserError: the model is of an unsupported kind, or a file is missing, truncated or damaged.
     """
     config_file = folder / "config.json"
     raw = _read_json(config_file)
-    config = families.parse_config(raw, config_file)
-    model_type = raw["model_type"]
+    family = family or family_of(raw, config_file)
+    config = family.parse_config(raw, config_file)
     tensors = _open_all(_weight_files(folder))
-    _drop_redundant(tensors, config)
-    names = families.tensor_names(model_type, config)
-    if offset := families.norm_offset(model_type):
-        for name, tensor in tensors.items():
-            if name.endswith("norm.weight"):
-                decode = functools.partial(_add, offset, tensor.decode)
-                tensors[name] = dataclasses.replace(tensor, decode=decode)
-    return Checkpoint(folder, model_type, config, names, tensors)
+    _drop_redundant(tensors, config, family)
+    names = family.tensor_names(config)
+    if offset := family.norm_offset:
+        scales = [name for path, name in names.items() if path[-1] == "scale"]
+        stored = {name.format(layer=layer) for name in scales for layer in range(config.layers)}
+        for name in stored & tensors.keys():
+            decode = functools.partial(_add, offset, tensors[name].decode)
+            tensors[name] = dataclasses.replace(tensors[name], decode=decode)
+    return Checkpoint(folder, family.model_type, config, names, tensors)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -176,11 +181,15 @@ def _add(offset: float, decode: Callable[[], np.ndarray]) -> np.ndarray:
     return decode().astype(np.float32) + np.float32(offset)
 
 
-def _drop_redundant(tensors: dict[str, StoredTensor], config: DecoderConfig) -> None:
+def _drop_redundant(
+    tensors: dict[str, StoredTensor], config: DecoderConfig, family: Family
+) -> None:
     """Removes tensors that carry no information: rotary tables, and a copy of tied embeddings."""
     for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
         del tensors[name]
-    head, embedding = tensors.get(families.OUTPUT_PROJECTION), tensors.get(families.EMBEDDING)
+    names = family.tensor_names(dataclasses.replace(config, tied_embeddings=False))
+    head = tensors.get(names["lm_head", "kernel"])
+    embedding = tensors.get(names["embedder", "embedding"])
     if not config.tied_embeddings or head is None or embedding is None:
         return
     if head.encoding != embedding.encoding or not np.array_equal(head.stored, embedding.stored):
@@ -189,4 +198,4 @@ def _drop_redundant(tensors: dict[str, StoredTensor], config: DecoderConfig) -> 
             f"{head.name!r} differs from {embedding.name!r}. Set tie_word_embeddings "
             "to false if the model has an output projection of its own."
         )
-    del tensors[families.OUTPUT_PROJECTION]
+    del tensors[head.name]

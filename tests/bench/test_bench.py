@@ -10,7 +10,7 @@ import pytest
 from moecl_jax.bench.__main__ import main
 from moecl_jax.bench.flops import COUNTED, Formula, Work
 from moecl_jax.bench.inputs import LONGEST, SHAPES, TASKS, random_frozen, random_texts
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels.linear import from_bits
 from moecl_jax.methods import METHODS, MethodSettings
@@ -59,7 +59,7 @@ def batch_of(lengths, *, training, packed=True, row_length=32):
     examples = [
         TokenizedExample(np.arange(n, dtype=np.int32), i % 2) for i, n in enumerate(lengths)
     ]
-    layout = Layout(len(lengths) + 1, packed, row_length, 2, 3)
+    layout = BatchLayout(len(lengths) + 1, packed, row_length, 2, 3)
     return make_batch(examples, answers, layout, task_index=0, class_count=2, training=training)
 
 

@@ -58,11 +58,11 @@ def test_every_setting_that_was_read_is_used():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
     from moecl_jax.config.experiment import Experiment, Training
-    from moecl_jax.data.batching import Layout
+    from moecl_jax.data.batching import BatchLayout
     from moecl_jax.methods import MethodSettings
     from moecl_jax.training.steps import Learner
 
-    for settings in (MethodSettings, Learner, Training, Experiment, Schedule, Layout):
+    for settings in (MethodSettings, Learner, Training, Experiment, Schedule, BatchLayout):
         assert set(settings.__dataclass_fields__) - read == set(), settings
 
 

@@ -8,18 +8,17 @@ from streams import ROOT
 
 from moecl_jax.config.file import load_config
 from moecl_jax.data.catalog import CATALOG, LONG_ORDERS
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.tasks import load_task
+from moecl_jax.data.examples import load_examples
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 
 FILE = str(ROOT / "configs" / "long_sequence.py")
 
 
-def definitions(config: ConfigDict) -> list[TaskDefinition]:
+def definitions(config: ConfigDict) -> list[Task]:
     own = config.definitions.to_dict()
     return [
-        TaskDefinition.from_fields(name, own[name]) if name in own else CATALOG[name]
-        for name in config.tasks
+        Task.from_fields(name, own[name]) if name in own else CATALOG[name] for name in config.tasks
     ]
 
 
@@ -63,7 +62,7 @@ def test_the_local_stream_has_15_tasks_with_data(shared: Path) -> None:
     config = load_config(f"{FILE}:data=local,folder={shared / 'data'}")
     data = config.data
     for definition in definitions(config):
-        task = load_task(
+        task = load_examples(
             definition,
             seed=config.seed,
             vocabulary_size=49152,

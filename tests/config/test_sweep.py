@@ -10,7 +10,7 @@ import jax
 import pytest
 from streams import ROOT
 
-from moecl_jax.cli import command as cli
+from moecl_jax.cli import main as cli
 from moecl_jax.config import sweep
 from moecl_jax.config.sweep import Grid, plan, run_folder, time_left
 from moecl_jax.errors import UserError
@@ -62,7 +62,8 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces training by a stand-in that writes results at once; lists the workdirs."""
-    from moecl_jax.runs.workdir import RESULTS_NAME, save_config, write_json
+    from moecl_jax.runs.names import RESULTS_NAME
+    from moecl_jax.runs.workdir import save_config, write_json
 
     begun: list[str] = []
 
@@ -73,8 +74,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         results = {
             "method": config.method,
             "tasks": list(config.tasks),
-            "accuracy_matrix": [[0.5, 0.5], [0.5, 0.5]],
-            "random_init": [0.5, 0.5],
+            "accuracy_matrix": [[0.5] * len(config.tasks)] * len(config.tasks),
+            "random_init": [0.5] * len(config.tasks),
             "metrics": {"acc": 0.5, "bwt": 0.0, "fwt": 0.0, "forgetting": 0.0},
             "seed": config.seed,
             "wall_seconds": 60.0,

@@ -12,7 +12,7 @@ from tiny import ANSWERS, batch_of, frozen_params, learner, random_active, rando
 
 from moecl_jax.data.batching import (
     ROW_LENGTHS,
-    Layout,
+    BatchLayout,
     chunks,
     epoch_order,
     lay_out,
@@ -52,7 +52,7 @@ TWO_ANSWERS = (ids(3, 2), ids(4, 1, 2))
 
 def two_examples(packed, training, answers=TWO_ANSWERS):
     """A batch of three places, the last one empty."""
-    layout = Layout(3, packed, 16, continuations=2, answer_length=3)
+    layout = BatchLayout(3, packed, 16, continuations=2, answer_length=3)
     return make_batch(TWO_EXAMPLES, answers, layout, task_index=4, class_count=2, training=training)
 
 
@@ -121,7 +121,7 @@ def test_each_position_that_predicts_an_answer_is_listed_once(packed):
 
 
 def test_missing_labels_of_narrower_tasks_have_no_mask():
-    layout = Layout(2, True, 16, continuations=4, answer_length=3)
+    layout = BatchLayout(2, True, 16, continuations=4, answer_length=3)
     batch = make_batch(
         TWO_EXAMPLES, TWO_ANSWERS, layout, task_index=0, class_count=2, training=False
     )
@@ -145,7 +145,7 @@ def test_last_batch_is_filled_up_with_weight_0():
     full = make_batch(
         TWO_EXAMPLES,
         TWO_ANSWERS,
-        Layout(2, True, 16, 2, 3),
+        BatchLayout(2, True, 16, 2, 3),
         task_index=0,
         class_count=2,
         training=True,
@@ -161,7 +161,7 @@ FREE_FORM = tuple(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_free_form_example_has_its_own_response_behind_its_prompt(training):
-    layout = Layout(3, False, 16, continuations=2, answer_length=3)
+    layout = BatchLayout(3, False, 16, continuations=2, answer_length=3)
     batch = make_batch(FREE_FORM, (), layout, task_index=4, class_count=0, training=training)
     assert_rows(batch.tokens, [5, 6, 3], [7, 8, 9, 4, 1], [])
     assert_rows(batch.branches, [0, 0, 1], [0, 0, 0, 1, 1], [])
@@ -175,7 +175,7 @@ def test_a_free_form_example_has_its_own_response_behind_its_prompt(training):
 def test_few_response_lengths_are_compiled(longest, length):
     examples = [TokenizedExample(ids(5), 0, np.ones(count, np.int32)) for count in (1, longest)]
     batch = make_batch(
-        examples, (), Layout(2, True, 64, 5, 3), task_index=0, class_count=0, training=True
+        examples, (), BatchLayout(2, True, 64, 5, 3), task_index=0, class_count=0, training=True
     )
     assert batch.answer_mask.shape == (2, 1, length)
 
@@ -189,7 +189,7 @@ def random_lengths(seed):
 def test_every_sequence_has_slots_of_its_own(packed):
     for seed in range(50):
         lengths = random_lengths(seed)
-        layout = Layout(64, packed, 128, 1, 1)
+        layout = BatchLayout(64, packed, 128, 1, 1)
         rows, offsets, shape = place(lengths, layout)
         assert (rows, offsets, shape) == place(lengths, layout)
         taken = np.zeros(shape, int)
@@ -206,21 +206,21 @@ def test_packed_rows_waste_little():
     for seed in range(20):
         generator = np.random.default_rng(seed)
         lengths = np.clip(generator.lognormal(4, 0.5, 64), 8, 256).astype(int).tolist()
-        _, _, (rows, slots) = place(lengths, Layout(64, True, 256, 1, 1, padded_length=256))
+        _, _, (rows, slots) = place(lengths, BatchLayout(64, True, 256, 1, 1, padded_length=256))
         assert slots == 256
         assert sum(lengths) > 0.9 * (rows - 1) * slots
-        _, _, longer = place(lengths, Layout(64, True, 256, 1, 1))
+        _, _, longer = place(lengths, BatchLayout(64, True, 256, 1, 1))
         assert longer == (rows, slots) or math.prod(longer) < 0.95 * rows * slots
 
 
 def test_rows_are_long_enough_for_the_longest_example():
-    assert place([5, 40], Layout(2, True, 16, 1, 1))[2] == (1, 48)
-    assert place([5, 40], Layout(2, False, 16, 1, 1))[2] == (2, 48)
-    assert place([5, 6], Layout(2, False, 128, 1, 1))[2] == (2, 16)
+    assert place([5, 40], BatchLayout(2, True, 16, 1, 1))[2] == (1, 48)
+    assert place([5, 40], BatchLayout(2, False, 16, 1, 1))[2] == (2, 48)
+    assert place([5, 6], BatchLayout(2, False, 128, 1, 1))[2] == (2, 16)
 
 
 def test_packed_rows_are_longer_where_that_saves_slots():
-    layout = Layout(8, True, 32, 1, 1)
+    layout = BatchLayout(8, True, 32, 1, 1)
     assert place([32, 32], layout)[2] == (2, 32)
     assert place([20, 20], layout)[2] == (1, 48)  # 48 slots for 64
     assert place([20, 20, 12, 12], layout)[2] == (2, 32)
@@ -230,7 +230,7 @@ def test_packed_rows_are_longer_where_that_saves_slots():
 
 
 def test_rows_padded_to_a_maximum_all_have_it_unless_one_is_longer():
-    layout = Layout(3, False, 16, 1, 1, padded_length=100)
+    layout = BatchLayout(3, False, 16, 1, 1, padded_length=100)
     assert place([5, 6], layout)[2] == (3, 100)
     assert place([5, 100], layout)[2] == (3, 100)
     assert place([5, 101], layout)[2] == (3, 128)  # in evaluation all labels follow the prompt
@@ -275,7 +275,7 @@ def all_layouts(head, training):
         batch_of(EXAMPLES, head, training=training, packed=packed, batch_size=6)
         for packed in (True, False)
     ]
-    to_max = Layout(6, False, 32, len(ANSWERS), max(map(len, ANSWERS)), padded_length=40)
+    to_max = BatchLayout(6, False, 32, len(ANSWERS), max(map(len, ANSWERS)), padded_length=40)
     answers = ANSWERS if head == "lm" else ()
     batches.append(
         make_batch(EXAMPLES, answers, to_max, task_index=1, class_count=3, training=training)
@@ -319,7 +319,7 @@ def test_a_response_scores_and_trains_as_a_label_of_the_same_text():
     ]
     chosen = learner("lm")
     active = random_active(chosen)
-    layout = Layout(6, True, 32, 1, 1)
+    layout = BatchLayout(6, True, 32, 1, 1)
     step = jax.jit(functools.partial(evaluation_step, learner=chosen))
     state = init_train_state(chosen, active, jax.random.key(0))
     value = jax.jit(jax.value_and_grad(functools.partial(loss, learner=chosen), has_aux=True))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.examples import load_examples
 from moecl_jax.data.sources import quickstart
 from moecl_jax.data.sources.quickstart import DATASETS, SPLITS, Snippet, read, split_snippets
-from moecl_jax.data.tasks import load_task
 from moecl_jax.errors import UserError
 
 try:
@@ -99,7 +99,7 @@ def test_line_numbers_point_at_the_text() -> None:
 @needs_wheel
 @pytest.mark.parametrize("key", DATASETS)
 def test_catalog_tasks_load_without_importing_the_wheel(key: str) -> None:
-    task = load_task(
+    task = load_examples(
         CATALOG[key],
         seed=0,
         vocabulary_size=100,

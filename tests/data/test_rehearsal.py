@@ -7,7 +7,7 @@ from tiny import (
     random_examples,
 )
 
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.rehearsal import replayed, reservoir, with_response
 from moecl_jax.data.tokenize import TokenizedExample
 
@@ -66,7 +66,7 @@ def test_examples_of_several_tasks_bring_their_own_answers():
     np.testing.assert_array_equal(with_response(example, ANSWERS).response, ANSWERS[1])
     assert with_response(example, ()) is example
     assert with_response(free, ANSWERS) is free
-    layout = Layout(2, True, 32, 3, 4)
+    layout = BatchLayout(2, True, 32, 3, 4)
     own, mixed = (
         make_batch(examples, ANSWERS, layout, task_index=1, class_count=3, training=True)
         for examples in ([example], [with_response(example, ANSWERS)])

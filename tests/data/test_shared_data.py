@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from moecl_jax.data.catalog import cold, shared_mtl5
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.tasks import Task, load_task, normalise
+from moecl_jax.data.examples import TaskExamples, load_examples, normalise
+from moecl_jax.data.task import Task
 
 
-def load(definition: TaskDefinition, on_bad_example: str = "error") -> Task:
-    return load_task(
+def load(definition: Task, on_bad_example: str = "error") -> TaskExamples:
+    return load_examples(
         definition,
         seed=0,
         vocabulary_size=100,

@@ -7,12 +7,12 @@ from typing import Any
 import datasets
 import pytest
 
-from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.data.sources.reading import Record, read_split
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 
 
-def define(source: str, path: Path | str, train: str = "train", **changes: Any) -> TaskDefinition:
+def define(source: str, path: Path | str, train: str = "train", **changes: Any) -> Task:
     values: dict[str, Any] = {
         "name": "toy",
         "source": source,
@@ -22,7 +22,7 @@ def define(source: str, path: Path | str, train: str = "train", **changes: Any) 
         "labels": ("a", "b"),
         "template": "{text} :",
     }
-    return TaskDefinition(**(values | changes))
+    return Task(**(values | changes))
 
 
 def read(source: str, folder: Path, content: str | bytes, **changes: Any) -> list[Record]:

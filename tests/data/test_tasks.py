@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from moecl_jax.config.default import get_config
 from moecl_jax.data.catalog import CATALOG, MTL5_LABELS, MTL5_ORDERS, cold, shared_mtl5
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.tasks import Example, Task, load_task
+from moecl_jax.data.examples import Example, TaskExamples, load_examples
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 
 Rows = list[tuple[str, object]]
@@ -22,7 +22,7 @@ TRAIN: Rows = [("one", "a"), ("two", "b"), ("three", "a"), ("four", "b")]
 TEST: Rows = [("five", "a"), ("six", "b")]
 
 
-def define(folder: Path | str = "", **changes: Any) -> TaskDefinition:
+def define(folder: Path | str = "", **changes: Any) -> Task:
     values: dict[str, Any] = {
         "name": "toy",
         "source": "jsonl",
@@ -32,7 +32,7 @@ def define(folder: Path | str = "", **changes: Any) -> TaskDefinition:
         "labels": ("a", "b"),
         "template": "{text} :",
     }
-    return TaskDefinition(**(values | changes))
+    return Task(**(values | changes))
 
 
 def write(folder: Path, split: str, rows: Rows) -> None:
@@ -40,7 +40,7 @@ def write(folder: Path, split: str, rows: Rows) -> None:
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def load(definition: TaskDefinition, **changes: Any) -> Task:
+def load(definition: Task, **changes: Any) -> TaskExamples:
     values: dict[str, Any] = {
         "seed": 0,
         "vocabulary_size": 100,
@@ -51,7 +51,7 @@ def load(definition: TaskDefinition, **changes: Any) -> Task:
         "test_examples": 0,
         "on_bad_example": "error",
     }
-    return load_task(definition, **(values | changes))
+    return load_examples(definition, **(values | changes))
 
 
 def texts(examples: tuple[Example, ...]) -> list[str]:
@@ -260,7 +260,7 @@ def test_leaks_are_found_among_ids_too(tmp_path: Path) -> None:
         load(define(tmp_path))
 
 
-def free_form(folder: Path, **changes: Any) -> TaskDefinition:
+def free_form(folder: Path, **changes: Any) -> Task:
     return define(folder, labels=(), response_field="response", **changes)
 
 
@@ -361,7 +361,7 @@ def test_validation_can_be_the_test_split_when_asked_for(tmp_path: Path, validat
 )
 def test_fields_of_a_config_are_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TaskDefinition.from_fields("toy", fields)
+        Task.from_fields("toy", fields)
 
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "tasks.md"
@@ -372,13 +372,13 @@ def test_definitions_in_the_documentation_are_right(code: str) -> None:
     config = get_config()
     exec(code, {"config": config, "ConfigDict": ConfigDict})
     (name,) = config.tasks
-    definition = TaskDefinition.from_fields(name, config.definitions[name].to_dict())
+    definition = Task.from_fields(name, config.definitions[name].to_dict())
     assert definition.name == name
 
 
 def test_the_documentation_has_every_field() -> None:
     document = DOCUMENT.read_text()
-    fields = {f"`{field.name}`" for field in dataclasses.fields(TaskDefinition)} - {"`name`"}
+    fields = {f"`{field.name}`" for field in dataclasses.fields(Task)} - {"`name`"}
     fields |= {f"`{key}`" for key in get_config().data}
     assert {field for field in fields if field not in document} == set()
 
@@ -426,7 +426,7 @@ def test_arguments_are_checked(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.fixture
-def uneven(tmp_path: Path) -> TaskDefinition:
+def uneven(tmp_path: Path) -> Task:
     """60 texts of class a, 20 of class b, each text of b twice."""
     train: Rows = [(f"a {index}", "a") for index in range(60)]
     train += [(f"b {index // 2}", "b") for index in range(40)]
@@ -435,7 +435,7 @@ def uneven(tmp_path: Path) -> TaskDefinition:
     return define(tmp_path)
 
 
-def test_validation_is_carved_by_class_without_overlap(uneven: TaskDefinition) -> None:
+def test_validation_is_carved_by_class_without_overlap(uneven: Task) -> None:
     task = load(uneven, validation_fraction=0.1)
     assert Counter(example.label for example in task.validation) == {0: 6, 1: 4}  # 2 texts, twice
     assert Counter(example.label for example in task.train) == {0: 54, 1: 36}
@@ -452,7 +452,7 @@ def test_nothing_to_carve(tmp_path: Path) -> None:
         load(define(tmp_path), validation_fraction=0.5)
 
 
-def test_sub_samples_are_balanced_nested_and_in_order(uneven: TaskDefinition) -> None:
+def test_sub_samples_are_balanced_nested_and_in_order(uneven: Task) -> None:
     everything = load(uneven).train
     position = {id_: index for index, id_ in enumerate(example.where for example in everything)}
     previous: set[str] = set()

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.tasks import Example, Task
+from moecl_jax.data.examples import Example, TaskExamples
+from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import (
     PromptFormat,
     TokenizedExample,
@@ -52,9 +52,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def define(*labels: str, **changes: Any) -> TaskDefinition:
+def define(*labels: str, **changes: Any) -> Task:
     values = {"name": "toy", "source": "none", "labels": labels, "template": TEMPLATE}
-    return TaskDefinition(**(values | changes))
+    return Task(**(values | changes))
 
 
 def words(ids: np.ndarray) -> str:
@@ -119,12 +119,12 @@ def test_answers_must_differ_and_end() -> None:
         tokenize_answers(define("yes", "no"), nothing)
 
 
-def task(*train: str) -> Task:
+def task(*train: str) -> TaskExamples:
     examples = tuple(Example(text, index % 2, "") for index, text in enumerate(train))
-    return Task(define("yes", "no a"), examples, (), (Example("d", 1, ""),))
+    return TaskExamples(define("yes", "no a"), examples, (), (Example("d", 1, ""),))
 
 
-def tokenized(task: Task, *, max_length: int, over_long: str = "truncate") -> TokenizedTask:
+def tokenized(task: TaskExamples, *, max_length: int, over_long: str = "truncate") -> TokenizedTask:
     tokenizer = word_tokenizer()
     answers = tokenize_answers(task.definition, tokenizer)
     return tokenize_task(
@@ -183,7 +183,7 @@ def test_ids_are_the_whole_prompt_and_are_cut_at_their_end() -> None:
         Example("a", 0, ""),
         Example("", 0, "", input_ids=(6, 7, 8, 9, 10, 11, 6)),
     )
-    mixed = Task(define("yes", "no a"), examples, (), examples[:1])
+    mixed = TaskExamples(define("yes", "no a"), examples, (), examples[:1])
     result = tokenized(mixed, max_length=9)
     found = [(words(example.prompt), example.label) for example in result.splits["train"]]
     assert found == [("a b", 1), ("classify : a answer :", 0), ("a b c d yes no", 0)]
@@ -197,16 +197,16 @@ def test_ids_are_the_whole_prompt_and_are_cut_at_their_end() -> None:
 def test_without_a_tokenizer_only_ids_are_taken() -> None:
     ids = Example("", 1, "f:1", input_ids=(6, 7, 8))
     limits: dict[str, Any] = {"max_length": 2, "max_response": 4, "over_long": "truncate"}
-    result = tokenize_task(Task(define("yes", "no"), (ids,), (), ()), (), None, **limits)
+    result = tokenize_task(TaskExamples(define("yes", "no"), (ids,), (), ()), (), None, **limits)
     assert result.splits["train"][0].prompt.tolist() == [6, 7]  # no answer takes any room
     text = Example("a", 1, "f:2")
     with pytest.raises(UserError, match=r"^f:2: this example of task 'toy' is a text.*input_ids"):
-        tokenize_task(Task(define("yes", "no"), (ids, text), (), ()), (), None, **limits)
+        tokenize_task(TaskExamples(define("yes", "no"), (ids, text), (), ()), (), None, **limits)
 
 
-def free_form(*pairs: tuple[str, str], **changes: Any) -> Task:
+def free_form(*pairs: tuple[str, str], **changes: Any) -> TaskExamples:
     examples = tuple(Example(text, 0, "", response) for text, response in pairs)
-    return Task(define(response_field="response", **changes), examples, (), ())
+    return TaskExamples(define(response_field="response", **changes), examples, (), ())
 
 
 def test_responses_end_in_end_of_sequence_unless_they_are_cut() -> None:
@@ -246,7 +246,9 @@ def test_responses_need_an_end_of_sequence() -> None:
 
 
 def test_a_task_without_training_examples_names_itself_and_the_key() -> None:
-    result = tokenized(Task(define("yes", "no"), (), (), (Example("d", 1, ""),)), max_length=9)
+    result = tokenized(
+        TaskExamples(define("yes", "no"), (), (), (Example("d", 1, ""),)), max_length=9
+    )
     with pytest.raises(UserError, match=r"task 'toy' has no training examples.*Set `train`"):
         result.require_training_examples()
 
@@ -333,7 +335,7 @@ def test_smollm2_s_chat_template() -> None:
 
 
 def test_a_bare_prompt_is_the_text_alone_or_the_given_ids() -> None:
-    task = Task(define("yes", "no"), (Example("a b c", 0, "here"),), (), ())
+    task = TaskExamples(define("yes", "no"), (Example("a b c", 0, "here"),), (), ())
     answers = (np.array([10, 2], np.int32),)
     options = {"max_length": 9, "max_response": 1, "over_long": "truncate"}
     tokenized = tokenize_task(task, answers, word_tokenizer(bos=True), **options)

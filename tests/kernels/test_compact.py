@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from tiny import ANSWERS, frozen_params, learner, random_active, random_examples
 
-from moecl_jax.data.batching import Layout, computed_slots, make_batch, make_mixed_batch
+from moecl_jax.data.batching import BatchLayout, computed_slots, make_batch, make_mixed_batch
 from moecl_jax.models.attention import attention_context
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.serving.task_choice import feature_step
 from moecl_jax.training.steps import evaluation_step, init_train_state, together, train_step
 
 EXAMPLES = random_examples([40, 3, 41, 2, 39])
-GRID = Layout(6, True, 64, len(ANSWERS), max(map(len, ANSWERS)))
+GRID = BatchLayout(6, True, 64, len(ANSWERS), max(map(len, ANSWERS)))
 
 
 def batches(head, training):

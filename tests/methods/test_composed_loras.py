@@ -26,7 +26,7 @@ from tiny import (
     writer,
 )
 
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels.linear import dot
 from moecl_jax.methods import Mocl, OLora, PerTask
@@ -316,7 +316,7 @@ def test_mocl_writes_what_one_pass_with_the_prompt_s_query_finds_most_probable()
     examples = [
         TokenizedExample(prompt, 0, text) for prompt, text in zip(prompts, written, strict=True)
     ]
-    layout = Layout(len(examples), True, 32, 1, 6)
+    layout = BatchLayout(len(examples), True, 32, 1, 6)
     one_pass = make_batch(examples, (), layout, task_index=0, class_count=0, training=False)
     _, answered, _ = evaluation_step(active, frozen_params(), one_pass, learner=mocl)
     assert np.all(answered)

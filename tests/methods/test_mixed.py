@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import ANSWERS, TASKS, frozen_params, learner, random_examples, randomised
 
-from moecl_jax.data.batching import Layout
+from moecl_jax.data.batching import BatchLayout
 from moecl_jax.methods import METHODS, MoeCl
 from moecl_jax.methods.moe_cl import Options
 from moecl_jax.methods.state import Initializer, finish, look_up
@@ -19,7 +19,7 @@ from moecl_jax.training.steps import evaluation_step, together
 LENGTHS = [5, 3, 9, 1, 7, 4, 6]
 OF_EXAMPLE = [2, 0, 1, 1, 0, 2, 0]
 CLASSES = [3, 2, 3]
-LAYOUT = Layout(4, True, 32, len(ANSWERS), max(map(len, ANSWERS)))
+LAYOUT = BatchLayout(4, True, 32, len(ANSWERS), max(map(len, ANSWERS)))
 
 
 def trained(chosen):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods import MethodSettings, MoeCl
 from moecl_jax.models.config import DecoderConfig
@@ -79,7 +79,7 @@ def batch_from(dump, packed):
         TokenizedExample(tokens[:length].astype(np.int32), int(label))
         for tokens, length, label in zip(dump["tokens"], lengths, dump["labels"][:, 0], strict=True)
     ]
-    layout = Layout(len(examples), packed, 32, 1, 1)
+    layout = BatchLayout(len(examples), packed, 32, 1, 1)
     return make_batch(examples, (), layout, task_index=TASK_INDEX, class_count=5, training=True)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, frozen_params, learner, random_active, random_examples
 
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.heads import answer_log_probabilities, class_logits, init_head
 from moecl_jax.training.steps import evaluation_step
@@ -156,7 +156,7 @@ def decoded():
     ended = {tokens for tokens in continuations if tokens[-1] == END}
     # All that is ever written and ended, and three labels that never are.
     answers = sorted(ended | {(8, END), (9, 4, END), (9, 5, 6, END)})
-    layout = Layout(PROMPTS, True, 64, len(answers) + 1, LONGEST)
+    layout = BatchLayout(PROMPTS, True, 64, len(answers) + 1, LONGEST)
     batch = make_batch(
         examples,
         [np.array(answer, np.int32) for answer in answers],

@@ -9,7 +9,7 @@ from family_models import LENGTHS, RANK, SCALE, Results, cotangent, factor, text
 from torch import nn
 
 from moecl_jax.models.lora import TARGETS
-from moecl_jax.weights.families.table import norm_offset
+from moecl_jax.weights.families import FAMILIES
 
 
 class LoraLinear(nn.Module):
@@ -41,7 +41,7 @@ def torch_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
     for name, parameter in model.named_parameters():
         values = weight(name, tuple(parameter.shape))
         if "norm" in name:
-            values -= np.float32(norm_offset(config["model_type"]))
+            values -= np.float32(FAMILIES[config["model_type"]].norm_offset)
         parameter.data.copy_(torch.from_numpy(values))
     return model
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from moecl_jax.data.batching import Layout
+from moecl_jax.data.batching import BatchLayout
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.serving.evaluate import Scores, evaluate_examples, rouge_l, score, score_texts
 
@@ -38,7 +38,7 @@ def test_nothing_to_score_is_nan(classes, columns):
     def never(*_):
         raise AssertionError
 
-    layout = Layout(2, True, 16, 3, 3)
+    layout = BatchLayout(2, True, 16, 3, 3)
     scores = score(never, None, None, (), (), layout, class_count=classes)
     assert scores.scores.shape == scores.answered.shape == (0, columns)
     result = evaluate_examples(scores, ())

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tiny import CONFIG, batch_of, frozen_params, learner, random_examples
 
-from moecl_jax.data.batching import Layout
+from moecl_jax.data.batching import BatchLayout
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.serving.task_choice import TaskFeatures, extract, feature_step, shrink
 
 CROSS = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]], np.float32)
-LAYOUT = Layout(4, True, 32, 1, 1)
+LAYOUT = BatchLayout(4, True, 32, 1, 1)
 
 
 @pytest.fixture(scope="module")

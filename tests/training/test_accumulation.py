@@ -11,13 +11,13 @@ from streams import logged, tiny_config
 from tiny import ANSWERS, frozen_params, learner, random_active, random_examples
 
 from moecl_jax.config.experiment import build
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.errors import UserError
 from moecl_jax.training.steps import init_train_state, train_step
 from moecl_jax.training.trainer import train
 
 EXAMPLES = random_examples([5, 3, 9, 1, 7])
-WHOLE = Layout(6, True, 16, len(ANSWERS), max(map(len, ANSWERS)))
+WHOLE = BatchLayout(6, True, 16, len(ANSWERS), max(map(len, ANSWERS)))
 
 
 def batch(head, parts, count=5):

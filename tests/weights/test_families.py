@@ -16,6 +16,7 @@ from family_models import (
     LENGTHS,
     Results,
     parity,
+    parse_config,
     run,
     text,
     texts_logits,
@@ -33,7 +34,7 @@ from moecl_jax.models.attention import (
 )
 from moecl_jax.models.config import AttentionKind, DecoderConfig, RotaryScaling
 from moecl_jax.models.decoder import Decoder, empty_cache
-from moecl_jax.weights.families.table import parse_config, tensor_names
+from moecl_jax.weights.families import FAMILIES
 from moecl_jax.weights.load import load_backbone
 
 # A third of the time; the same arithmetic.
@@ -328,7 +329,7 @@ def test_full_size_models_have_the_tensors_of_transformers(model):
     raw, count = PUBLISHED[model]
     config = parse_config(raw, FILE)
     shapes = traverse_util.flatten_dict(abstract_params(config))
-    names = tensor_names(raw["model_type"], config)
+    names = FAMILIES[raw["model_type"]]().tensor_names(config)
     assert names.keys() == shapes.keys()
     ours = {}
     for path, name in names.items():

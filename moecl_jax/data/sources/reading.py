@@ -1,5 +1,6 @@
 """Readers of the data of one split: every record with its fields and the place it stands."""
 
+import contextlib
 import csv
 import json
 import re
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moecl_jax import quiet
 from moecl_jax.data.sources import quickstart
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from moecl_jax.data.definition import TaskDefinition
+    from moecl_jax.data.task import Task
 
 FILE_SOURCES = ("json", "jsonl", "csv", "tsv")
 SOURCES = (*FILE_SOURCES, "huggingface", "quickstart", "none")
@@ -39,7 +41,7 @@ class Record:
     problem: BadExample | None = None
 
 
-def location(definition: "TaskDefinition", split: str) -> str:
+def location(definition: "Task", split: str) -> str:
     """Where a split lies, for messages: its file, or its data set and split."""
     name = getattr(definition, split)
     if definition.source in FILE_SOURCES:
@@ -47,12 +49,12 @@ def location(definition: "TaskDefinition", split: str) -> str:
     return f"{_data_set(definition)} {name}"
 
 
-def _data_set(definition: "TaskDefinition") -> str:
+def _data_set(definition: "Task") -> str:
     """The data set's name, with that of its subset if there is one."""
     return f"{definition.path} {definition.subset}".rstrip()
 
 
-def read_split(definition: "TaskDefinition", split: str) -> list[Record]:
+def read_split(definition: "Task", split: str) -> list[Record]:
     """Reads one split ("train", "validation" or "test") of a task, in the order of the data.
 
     Records that cannot be used (invalid UTF-8, a row of the wrong width) carry a `problem`.
@@ -98,7 +100,7 @@ class _Document:
         )
 
 
-def _open_document(definition: "TaskDefinition", split: str) -> _Document:
+def _open_document(definition: "Task", split: str) -> _Document:
     path = (Path(definition.path) / getattr(definition, split)).expanduser()
     try:
         content = path.read_bytes()
@@ -273,7 +275,7 @@ def _require_columns(names: Sequence[str], needed: Sequence[str], where: str) ->
             )
 
 
-def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
+def _read_huggingface(definition: "Task", split: str) -> list[Record]:
     """Rows of a split of a Hugging Face data set; class labels become names where needed.
 
     A class label is read as its number when every label of the task's data is a number.
@@ -302,7 +304,7 @@ def _read_huggingface(definition: "TaskDefinition", split: str) -> list[Record]:
     return records
 
 
-def _open_huggingface(definition: "TaskDefinition", split: str) -> Any:
+def _open_huggingface(definition: "Task", split: str) -> Any:
     """The `datasets.Dataset` of a split: saved with save_to_disk, a folder of files, or the hub."""
     import datasets
 
@@ -316,7 +318,9 @@ def _open_huggingface(definition: "TaskDefinition", split: str) -> Any:
             return datasets.load_from_disk(str(folder))[split]
         if (folder / split / "dataset_info.json").is_file():
             return datasets.load_from_disk(str(folder / split))
-        return datasets.load_dataset(path, subset, split=split)
+        # A long download is to be seen, the conversion of local files is not.
+        with quiet.datasets() if folder.is_dir() else contextlib.nullcontext():
+            return datasets.load_dataset(path, subset, split=split)
     # The libraries below raise dozens of types, from httpx to pyarrow, for what is one mistake
     # here: the data set cannot be had.
     except Exception as error:

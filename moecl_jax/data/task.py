@@ -17,7 +17,7 @@ _TEXTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskDefinition:
+class Task:
     """What a task is and where its examples lie; docs/tasks.md explains it with examples.
 
     A label task chooses one of `labels`; a free-form task, which has a `response_field`, writes
@@ -91,7 +91,7 @@ class TaskDefinition:
         self._check_template()
 
     @classmethod
-    def from_fields(cls, name: str, values: Mapping[str, Any]) -> "TaskDefinition":
+    def from_fields(cls, name: str, values: Mapping[str, Any]) -> "Task":
         """A definition out of a config's mapping.
 
         Raises:

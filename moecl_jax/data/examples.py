@@ -9,9 +9,9 @@ from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
-from moecl_jax.data.definition import TaskDefinition, label_key
 from moecl_jax.data.sources import reading as sources
 from moecl_jax.data.sources.reading import INPUT_IDS, BadExample, Record
+from moecl_jax.data.task import Task, label_key
 from moecl_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -45,21 +45,21 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskExamples:
     """A task's examples; no prompt is in two splits, unless validation was asked to be test.
 
     `skipped` counts those left out, by reason.
     """
 
-    definition: TaskDefinition
+    definition: Task
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-def load_task(
-    definition: TaskDefinition,
+def load_examples(
+    definition: Task,
     *,
     seed: int,
     vocabulary_size: int,
@@ -69,7 +69,7 @@ def load_task(
     validation_examples: int,
     test_examples: int,
     on_bad_example: str,
-) -> Task:
+) -> TaskExamples:
     """Reads a task's splits, keeps them disjoint and sub-samples them.
 
     Sub-samples are balanced over the classes as far as the data allow, and nested: with the same
@@ -127,7 +127,7 @@ def load_task(
     }
     if validation_from == "test":
         samples["validation"] = samples["test"]
-    return Task(definition, skipped=dict(skipped), **samples)
+    return TaskExamples(definition, skipped=dict(skipped), **samples)
 
 
 Examples = tuple[Example, ...]
@@ -147,13 +147,13 @@ def problem_with_ids(ids: Any, vocabulary_size: int) -> str | None:
     return None
 
 
-def _generator(definition: TaskDefinition, purpose: str, seed: int) -> random.Random:
+def _generator(definition: Task, purpose: str, seed: int) -> random.Random:
     """A generator for one purpose; seeding by text is the same on every machine."""
     return random.Random(f"{purpose} {definition.name} {seed}")
 
 
 def _check_arguments(
-    definition: TaskDefinition,
+    definition: Task,
     validation_from: str,
     validation_fraction: float,
     counts: dict[str, int],
@@ -175,7 +175,7 @@ def _check_arguments(
             raise UserError(f"{where}: {split}_examples = {count} must be 0 (all) or more.")
 
 
-def _leak(definition: TaskDefinition, first: str, second: str, what: str) -> UserError:
+def _leak(definition: Task, first: str, second: str, what: str) -> UserError:
     return UserError(
         f"task '{definition.name}': {first} and {second} are {what}. Choosing a checkpoint on, or "
         "training on, the data that are scored leaks the answers, and the score says nothing "
@@ -184,7 +184,7 @@ def _leak(definition: TaskDefinition, first: str, second: str, what: str) -> Use
     )
 
 
-def _refuse_one_location_twice(definition: TaskDefinition, named: Iterable[str]) -> None:
+def _refuse_one_location_twice(definition: Task, named: Iterable[str]) -> None:
     """Raises when two of the named splits are one file (links followed) or one split."""
     for first, second in combinations(named, 2):
         names = getattr(definition, first), getattr(definition, second)
@@ -196,7 +196,7 @@ def _refuse_one_location_twice(definition: TaskDefinition, named: Iterable[str])
             raise _leak(definition, first, second, f"the same data ({names[0]} and {names[1]})")
 
 
-def _refuse_equal_splits(definition: TaskDefinition, splits: dict[str, Examples]) -> None:
+def _refuse_equal_splits(definition: Task, splits: dict[str, Examples]) -> None:
     """Raises when two splits, wherever they lie, hold the same set of prompts."""
     keys = {split: {example.key for example in examples} for split, examples in splits.items()}
     for first, second in combinations(keys, 2):
@@ -204,7 +204,7 @@ def _refuse_equal_splits(definition: TaskDefinition, splits: dict[str, Examples]
             raise _leak(definition, first, second, "different files or splits with the same texts")
 
 
-def _refuse_empty(definition: TaskDefinition, splits: dict[str, Examples]) -> None:
+def _refuse_empty(definition: Task, splits: dict[str, Examples]) -> None:
     for split, examples in splits.items():
         if not examples:
             raise UserError(
@@ -215,7 +215,7 @@ def _refuse_empty(definition: TaskDefinition, splits: dict[str, Examples]) -> No
 
 
 def _read_examples(
-    definition: TaskDefinition,
+    definition: Task,
     split: str,
     vocabulary_size: int,
     on_bad_example: str,
@@ -239,7 +239,7 @@ def _read_examples(
 
 
 def _example(
-    record: Record, definition: TaskDefinition, classes: dict[str, int], vocabulary_size: int
+    record: Record, definition: Task, classes: dict[str, int], vocabulary_size: int
 ) -> Example | BadExample:
     """A record as an example, or what is wrong with it."""
     if record.problem is not None:
@@ -265,7 +265,7 @@ def _example(
 
 
 def _prompt(
-    record: Record, definition: TaskDefinition, vocabulary_size: int
+    record: Record, definition: Task, vocabulary_size: int
 ) -> tuple[str, tuple[int, ...]] | BadExample:
     """The text of a record that has one of the text fields, else its `input_ids`."""
     names = definition.text_fields
@@ -303,7 +303,7 @@ def _missing(record: Record, name: str) -> BadExample:
 
 
 def _without_overlap(
-    definition: TaskDefinition,
+    definition: Task,
     splits: dict[str, Examples],
     kept: str,
     other: str,
@@ -332,7 +332,7 @@ def _without_overlap(
 
 
 def _carve(
-    definition: TaskDefinition, examples: Examples, fraction: float, seed: int
+    definition: Task, examples: Examples, fraction: float, seed: int
 ) -> tuple[Examples, Examples]:
     """Training without, and validation with, a fraction of each class; equal texts stay together.
 

@@ -1,0 +1,81 @@
+"""From tasks to token ids: reads, cleans, samples and tokenises the examples of a stream."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moecl_jax import reporting
+from moecl_jax.data.examples import TaskExamples, load_examples
+from moecl_jax.data.settings import DataSettings
+from moecl_jax.data.task import Task
+from moecl_jax.data.tokenize import TokenizedTask, tokenize_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tasks(
+    tasks: Sequence[Task],
+    answers: Sequence[Sequence[np.ndarray]],
+    settings: DataSettings,
+    *,
+    seed: int,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    vocabulary_size: int,
+) -> list[TokenizedTask]:
+    """Reads and tokenises the tasks' examples, and reports what was cut or left out.
+
+    Args:
+      tasks: tasks of a stream.
+      answers: for each task the ids of its labels' texts; empty with a classification head and for
+        free-form tasks.
+      settings: which examples are read, and how they are cut.
+      seed: seed of sub-sampling and of the carved validation split.
+      tokenizer: tokenizer of the frozen LLM, or None.
+      vocabulary_size: number of token ids; `input_ids` must be below it.
+
+    Raises:
+      UserError: data are missing or malformed, or do not fit.
+    """
+    loaded = []
+    for task, own in zip(tasks, answers, strict=True):
+        examples = load_examples(
+            task,
+            seed=seed,
+            vocabulary_size=vocabulary_size,
+            validation_from=settings.validation_from,
+            validation_fraction=settings.validation_fraction,
+            train_examples=settings.train_examples,
+            validation_examples=settings.validation_examples,
+            test_examples=settings.test_examples,
+            on_bad_example=settings.on_bad_example,
+        )
+        tokenized = tokenize_task(
+            examples,
+            own,
+            tokenizer,
+            max_length=settings.max_length,
+            max_response=settings.max_response,
+            over_long=settings.over_long,
+        )
+        reporting.current().message(_describe(examples, tokenized))
+        loaded.append(tokenized)
+    if settings.validation_from == "test":
+        reporting.current().message(
+            "validation is the test split (data.validation_from): what is selected by it scores "
+            "too well"
+        )
+    return loaded
+
+
+def _describe(task: TaskExamples, tokenized: TokenizedTask) -> str:
+    counts = ", ".join(f"{split} {len(tokenized.splits[split])}" for split in tokenized.splits)
+    notes = [f"{reason}: {count} skipped" for reason, count in task.skipped.items()]
+    for what, by_split in (
+        ("texts cut to fit", tokenized.truncated),
+        ("responses cut to fit", tokenized.truncated_responses),
+        ("examples dropped", tokenized.dropped),
+    ):
+        notes += [f"{count} {split} {what}" for split, count in by_split.items() if count]
+    return f"{tokenized.name}: {counts}" + (f" ({'; '.join(notes)})" if notes else "")

@@ -1,0 +1,270 @@
+"""All settings of a run: what `config.json` holds."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.settings import BatchSettings, DataSettings
+from moecl_jax.data.task import Task
+from moecl_jax.errors import UserError
+from moecl_jax.methods import METHODS, Method, find_method, spec_of
+from moecl_jax.methods.options import from_sections, to_sections
+from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
+from moecl_jax.settings import Section, refuse_unknown, setting
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings(Section):
+    """How the LM head's answers are evaluated.
+
+    Attributes:
+      answers: scored (one pass tells whether greedy decoding would write exactly the right answer)
+        or generated (answers are decoded token by token). Tasks with the metric rouge_l are decoded
+        anyway.
+      temperature: temperature of generated answers; 0 decodes greedily.
+      top_k: generated tokens are drawn from the k most probable; 0 for all.
+      top_p: generated tokens are drawn from the most probable that together reach this probability.
+    """
+
+    KEY: ClassVar[str] = "evaluation"
+    answers: str = setting("scored", choices=("scored", "generated"))
+    temperature: float = setting(0.0, least=0)
+    top_k: int = setting(0, least=0)
+    top_p: float = setting(1.0, above=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings(Section):
+    """AdamW and its learning rate.
+
+    Attributes:
+      learning_rate: highest learning rate.
+      weight_decay: weight decay of AdamW.
+      schedule: learning rate after the warm-up: constant, or linear or cosine down to 0 at the
+        task's end.
+      warmup_fraction: part of a task's steps in which the rate rises linearly.
+      clip_norm: gradients are scaled down to this global norm; 0 leaves them alone.
+    """
+
+    KEY: ClassVar[str] = "optimizer"
+    learning_rate: float = setting(2e-4, least=0)
+    weight_decay: float = setting(0.01, least=0)
+    schedule: str = setting("constant", choices=SCHEDULES)
+    warmup_fraction: float = setting(0.0, least=0, most=1)
+    clip_norm: float = setting(0.0, least=0)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    cls.KEY: cls
+    for cls in (
+        ModelSettings,
+        Lora,
+        DataSettings,
+        BatchSettings,
+        MeshSettings,
+        EvaluationSettings,
+        OptimizerSettings,
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Section):
+    """All settings of a run.
+
+    Attributes:
+      seed: seed of initial values, dropout, sub-sampling and the order of examples.
+      method: name of a method, or "package.module:Class".
+      head: lm (the LLM's own output layer writes the answer: instruction tuning) or classification
+        (a linear head a task on the last token of the prompt).
+      shared_head: whether all tasks share one classification head, carried on from task to task, as
+        the original's code has it for Tencent3. Every task then has equally many labels.
+      tasks: names of the tasks in the order of training, out of the catalog or of `definitions`.
+        Extend the list and run again with the same workdir to train the new tasks only.
+      definitions: fields of tasks by name (docs: Tasks).
+      model: how the frozen LLM is loaded and computed.
+      lora: the low-rank experts.
+      options: the methods' own sections, each a mapping of keys and values.
+      data: which examples are read, and how they are cut.
+      batch: sizes and layout of batches.
+      mesh: the mesh of devices.
+      evaluation: how answers are evaluated.
+      optimizer: AdamW and its learning rate.
+      epochs: passes over each task's training examples.
+      selection: best keeps the epoch that validates best, last the last one.
+      log_every: steps between two logged ones.
+      checkpoint_every: steps between two checkpoints inside a task; the end of an epoch is always
+        saved.
+      keep_shared: with how many of the newest finished tasks the shared trees and memory of their
+        moment are kept; 0: with all. Older ones serve to go back to that task, and to fill its row
+        of the matrix for tasks that are added to the stream.
+    """
+
+    seed: int = setting(0, least=0, below=2**63)
+    method: str = "moe_cl"
+    head: str = setting("lm", choices=("lm", "classification"))
+    shared_head: bool = False
+    tasks: tuple[str, ...] = ("trec", "sms_spam")
+    definitions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    model: ModelSettings = ModelSettings()
+    lora: Lora = Lora()
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    data: DataSettings = DataSettings()
+    batch: BatchSettings = BatchSettings()
+    mesh: MeshSettings = MeshSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    epochs: int = setting(3, least=1)
+    selection: str = setting("best", choices=("best", "last"))
+    log_every: int = setting(10, least=1)
+    checkpoint_every: int = setting(200, least=1)
+    keep_shared: int = setting(0, least=0)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Settings out of a config's nested mapping; what is left out has its default.
+
+        Raises:
+          UserError: a key is unknown, a value is not allowed, or the method cannot be found.
+        """
+        method = find_method(values.get("method", cls.method))
+        defaults = _option_defaults(method)
+        top = {field.name for field in dataclasses.fields(cls)} - {"options"}
+        known = {**SECTIONS, **defaults}
+        keys = list(_keys(values, known))
+        refuse_unknown(keys, sorted(_known_keys(top, defaults)))
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in SECTIONS:
+                found[name] = SECTIONS[name].from_mapping(value)
+            elif name not in defaults:
+                found[name] = value
+        _check_definitions(found.get("definitions", {}))
+        options = {
+            name: {**default, **values.get(name, {})} for name, default in defaults.items()
+        }
+        for each in _methods(method):  # all sections are checked, not the method's alone
+            from_sections(each, options)
+        return cls(**found, options=options)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The nested mapping that `from_mapping` reads, with every value."""
+        content: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "options":
+                defaults = _option_defaults(find_method(self.method))
+                content |= {name: {**keys, **value.get(name, {})} for name, keys in defaults.items()}
+            elif isinstance(value, Section):
+                content[field.name] = dataclasses.asdict(value)
+            elif field.name == "definitions":
+                content[field.name] = {name: dict(fields) for name, fields in value.items()}
+            else:
+                content[field.name] = value
+        return content
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """These settings with some values changed.
+
+        Args:
+          changes: values by key; a section's is a section, or a mapping of the keys that change.
+
+        Raises:
+          UserError: a key is unknown, or a value is not allowed.
+        """
+        content = self.to_mapping()
+        for key, value in changes.items():
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                value = dataclasses.asdict(value)
+            if isinstance(value, Mapping) and key != "definitions":
+                value = {**content.get(key, {}), **value}
+            content[key] = value
+        return Settings.from_mapping(content)
+
+    def method_object(self) -> Method:
+        """The method with its hyper-parameters.
+
+        Raises:
+          UserError: it cannot be found, or a value is not allowed.
+        """
+        method = find_method(self.method)
+        return method(self.lora, from_sections(method, self.options))
+
+    def task_objects(self) -> tuple[Task, ...]:
+        """The tasks in their order.
+
+        Raises:
+          UserError: a task is unknown, named twice, or wrongly defined; or there is none.
+        """
+        own = {n: Task.from_fields(n, fields) for n, fields in self.definitions.items()}
+        known = {**CATALOG, **own}
+        for name in self.tasks:
+            if name not in known:
+                raise UserError(
+                    f"config: tasks names '{name}', which is neither in the catalog "
+                    f"({', '.join(CATALOG)}) nor in config.definitions ({', '.join(own) or 'empty'})"
+                )
+        names = list(self.tasks)
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"config: tasks must name at least one task, none twice; it is {names}")
+        return tuple(known[name] for name in names)
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """What settings say of a method that was made in Python."""
+    cls = find_method(type(method))
+    return {"method": spec_of(cls), "lora": method.lora, **to_sections(cls, method.options)}
+
+
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted key and value of everything in a nested mapping that is no mapping itself."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _methods(method: type[Method]) -> Sequence[type[Method]]:
+    """The known methods, and one that may come from outside."""
+    return list({**METHODS, method.name: method}.values())
+
+
+def _option_defaults(method: type[Method]) -> dict[str, dict[str, Any]]:
+    """Sections of the options of all methods, with their default values."""
+    sections: dict[str, dict[str, Any]] = {}
+    for each in _methods(method):
+        sections |= to_sections(each, each.Options())
+    taken = sorted(sections.keys() & (SECTIONS.keys() | {"definitions", "options"}))
+    if taken:
+        raise UserError(f"method {method.name!r}: {taken[0]!r} is a config section already")
+    return sections
+
+
+def _known_keys(top: Iterable[str], defaults: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    yield from top
+    for name, cls in SECTIONS.items():
+        yield from (f"{name}.{field.name}" for field in dataclasses.fields(cls))
+    for name, keys in defaults.items():
+        yield name
+        yield from (f"{name}.{key}" for key in keys)
+
+
+def _keys(values: Mapping[str, Any], sections: Iterable[str]) -> Iterable[str]:
+    """Dotted keys of a nested mapping, those below "definitions" left out."""
+    sections = set(sections)
+    for key, value in values.items():
+        yield str(key)
+        if isinstance(value, Mapping) and key in sections:
+            yield from (f"{key}.{name}" for name in value)
+
+
+def _check_definitions(definitions: Any) -> None:
+    if not isinstance(definitions, Mapping):
+        raise UserError(f"config: definitions = {definitions!r} must map names to tasks' fields")
+    for name, fields in definitions.items():
+        if not isinstance(fields, Mapping):
+            raise UserError(f"config: definitions.{name} = {fields!r} must map fields to values")

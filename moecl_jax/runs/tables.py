@@ -1,0 +1,165 @@
+"""The results of runs as tables in plain text, for a terminal.
+
+All functions return lines joined by line ends, without a final one. T is the number of tasks; `R`
+and `b` are the accuracy matrix and the accuracies before training, as in `runs.metrics`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moecl_jax.runs.names import METRIC_NAMES
+
+
+def format_matrix(
+    tasks: Sequence[str],
+    accuracy: ArrayLike,
+    random_init: ArrayLike,
+    metrics: Mapping[str, float | None],
+) -> str:
+    """Shows the accuracy matrix and its metrics in percent.
+
+    Example:
+        accuracy in %; in parentheses: before the task's own training
+
+                      spam   irony
+        untrained    (50.0)  (48.0)
+        after spam    97.5   (51.0)
+        after irony   95.0    88.0
+
+        acc 91.5  bwt -2.5  fwt +3.0  forgetting +2.5
+
+    Args:
+      tasks: names of the tasks in the order of training, T of them.
+      accuracy: `R`, `[T, T]`, fractions. An entry that was not measured is None or NaN and is shown
+        as `-`.
+      random_init: `b`, `[T]`, fractions.
+      metrics: `acc`, `bwt`, `fwt` and `forgetting` as fractions. An unknown one is None and is
+        shown as `-`.
+
+    Returns:
+      The table.
+
+    Raises:
+      ValueError: if a shape does not fit the number of tasks.
+    """
+    matrix = np.asarray(accuracy, np.float64)
+    baseline = np.asarray(random_init, np.float64)
+    count = len(tasks)
+    if matrix.shape != (count, count) or baseline.shape != (count,):
+        raise ValueError(
+            f"{count} tasks need an accuracy matrix of shape {(count, count)} and a random_init of "
+            f"shape {(count,)}, but the shapes are {matrix.shape} and {baseline.shape}"
+        )
+    rows = [["", *(f"{task} " for task in tasks)]]
+    rows.append(["untrained", *(_cell(value, trained=False) for value in baseline)])
+    for index, (task, values) in enumerate(zip(tasks, matrix, strict=True)):
+        cells = (_cell(value, trained=column <= index) for column, value in enumerate(values))
+        rows.append([f"after {task}", *cells])
+    title = "accuracy in %; in parentheses: before the task's own training"
+    return "\n".join([title, "", *align_columns(rows), "", format_metrics(metrics)])
+
+
+def format_metrics(metrics: Mapping[str, float | None]) -> str:
+    """Shows the metrics in percent on one line, `acc 91.5  bwt -2.5  fwt +3.0  forgetting +2.5`.
+
+    Args:
+      metrics: `acc`, `bwt`, `fwt` and `forgetting` as fractions; None, shown as `-`, if unknown.
+    """
+    return "  ".join(f"{name} {_percent(metrics[name], name)}" for name in METRIC_NAMES)
+
+
+def format_task_free(
+    tasks: Sequence[str], task_free: Mapping[str, Any], accuracy: ArrayLike
+) -> str:
+    """Shows the accuracy without a given task, in percent, and how often each task was chosen.
+
+    Example:
+        task chosen from the text: acc 83.1 (known task: 85.0)
+
+        texts    as spam  as irony
+        spam          39         1
+        irony          2        38
+
+    Args:
+      tasks: names of the tasks in the order of training, T of them.
+      task_free: the object `task_free` of results.json, with `acc`, `accuracy` and `choices`.
+      accuracy: `R`, `[T, T]`, fractions. Its last row has the accuracies with the task given.
+
+    Returns:
+      The table.
+    """
+    chosen = ~np.isnan(np.asarray(task_free["accuracy"], np.float64))
+    known = np.asarray(accuracy, np.float64)[-1][chosen]
+    known_acc = _percent(float(known.mean()) if known.size else None, "acc")
+    rows = [["texts", *(f"as {task}" for task in tasks)]]
+    for task, counts in zip(tasks, task_free["choices"], strict=True):
+        rows.append([task, *map(str, counts)])
+    acc = _percent(task_free["acc"], "acc")
+    title = f"task chosen from the text: acc {acc} (known task: {known_acc})"
+    return "\n".join([title, "", *align_columns(rows)])
+
+
+def format_comparison(results: Sequence[Mapping[str, Any]]) -> str:
+    """Shows the metrics of several runs side by side in percent, one line a run.
+
+    Example:
+        method           seed   acc   bwt   fwt  forgetting  wall time
+        moe_cl              0  91.5  -2.5  +3.0        +2.5    0:02:03
+        sequential_lora     0  80.0  -9.5  +3.0        +9.5    0:01:15
+
+    Args:
+      results: contents of results.json, one a run. The runs of a sweep also have `variant`, which
+        is shown instead of the method, and `order`, which gets a column unless it is None.
+
+    Returns:
+      The table.
+    """
+    orders = ["order"] if any(result.get("order") is not None for result in results) else []
+    rows = [["method", *orders, "seed", *METRIC_NAMES, "wall time"]]
+    for result in results:
+        values = (_percent(result["metrics"][name], name) for name in METRIC_NAMES)
+        time = wall_time(result["wall_seconds"])
+        name = str(result.get("variant", result["method"]))
+        order = [str(result[key]) for key in orders]
+        rows.append([name, *order, str(result["seed"]), *values, time])
+    return "\n".join(align_columns(rows))
+
+
+def wall_time(seconds: float) -> str:
+    """Shows seconds as hours, minutes and seconds, `0:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Pads cells to columns two spaces apart; the first is flush left, the others flush right.
+
+    Args:
+      rows: cells of each row, all rows with the same number of them.
+
+    Returns:
+      One line a row.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
+
+
+def _cell(accuracy: float, *, trained: bool) -> str:
+    text = "-" if math.isnan(accuracy) else f"{100 * accuracy:.1f}"
+    return f"{text} " if trained else f"({text})"
+
+
+def _percent(fraction: float | None, name: str) -> str:
+    if fraction is None:
+        return "-"
+    # All metrics but the accuracy are differences, so their sign is shown.
+    return f"{100 * fraction:.1f}" if name == "acc" else f"{100 * fraction:+.1f}"

@@ -1,0 +1,323 @@
+"""Answers for the tasks of a stream: scores, features and text, with any parameters."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moecl_jax.data.batching import BatchLayout
+from moecl_jax.data.loading import load_tasks
+from moecl_jax.data.task import Task
+from moecl_jax.data.tokenize import (
+    TokenizedExample,
+    TokenizedTask,
+    bare_prompts,
+    end_of_sequence,
+    prompt_format,
+    prompt_limit,
+    tokenize_answers,
+    tokenize_prompt,
+)
+from moecl_jax.errors import UserError
+from moecl_jax.methods.base import Method
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.parameters import TaskParameters
+from moecl_jax.methods.stream import StartingValues
+from moecl_jax.models.model import Model
+from moecl_jax.runs.history import Evaluation
+from moecl_jax.runs.settings import Settings
+from moecl_jax.serving.generation import Generator, Sampling, read_prompts, write_tokens
+from moecl_jax.serving.scoring import (
+    Scores,
+    evaluate_examples,
+    evaluation_step,
+    score,
+    score_mixed,
+)
+from moecl_jax.serving.task_choice import extract, feature_step
+from moecl_jax.serving.text_scores import written_scores
+
+
+class Evaluator:
+    """A model with a method's experts, ready to answer for the tasks of a stream.
+
+    Attributes:
+      model: frozen LLM.
+      method: continual-learning method.
+      settings: settings of the run.
+      tasks: tasks of the stream in their order.
+      context: static parts of all steps.
+      starting: starting values of the stream's parameters.
+      answers: for each task the ids of its labels' texts; empty with classification heads and for
+        free-form tasks.
+      sampling: how answers that are evaluated are decoded.
+    """
+
+    def __init__(self, model: Model, method: Method, tasks: Sequence[Task], settings: Settings):
+        """Checks that model, method and tasks fit each other.
+
+        Raises:
+          UserError: they do not; says why.
+        """
+        head: Any = settings.head
+        _check(model, method, tasks, settings)
+        self.model, self.method, self.settings, self.tasks = model, method, settings, tuple(tasks)
+        self.context = StepContext(model.architecture, method, head)
+        self.answers = _answers(head, tasks, model)
+        classes = max(1, *(len(task.labels) for task in tasks))
+        self.starting = StartingValues(
+            method, model.sizes, settings.seed, head, classes, settings.shared_head
+        )
+        section = settings.evaluation
+        self.sampling = Sampling(section.temperature, section.top_k, section.top_p)
+        self._evaluation_step = jax.jit(functools.partial(evaluation_step, context=self.context))
+        self._feature_step = jax.jit(
+            functools.partial(feature_step, architecture=model.architecture)
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tasks in their order."""
+        return [task.name for task in self.tasks]
+
+    def index(self, name: str) -> int:
+        """Place of a task in the stream.
+
+        Raises:
+          UserError: there is no such task.
+        """
+        if name not in self.names:
+            raise UserError(f"there is no task '{name}'; the tasks are {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def load(self, tasks: Sequence[Task] | None = None) -> list[TokenizedTask]:
+        """Reads and tokenises the examples of the stream's first tasks, of all as a default.
+
+        Raises:
+          UserError: data are missing or malformed, or do not fit.
+        """
+        chosen = self.tasks if tasks is None else tasks
+        return load_tasks(
+            chosen,
+            self.answers[: len(chosen)],
+            self.settings.data,
+            seed=self.settings.seed,
+            tokenizer=self.model.tokenizer,
+            vocabulary_size=self.model.sizes.vocabulary_size,
+        )
+
+    def layout(self, batch_size: int, *, parts: int = 1) -> BatchLayout:
+        """How batches of this size are laid out, computed in so many parts."""
+        section = self.settings.batch
+        longest = max((len(ids) for labels in self.answers for ids in labels), default=1)
+        return BatchLayout(
+            batch_size,
+            packed=section.layout == "packed",
+            row_length=section.row_length,
+            continuations=self.starting.classes if self.context.head == "lm" else 1,
+            answer_length=longest,
+            padded_length=self.settings.data.max_length if section.layout == "padded_to_max" else 0,
+            row_multiple=self.model.placement.row_shards,
+            parts=parts,
+            compact=self.model.placement.one_cpu,
+        )
+
+    @functools.cached_property
+    def evaluation_layout(self) -> BatchLayout:
+        """How evaluation batches are laid out."""
+        return self.layout(self.settings.batch.evaluation_size)
+
+    def scores(
+        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+    ) -> Scores:
+        """Scores of examples that are asked as a task's.
+
+        Args:
+          parameters: parameters that answer.
+          index: place of the task.
+          examples: n of them.
+        """
+        return score(
+            self._evaluation_step,
+            self.model.placement.put(parameters),
+            self.model.params,
+            examples,
+            self.answers[index],
+            self.evaluation_layout,
+            class_count=len(self.tasks[index].labels),
+        )
+
+    def scores_of_several(
+        self,
+        parameters: TaskParameters,
+        group: Sequence[int],
+        examples: Sequence[TokenizedExample],
+        own: Sequence[int],
+    ) -> Scores:
+        """Scores of examples of several tasks in the same batches.
+
+        Args:
+          parameters: parameters of the group's tasks, as `methods.mixed.together` gives them.
+          group: places of the tasks in the stream.
+          examples: n of them.
+          own: each example's task, as an index into the group.
+        """
+        return score_mixed(
+            self._evaluation_step,
+            parameters,
+            self.model.params,
+            examples,
+            own,
+            [self.answers[task] for task in group],
+            self.evaluation_layout,
+            class_counts=[len(self.tasks[task].labels) for task in group],
+        )
+
+    def evaluate(
+        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+    ) -> Evaluation:
+        """How well given parameters answer examples that are asked as a task's.
+
+        Arguments as for `scores`.
+        """
+        task = self.tasks[index]
+        parameters = self.model.placement.put(parameters)
+        evaluation = evaluate_examples(self.scores(parameters, index, examples), examples)
+        if self.settings.evaluation.answers != "generated" and task.metric != "rouge_l":
+            return evaluation
+        if self.generator is None:
+            return evaluation
+        longest = self.settings.data.max_response
+        written = written_scores(
+            functools.partial(
+                self.generator.write,
+                parameters,
+                max_tokens=longest if task.free_form else self.evaluation_layout.answer_length,
+                sampling=self.sampling,
+                seed=self.settings.seed,
+                batch_size=self.evaluation_layout.batch_size,
+            ),
+            lambda ids: self.model.tokenizer.decode(ids, skip_special_tokens=True),
+            examples,
+            self.answers[index],
+            task.metric,
+        )
+        accuracy = sum(written) / len(written) if written else math.nan
+        right = np.zeros(0, bool) if task.free_form else np.array(written) == 1.0
+        return Evaluation(
+            accuracy,
+            evaluation.scored_accuracy,
+            evaluation.log_likelihood,
+            right,
+            evaluation.shared_weight,
+        )
+
+    def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
+        """What the frozen model makes of each text alone, `[n, D]`, of at least one."""
+        texts = bare_prompts(examples, self.model.tokenizer, self.settings.data.max_length)
+        return extract(self._feature_step, self.model.params, texts, self.evaluation_layout)
+
+    @functools.cached_property
+    def generator(self) -> Generator | None:
+        """Writes text with the LM head; None with classification heads."""
+        if self.context.head != "lm":
+            return None
+        end = end_of_sequence(self.model.tokenizer)
+        read = functools.partial(read_prompts, context=self.context, end=end)
+        write = functools.partial(write_tokens, context=self.context, end=end)
+        return Generator(
+            read_prompts=jax.jit(read, static_argnames=("sampling", "slots")),
+            write_tokens=jax.jit(write, static_argnames=("sampling", "count"), donate_argnums=2),
+            frozen=self.model.params,
+            end=end,
+            context_length=self.model.sizes.context_length,
+        )
+
+    def prompt_of(self, index: int) -> Callable[[TokenizedExample], tuple[np.ndarray, bool]]:
+        """Gives an example's prompt as a task's, and whether it was cut to fit.
+
+        An example with a text is put into the task's template; one without keeps its ids.
+        """
+        task, tokenizer = self.tasks[index], self.model.tokenizer
+        form = prompt_format(task, tokenizer)
+        section = self.settings.data
+        limit = prompt_limit(task, self.answers[index], section.max_length, section.max_response)
+
+        def fit(example: TokenizedExample) -> tuple[np.ndarray, bool]:
+            if example.text and tokenizer is not None:
+                return tokenize_prompt(example.text, form, tokenizer, limit)
+            return example.prompt[:limit], len(example.prompt) > limit
+
+        return fit
+
+
+def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settings) -> None:
+    """Refuses settings that do not fit the model, the method or the tasks."""
+    data = settings.data
+    if settings.shared_head:
+        _check_shared_head(settings.head, tasks)
+    if data.max_length > model.sizes.context_length:
+        raise UserError(
+            f"config: data.max_length = {data.max_length} exceeds the "
+            f"{model.sizes.context_length} positions that {model.source} was trained on; lower it"
+        )
+    if any(task.free_form for task in tasks) and data.max_response >= data.max_length:
+        raise UserError(
+            f"config: data.max_response = {data.max_response} leaves no room for a prompt in "
+            f"data.max_length = {data.max_length} tokens; lower the first or raise the other"
+        )
+    _check_output(method, settings.head, settings.shared_head)
+    if model.quantization != "none" and method.traits.trains_llm:
+        raise UserError(
+            f"config: method = '{method.name}' trains the LLM's own weights, which cannot be "
+            "quantised; set model.quantization = 'none'"
+        )
+
+
+def _check_shared_head(head: str, tasks: Sequence[Task]) -> None:
+    if head != "classification":
+        raise UserError(f"config: shared_head needs head = 'classification'; it is {head!r}")
+    counts = {task.name: len(task.labels) for task in tasks}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise UserError(
+            f"config: shared_head needs equally many labels in every task, but {listed}; set "
+            "shared_head = False for a head a task"
+        )
+
+
+def _check_output(method: Method, head: str, shared_head: bool) -> None:
+    needs = {
+        "any": "",
+        "shared": "needs an output layer that all tasks share: set head = 'lm', or shared_head = "
+        "True",
+        "lm": "distils the LLM's own output layer: set head = 'lm'",
+    }
+    output = method.traits.output
+    shares = head == "lm" or (output == "shared" and shared_head)
+    if output != "any" and not shares:
+        raise UserError(f"config: method = '{method.name}' {needs[output]}")
+
+
+def _answers(
+    head: str, tasks: Sequence[Task], model: Model
+) -> tuple[tuple[np.ndarray, ...], ...]:
+    """For each task the ids of its labels' texts where the LM head writes them, else none."""
+    free_form = next((task.name for task in tasks if task.free_form), None)
+    if head == "classification":
+        if free_form is not None:
+            raise UserError(
+                f"config: head = 'classification', and task '{free_form}' has a response_field: "
+                "its answer is free text, which only head = 'lm' writes"
+            )
+        return ((),) * len(tasks)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UserError(
+            f"{model.source} holds no tokenizer, and head = 'lm' writes texts; put its "
+            "tokenizer.json there, or set head = 'classification' and give examples as input_ids"
+        )
+    return tuple(() if task.free_form else tokenize_answers(task, tokenizer) for task in tasks)
