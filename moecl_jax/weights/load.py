@@ -171,15 +171,20 @@ def _locate(path: str | Path) -> Path:
 
 
 def _in_hub_cache(name: str) -> Path | None:
-    """The folder of a hub's model that was downloaded before; None if it was not."""
+    """The folder of a hub's model whose config.json was downloaded before; None if it was not.
+
+    What else the model needs is checked when the folder is read, so that a download of the needed
+    files alone will do.
+    """
     # Imported late: most models are named by their folder.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
+        file = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
         return None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str, Any], str]:

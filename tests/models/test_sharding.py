@@ -1,5 +1,6 @@
 """Training over a mesh of eight virtual devices, in one process and in two."""
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -180,6 +181,29 @@ def test_planned_bytes_are_those_that_lie_on_a_device(runs):
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
         assert placement.bytes_per_device(shapes) == sum(held) < whole
         assert Placement().bytes_per_device(shapes) == whole
+
+
+def test_rows_of_any_dataclass_are_split():
+    @dataclasses.dataclass(frozen=True)
+    class Texts:
+        tokens: jax.Array
+        positions: jax.Array
+        segments: jax.Array
+        branches: jax.Array
+        weights: jax.Array
+
+    texts = Texts(*(np.full((8, 3), value) for value in range(4)), np.ones(5))
+    assert Placement().split_rows(texts) is texts
+    placement = Placement.over({"data": 2, "fsdp": 2, "tensor": 2})
+
+    def split(*arrays):
+        return dataclasses.astuple(placement.split_rows(Texts(*arrays)))
+
+    *rows, weights = jax.jit(split)(*dataclasses.astuple(texts))
+    for index, array in enumerate(rows):
+        assert array.sharding.spec[0] == ("data", "fsdp")
+        np.testing.assert_array_equal(array, np.full((8, 3), index))
+    assert weights.sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (16, 1, 1)])

@@ -33,7 +33,7 @@ same LoRA (rank 2, no factor zero) on all seven projections. Logits are compared
 padded on the right, and with all texts packed into one row; gradients of the LoRA factors in the
 packed row.
 
-The command that made this file, in about two minutes on two cores (it needs torch):
+The command that made this table, in about two minutes on two cores (it needs torch):
 
 ```bash
 python tests/oracles/parity_table.py
