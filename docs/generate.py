@@ -21,6 +21,7 @@ from typing import Any
 
 import moecl_jax
 from moecl_jax.methods import METHODS
+from moecl_jax.runs.settings import SECTIONS, Settings
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Note):$")
 ENTRY = re.compile(r"([\w, *]+?)(?: \(.*?\))?: (.*)")
@@ -32,7 +33,7 @@ def write(docs: Path) -> None:
     fragments = {
         "methods.md": methods_table(METHODS),
         "method_sections.md": method_sections(METHODS),
-        "configuration.md": configuration(),
+        "configuration.md": settings_tables([Settings, *SECTIONS.values()]),
         "command_line.md": command_line(),
         "api.md": public_api(moecl_jax),
     }
@@ -71,7 +72,9 @@ def attribute_docs(described: type) -> dict[str, str]:
 
 
 def options_table(described: type, prefix: str = "") -> str:
-    """A table of a dataclass's fields: name, default and meaning.
+    """A table of a dataclass's fields: key, default, allowed values and meaning.
+
+    Fields that are sections of their own are left out.
 
     Args:
       described: a dataclass whose docstring has a section `Attributes:`.
@@ -79,10 +82,11 @@ def options_table(described: type, prefix: str = "") -> str:
     """
     docs = attribute_docs(described)
     rows = [
-        (f"`{prefix}{field.name}`", _default(field), docs.get(field.name, ""))
+        (f"`{prefix}{field.name}`", _default(field), _allowed(field), docs.get(field.name, ""))
         for field in dataclasses.fields(described)
+        if not dataclasses.is_dataclass(field.default)
     ]
-    return table(("key", "default", "meaning"), rows)
+    return table(("key", "default", "allowed", "meaning"), rows) if rows else ""
 
 
 def methods_table(methods: Mapping[str, type]) -> str:
@@ -95,38 +99,36 @@ def methods_table(methods: Mapping[str, type]) -> str:
 
 
 def method_sections(methods: Mapping[str, Any]) -> str:
-    """A section a method: its paper and equations, and the table of its options."""
+    """A section a method: its paper and equations, and a table of each section of its options."""
     sections = []
     for name, method in methods.items():
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
         text = [f"(method-{_anchor(name)})=", f"### `{name}`", "", _fence("text", module)]
-        if dataclasses.fields(method.Options):
-            text += ["", options_table(method.Options, prefix=f"{name}.")]
-        sections.append("\n".join(text))
+        nested = {
+            field.name: type(field.default)
+            for field in dataclasses.fields(method.Options)
+            if dataclasses.is_dataclass(field.default)
+        }
+        for key, described in {name: method.Options, **nested}.items():
+            text += ["", options_table(described, prefix=f"{key}.")]
+        sections.append("\n".join(text).rstrip())
     return "\n\n".join(sections)
 
 
-def settings_tables(sections: Mapping[str, type]) -> str:
+def settings_tables(sections: Iterable[type]) -> str:
     """Tables of a config's values, one for each section.
 
     Args:
-      sections: dataclass of each section by its name; "" for the values outside all sections.
+      sections: dataclasses of the sections. `KEY` of each is the name of its section in a config,
+        "" for the values outside all sections.
     """
     parts = []
-    for name, described in sections.items():
-        title = f"### `{name}`" if name else "### Outside all sections"
-        prefix = f"{name}." if name else ""
-        parts.append(f"{title}\n\n{_summary(described)}\n\n{options_table(described, prefix)}")
+    for described in sections:
+        key = getattr(described, "KEY", "")
+        title = f"### `{key}`" if key else "### Outside all sections"
+        rows = options_table(described, f"{key}." if key else "")
+        parts.append(f"{title}\n\n{_summary(described)}\n\n{rows}")
     return "\n\n".join(parts)
-
-
-def configuration() -> str:
-    """All values of a config, with their defaults."""
-    sections = getattr(importlib.import_module("moecl_jax.config"), "SECTIONS", None)
-    if sections:
-        return settings_tables(sections)
-    default = importlib.import_module("moecl_jax.config.default")
-    return _fence("python", inspect.getsource(default.get_config))
 
 
 def command_line() -> str:
@@ -268,6 +270,17 @@ def _default(field: Any) -> str:
     return ""
 
 
+def _allowed(field: Any) -> str:
+    """The limits of a field made by `moecl_jax.settings.setting`."""
+    signs = {"least": "≥", "above": ">", "most": "≤", "below": "<"}
+    limits = field.metadata.get("limits", {})
+    if limits.get("choices"):
+        return ", ".join(f"`{choice}`" for choice in limits["choices"])
+    return ", ".join(
+        f"{sign} {limits[k]}" for k, sign in signs.items() if limits.get(k) is not None
+    )
+
+
 def _summary(described: type) -> str:
     return (inspect.getdoc(described) or "").partition("\n")[0]
 
@@ -285,4 +298,3 @@ def _write(path: Path, text: str) -> None:
     text = text.rstrip("\n") + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
-

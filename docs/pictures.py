@@ -52,7 +52,11 @@ def main() -> None:
             axes.plot((0, 1), pair, color=colour, marker="o", markersize=5, linewidth=1.8)
         end = sum(pair[1] for pair in seeds) / len(seeds)
         axes.annotate(
-            TITLES[method], (1, end), xytext=(14, 0), textcoords="offset points", color=colour,
+            TITLES[method],
+            (1, end),
+            xytext=(14, 0),
+            textcoords="offset points",
+            color=colour,
             va="center",
         )
     axes.set_xticks((0, 1), ("just after each\ntask's training", "after the\nwhole stream"))

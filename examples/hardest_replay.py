@@ -2,50 +2,63 @@
 
     L = L_SFT over the task's own batch and examples drawn from the memory, together
 
-The memory keeps the examples with the highest loss at the end of their task. Every finished task
-has the same share of it, so that one noisy task does not fill the memory.
+The memory holds the examples with the highest loss at the end of their task: the hardest of each
+finished task, then the second hardest of each, and so on until it is full. So all tasks have the
+same share of it.
 """
 
-from typing import ClassVar
+import dataclasses
 
-import jax.numpy as jnp
+import numpy as np
 
 from moecl_jax import Replay
-from moecl_jax.data import Reservoir
+from moecl_jax.data import ExamplePolicy
 
 
-class Hardest(Reservoir):
-    """A memory of examples with the highest losses, in place of a uniform sample.
+@dataclasses.dataclass(frozen=True)
+class Kept(ExamplePolicy):
+    """The examples that the method's memory names join the batches of later tasks.
 
-    Each finished task keeps `memory // tasks` examples. The others are dropped, those with the
-    lowest loss first.
+    Attributes:
+      joined: number of examples that join each batch.
     """
 
-    def choose(self, losses):
-        """Task and place of each example to keep.
+    joined: int = 4
 
-        Args:
-          losses: of each finished task, the loss of every training example `[n]` at its end.
-        """
-        share = self.memory // len(losses)
+    def stored(self, memory, past, seed):
+        """Task and place in it of each example that the memory names."""
         return [
-            (task, int(place))
-            for task, values in enumerate(losses)
-            for place in jnp.argsort(-values)[:share]
+            (int(t), int(p)) for t, p in zip(memory["task"], memory["place"], strict=True) if t >= 0
         ]
 
 
 class HardestReplay(Replay):
-    """One LoRA for all tasks, trained on the current task and the hardest examples of earlier ones."""
+    """One LoRA for all tasks, trained on the current one and the hardest examples of earlier ones."""
 
-    name: ClassVar[str] = "hardest_replay"
+    name = "hardest_replay"
 
     @property
-    def examples(self) -> Hardest:
-        """The policy that chooses which examples are kept, and how many join a batch."""
-        return Hardest(memory=self.options.memory, batch=self.options.batch)
+    def examples(self):
+        """Those that the memory names join each batch."""
+        return Kept(self.options.batch)
+
+    def init_memory(self, sizes, task_count):
+        """Place, task and loss of each example kept; task -1 where there is none yet."""
+        size = self.options.memory
+        empty = np.zeros(size, np.int32)
+        return {"task": empty - 1, "place": empty, "loss": empty.astype(np.float32)}
 
     def finish_task(self, parameters, end):
-        """Keeps the losses of the task's examples, by which the hardest are chosen."""
-        kept = super().finish_task(parameters, end)
-        return kept.remember(losses=end.losses())
+        """Adds the examples of the task, and keeps the hardest of each."""
+        losses, memory = end.losses(), parameters.memory
+        task = np.append(memory["task"], np.full(len(losses), end.index))
+        place = np.append(memory["place"], np.arange(len(losses)))
+        loss = np.append(memory["loss"], losses)
+        # How many examples of its own task are harder, by which all tasks are kept alike.
+        rank = np.array(
+            [np.sum((task == t) & (loss > value)) for t, value in zip(task, loss, strict=True)]
+        )
+        best = np.lexsort((rank, task < 0))[: self.options.memory]
+        kept = {"task": task[best], "place": place[best], "loss": loss[best]}
+        kept = {name: values.astype(memory[name].dtype) for name, values in kept.items()}
+        return parameters.replace(memory=kept)
