@@ -13,12 +13,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-
 from moecl_jax.config.experiment import build, load_tasks
-from moecl_jax.errors import UserError
 from moecl_jax.methods.state import look_up
-from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.resume import restore_task
+
+from moecl_jax.errors import UserError
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.workdir import load_config
 from moecl_jax.training.trainer import Run
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from moecl_jax.methods.state import Initializer
 
 from moecl_jax.data.batching import Batch, BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods import Method, MethodSettings, MoeCl
-from moecl_jax.methods.state import Initializer
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.lora import FFN_TARGETS

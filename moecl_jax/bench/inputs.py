@@ -25,7 +25,6 @@ from moecl_jax.data.batching import (
 )
 from moecl_jax.data.catalog import MTL5_LABELS
 from moecl_jax.data.examples import Example, TaskExamples
-from moecl_jax.data.sources.reading import read_split
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
@@ -321,13 +320,13 @@ def _definition(texts: Path | None) -> Task:
 def _read_texts(definition: Task) -> list[Example]:
     """The file's sentences, the labels being given to them in turn."""
     examples = []
-    for index, record in enumerate(read_split(definition, "train")):
+    for index, record in enumerate(definition.records("train")):
         text = record.fields.get("sentence")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f'{record.where}: expected a text in "sentence", found {text!r}')
         examples.append(Example(text, index % len(definition.labels), record.where))
     if not examples:
-        raise UserError(f"{Path(definition.path) / definition.train}: the list is empty")
+        raise UserError(f"{definition.reader.location(definition, 'train')}: the list is empty")
     return examples
 
 

@@ -53,8 +53,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.serving.generation import Sampling
     from moecl_jax.serving.files import check_files, generate_file
+    from moecl_jax.serving.generation import Sampling
     from moecl_jax.serving.session import open_run
 
     files = (arguments.input, arguments.output)

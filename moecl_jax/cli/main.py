@@ -92,8 +92,8 @@ def _build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 
 def _run(command: Command, arguments: argparse.Namespace) -> int:
-    from moecl_jax.cli.progress import TerminalReporter
     from moecl_jax import reporting
+    from moecl_jax.cli.progress import TerminalReporter
 
     with reporting.use(TerminalReporter()):
         return command.run(arguments)

@@ -6,15 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
-from pathlib import Path
 from typing import Any
 
-from moecl_jax.data.sources import reading as sources
-from moecl_jax.data.sources.reading import INPUT_IDS, BadExample, Record
-from moecl_jax.data.task import Task, label_key
+from moecl_jax.data.labels import label_key
+from moecl_jax.data.sources import INPUT_IDS, BadExample, Record
+from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 Key = str | tuple[int, ...]
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair, which JSON may hold as \\ud800 and no tokenizer takes."""
@@ -59,7 +57,7 @@ class TaskExamples:
 
 
 def load_examples(
-    definition: Task,
+    task: Task,
     *,
     seed: int,
     vocabulary_size: int,
@@ -76,13 +74,13 @@ def load_examples(
     seed, the sample of 100 lies within the sample of 200. Examples stay in the order of the data.
 
     Args:
-        definition: what to read.
+        task: what to read.
         seed: draws the carved validation split and the sub-samples.
         vocabulary_size: `input_ids` must be below it.
         validation_from: "train", or "test" to use the test split for validation too, whatever the
-            definition says: selection then leaks.
+            task says: selection then leaks.
         validation_fraction: the part of training, in [0, 1), that becomes validation when the
-            definition has no validation split, class by class; 0 leaves validation empty.
+            task has no validation split, class by class; 0 leaves validation empty.
         train_examples: at most so many training examples; 0 means all.
         validation_examples: likewise of validation.
         test_examples: likewise of test.
@@ -92,42 +90,40 @@ def load_examples(
             rather than in validation, and there rather than in training).
 
     Returns:
-        The task; a split that the definition does not name is empty.
+        The task; a split that the task does not name is empty.
 
     Raises:
         UserError: a bad example (with its file and line) unless skipped; always for malformed
             JSON, a repeated column, an empty file, or two splits that are the same.
     """
     counts = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    _check_arguments(definition, validation_from, validation_fraction, counts, on_bad_example)
-    named = [split for split in SPLITS if getattr(definition, split)]
+    _check_arguments(task, validation_from, validation_fraction, counts, on_bad_example)
+    named = [split for split in SPLITS if getattr(task, split)]
     if validation_from == "test" and "validation" in named:
         named.remove("validation")
-    _refuse_one_location_twice(definition, named)
+    _refuse_one_location_twice(task, named)
     skipped: Counter[str] = Counter()
     splits = {
-        split: _read_examples(definition, split, vocabulary_size, on_bad_example, skipped)
+        split: _read_examples(task, split, vocabulary_size, on_bad_example, skipped)
         for split in named
     }
-    _refuse_empty(definition, splits)
-    _refuse_equal_splits(definition, splits)
+    _refuse_empty(task, splits)
+    _refuse_equal_splits(task, splits)
     for kept, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
         if kept in splits and other in splits:
-            splits[other] = _without_overlap(
-                definition, splits, kept, other, on_bad_example, skipped
-            )
-    _refuse_empty(definition, splits)
+            splits[other] = _without_overlap(task, splits, kept, other, on_bad_example, skipped)
+    _refuse_empty(task, splits)
     if validation_from == "train" and "train" in splits and "validation" not in splits:
         splits["train"], splits["validation"] = _carve(
-            definition, splits["train"], validation_fraction, seed
+            task, splits["train"], validation_fraction, seed
         )
     samples = {
-        split: _sample(splits.get(split, ()), counts[split], _generator(definition, split, seed))
+        split: _sample(splits.get(split, ()), counts[split], _generator(task, split, seed))
         for split in SPLITS
     }
     if validation_from == "test":
         samples["validation"] = samples["test"]
-    return TaskExamples(definition, skipped=dict(skipped), **samples)
+    return TaskExamples(task, skipped=dict(skipped), **samples)
 
 
 Examples = tuple[Example, ...]
@@ -147,19 +143,19 @@ def problem_with_ids(ids: Any, vocabulary_size: int) -> str | None:
     return None
 
 
-def _generator(definition: Task, purpose: str, seed: int) -> random.Random:
+def _generator(task: Task, purpose: str, seed: int) -> random.Random:
     """A generator for one purpose; seeding by text is the same on every machine."""
-    return random.Random(f"{purpose} {definition.name} {seed}")
+    return random.Random(f"{purpose} {task.name} {seed}")
 
 
 def _check_arguments(
-    definition: Task,
+    task: Task,
     validation_from: str,
     validation_fraction: float,
     counts: dict[str, int],
     on_bad_example: str,
 ) -> None:
-    where = f"task '{definition.name}'"
+    where = f"task '{task.name}'"
     if on_bad_example not in ("error", "skip"):
         raise UserError(f"{where}: on_bad_example = {on_bad_example!r} must be 'error' or 'skip'.")
     if validation_from not in ("train", "test"):
@@ -175,88 +171,84 @@ def _check_arguments(
             raise UserError(f"{where}: {split}_examples = {count} must be 0 (all) or more.")
 
 
-def _leak(definition: Task, first: str, second: str, what: str) -> UserError:
+def _leak(task: Task, first: str, second: str, what: str) -> UserError:
     return UserError(
-        f"task '{definition.name}': {first} and {second} are {what}. Choosing a checkpoint on, or "
+        f"task '{task.name}': {first} and {second} are {what}. Choosing a checkpoint on, or "
         "training on, the data that are scored leaks the answers, and the score says nothing "
         "about new texts. Give each split its own data; with validation='' a part of training "
         "(validation_fraction) is used for validation."
     )
 
 
-def _refuse_one_location_twice(definition: Task, named: Iterable[str]) -> None:
-    """Raises when two of the named splits are one file (links followed) or one split."""
+def _refuse_one_location_twice(task: Task, named: Iterable[str]) -> None:
+    """Raises when two of the named splits are one place: one file (links followed) or split."""
     for first, second in combinations(named, 2):
-        names = getattr(definition, first), getattr(definition, second)
-        same = names[0] == names[1]
-        if definition.source in sources.FILE_SOURCES:
-            files = [(Path(definition.path) / name).expanduser().resolve() for name in names]
-            same = files[0] == files[1]
-        if same:
-            raise _leak(definition, first, second, f"the same data ({names[0]} and {names[1]})")
+        names = getattr(task, first), getattr(task, second)
+        if task.reader.same(task, first, second):
+            raise _leak(task, first, second, f"the same data ({names[0]} and {names[1]})")
 
 
-def _refuse_equal_splits(definition: Task, splits: dict[str, Examples]) -> None:
+def _refuse_equal_splits(task: Task, splits: dict[str, Examples]) -> None:
     """Raises when two splits, wherever they lie, hold the same set of prompts."""
     keys = {split: {example.key for example in examples} for split, examples in splits.items()}
     for first, second in combinations(keys, 2):
         if keys[first] == keys[second]:
-            raise _leak(definition, first, second, "different files or splits with the same texts")
+            raise _leak(task, first, second, "different files or splits with the same texts")
 
 
-def _refuse_empty(definition: Task, splits: dict[str, Examples]) -> None:
+def _refuse_empty(task: Task, splits: dict[str, Examples]) -> None:
     for split, examples in splits.items():
         if not examples:
             raise UserError(
-                f"task '{definition.name}': no usable example in the {split} split "
-                f"({sources.location(definition, split)}). Give it examples; if some were "
+                f"task '{task.name}': no usable example in the {split} split "
+                f"({task.reader.location(task, split)}). Give it examples; if some were "
                 "skipped, on_bad_example='error' says why."
             )
 
 
 def _read_examples(
-    definition: Task,
+    task: Task,
     split: str,
     vocabulary_size: int,
     on_bad_example: str,
     skipped: Counter[str],
 ) -> Examples:
     """The usable examples of a split, in order; the others raise or are counted in `skipped`."""
-    classes = definition.classes()
+    classes = task.classes()
     examples = []
-    for record in sources.read_split(definition, split):
-        example = _example(record, definition, classes, vocabulary_size)
+    for record in task.records(split):
+        example = _example(record, task, classes, vocabulary_size)
         if isinstance(example, Example):
             examples.append(example)
         elif on_bad_example == "skip":
             skipped[example.reason] += 1
         else:
             raise UserError(
-                f"{record.where}: {example.message} (task '{definition.name}', {split} split). "
+                f"{record.where}: {example.message} (task '{task.name}', {split} split). "
                 "Mend the data, or set on_bad_example='skip' to leave out and count such examples."
             )
     return tuple(examples)
 
 
 def _example(
-    record: Record, definition: Task, classes: dict[str, int], vocabulary_size: int
+    record: Record, task: Task, classes: dict[str, int], vocabulary_size: int
 ) -> Example | BadExample:
     """A record as an example, or what is wrong with it."""
     if record.problem is not None:
         return record.problem
     fields = record.fields
-    prompt = _prompt(record, definition, vocabulary_size)
+    prompt = _prompt(record, task, vocabulary_size)
     if isinstance(prompt, BadExample):
         return prompt
     text, input_ids = prompt
-    if definition.answer_field not in fields:
-        return _missing(record, definition.answer_field)
-    if definition.free_form:
-        response = _text(record, (definition.response_field,))
+    if task.answer_field not in fields:
+        return _missing(record, task.answer_field)
+    if task.free_form:
+        response = _text(record, (task.response_field,))
         if isinstance(response, BadExample):
             return response
         return Example(text, 0, record.where, response, input_ids)
-    label = label_key(fields[definition.label_field])
+    label = label_key(fields[task.label_field])
     if label not in classes:
         return BadExample(
             "unknown label", f"unknown label {label!r}; the labels are {', '.join(classes)}"
@@ -265,13 +257,13 @@ def _example(
 
 
 def _prompt(
-    record: Record, definition: Task, vocabulary_size: int
+    record: Record, task: Task, vocabulary_size: int
 ) -> tuple[str, tuple[int, ...]] | BadExample:
     """The text of a record that has one of the text fields, else its `input_ids`."""
-    names = definition.text_fields
+    names = task.text_fields
     ids: Any = record.fields.get(INPUT_IDS)
     if ids is None or any(record.fields.get(name) is not None for name in names):
-        text = _text(record, names, definition.join_texts)
+        text = _text(record, names, task.join_texts)
         return text if isinstance(text, BadExample) else (text, ())
     problem = problem_with_ids(ids, vocabulary_size)
     return BadExample("bad input_ids", problem) if problem else ("", tuple(ids))
@@ -303,7 +295,7 @@ def _missing(record: Record, name: str) -> BadExample:
 
 
 def _without_overlap(
-    definition: Task,
+    task: Task,
     splits: dict[str, Examples],
     kept: str,
     other: str,
@@ -321,7 +313,7 @@ def _without_overlap(
         begin = first.text[:60] or str(first.input_ids)[:60]
         raise UserError(
             f"{first.where}: this {other} text is also in {kept}, at "
-            f"{seen[first.key].where} (task '{definition.name}'; {len(shared)} such "
+            f"{seen[first.key].where} (task '{task.name}'; {len(shared)} such "
             f"{other} examples; it begins {begin!r}). Splits that share texts "
             "score what was learnt by heart. Remove it from one of them, or set "
             f"on_bad_example='skip' to drop such examples from {other}."
@@ -331,9 +323,7 @@ def _without_overlap(
     return tuple(alone)
 
 
-def _carve(
-    definition: Task, examples: Examples, fraction: float, seed: int
-) -> tuple[Examples, Examples]:
+def _carve(task: Task, examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Training without, and validation with, a fraction of each class; equal texts stay together.
 
     Every class of two or more texts keeps at least one on each side (fraction > 0).
@@ -346,7 +336,7 @@ def _carve(
         if example.key not in known:
             known.add(example.key)
             texts_of_class[example.label].append(example.key)
-    generator = _generator(definition, "carve", seed)
+    generator = _generator(task, "carve", seed)
     chosen: set[Key] = set()
     for label in sorted(texts_of_class):
         texts = texts_of_class[label]
@@ -355,7 +345,7 @@ def _carve(
         chosen.update(texts[:count])
     if not chosen:
         raise UserError(
-            f"task '{definition.name}': no class has two different training texts, so no "
+            f"task '{task.name}': no class has two different training texts, so no "
             "validation split can be carved. Name a validation split, or set "
             "validation_fraction=0 to do without."
         )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moecl_jax.data.examples import SPLITS, Example, TaskExamples
-from moecl_jax.data.task import Task
+from moecl_jax.data.examples import Example, TaskExamples
+from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:

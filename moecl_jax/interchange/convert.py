@@ -8,22 +8,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from moecl_jax.config.default import get_config
-from moecl_jax.config.experiment import Experiment, build
 from moecl_jax.data.batching import ROW_LENGTHS
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 from moecl_jax.interchange import official, torch_file
-from moecl_jax.methods.state import Stream, finish
+from moecl_jax.methods import TaskParameters
+from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import ATTENTION_TARGETS
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import History, save_finished, save_in_progress
-from moecl_jax.runs.workdir import Origin, new_workdir, note_other_base, save_config
-from moecl_jax.training.steps import Active, init_train_state
+from moecl_jax.runs.history import History
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.workdir import Origin, new_workdir, note_other_base, save_settings
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import model_of
+from moecl_jax.training.steps import init_train_state
+from moecl_jax.training.task_training import NO_SCORE, in_progress_tree
+from moecl_jax.training.trainer import optimizer_of
 from moecl_jax.weights import huggingface
 
 
@@ -63,9 +66,13 @@ def convert_official(
                     f"{', '.join(order)}"
                 )
             order = [*(task for task in order if task != continue_task), continue_task]
-        config = _config(source, order, base)
-        _write(source, build(config), beside, continue_task)
-        save_config(config, beside)
+        settings = _settings(source, order, base)
+        tasks_in_order = settings.task_objects()
+        evaluator = Evaluator(
+            model_of(settings), settings.method_object(), tasks_in_order, settings
+        )
+        _write(source, evaluator, beside, continue_task)
+        save_settings(settings, beside)
     known_base = source.settings.content.get("base_model_name_or_path")
     if isinstance(known_base, str) and known_base and Path(known_base).name != base.name:
         note_other_base(known_base, base)
@@ -154,21 +161,30 @@ def _classes(
     return {task: own[task] for task in official.expert_order(list(own))}
 
 
-def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
-    """The defaults, with all that the checkpoint says."""
-    config, settings = get_config(), source.settings
-    config.method, config.head, config.shared_head = "moe_cl", "classification", source.shared_head
-    config.model.path, config.model.dtype = str(base.absolute()), "float32"
-    config.lora.rank, config.lora.alpha = settings.rank, settings.lora_alpha
-    config.lora.dropout, config.lora.targets = settings.dropout, settings.targets
-    config.lora.task_attention = not set(settings.targets) & set(ATTENTION_TARGETS)
-    config.adversarial.objective = "original"
-    config.data.max_length = min(source.config.context_length, ROW_LENGTHS[-1])
-    config.tasks = tuple(order)
-    for task in order:
-        definition = dataclasses.asdict(_definition(task, source.classes[task]))
-        config.definitions[task] = ConfigDict(definition)
-    return config.lock()
+def _settings(source: _Source, order: Sequence[str], base: Path) -> Settings:
+    """The default settings, with all that the checkpoint says."""
+    known = source.settings
+    return Settings().changed(
+        {
+            "method": "moe_cl",
+            "head": "classification",
+            "shared_head": source.shared_head,
+            "tasks": tuple(order),
+            "definitions": {
+                task: _definition(task, source.classes[task]).to_fields() for task in order
+            },
+            "model": {"path": str(base.absolute()), "dtype": "float32"},
+            "lora": {
+                "rank": known.rank,
+                "alpha": known.lora_alpha,
+                "dropout": known.dropout,
+                "targets": known.targets,
+                "task_attention": not set(known.targets) & set(ATTENTION_TARGETS),
+            },
+            "adversarial": {"objective": "original"},
+            "data": {"max_length": min(source.config.context_length, ROW_LENGTHS[-1])},
+        }
+    )
 
 
 def _definition(task: str, classes: int) -> Task:
@@ -176,9 +192,9 @@ def _definition(task: str, classes: int) -> Task:
     known = CATALOG.get(task)
     numbers = tuple(range(classes))
     if known is None or len(known.labels) != classes:
-        return Task(name=task, source="none", labels=tuple(map(str, numbers)))
+        return Task(task, source="none", labels=tuple(map(str, numbers)))
     return Task(
-        name=task,
+        task,
         source="none",
         labels=known.labels,
         raw_labels=numbers,
@@ -187,44 +203,44 @@ def _definition(task: str, classes: int) -> Task:
 
 
 def _write(
-    source: _Source, experiment: Experiment, workdir: Path, continue_task: str | None
+    source: _Source, evaluator: Evaluator, workdir: Path, continue_task: str | None
 ) -> None:
     """Checkpoints of all tasks, through the same functions as those of a training."""
-    checkpoints, official_order = TaskCheckpoints(workdir), list(source.classes)
-    names = experiment.names
+    model, starting, names = evaluator.model, evaluator.starting, evaluator.names
+    store, official_order = DiskStore(workdir, evaluator.tasks, starting, model), list(source.classes)
     rows = np.array([official_order.index(name) for name in names])
     shared = dict(source.trees["shared"])
     shared["discriminator"] = shared["discriminator"][:, rows]
 
-    stream = Stream(shared, {})
+    stream = StreamState(shared, {})
     history = History([np.nan] * len(names), converted=len(names) - (continue_task is not None))
     for index in range(history.converted):
-        stream = finish(
-            stream,
-            names[index],
-            _active(source, experiment, shared, index),
-            source.classes[names[index]],
-        )
+        parameters = _parameters(source, evaluator, shared, index)
+        stream = stream.after(names[index], parameters, source.classes[names[index]])
         history.append_unknown_row()
         history.validation.append(None)
-        save_finished(experiment, checkpoints, stream, history)
+        store.save_finished(stream, history)
     if continue_task is not None:
         index = history.converted
-        active = _active(source, experiment, shared, index)
-        key = experiment.initializer.training_key(index)
-        state = init_train_state(experiment.learner, active, key)
-        save_in_progress(experiment, checkpoints, index, state, best=active)
+        parameters = _parameters(source, evaluator, shared, index)
+        key = starting.training_key(index)
+        optimizer = optimizer_of(evaluator.settings)
+        state = init_train_state(evaluator.method, optimizer, parameters, key)
+        record = {"step": 0, "best_score": list(NO_SCORE)}
+        store.save_in_progress(index, in_progress_tree(state, parameters), record)
     origin = Origin(source.settings.content, official_order, history.converted, source.dtypes)
     origin.save(workdir)
 
 
-def _active(source: _Source, experiment: Experiment, shared: Any, index: int) -> Active:
-    """The trees of one task."""
-    task = experiment.names[index]
+def _parameters(
+    source: _Source, evaluator: Evaluator, shared: Any, index: int
+) -> TaskParameters:
+    """The parameters of one task."""
+    task = evaluator.names[index]
     head = source.trees["head"] if source.shared_head else source.trees["heads"][task]
-    padding = experiment.initializer.classes - head.shape[1]
+    padding = evaluator.starting.classes - head.shape[1]
     expert = source.trees.get("experts", {}).get(task, {})
-    return Active(
+    return TaskParameters(
         shared=jax.tree.map(jnp.asarray, shared),
         expert=jax.tree.map(jnp.asarray, expert),
         head=jnp.pad(head, ((0, 0), (0, padding))),

@@ -6,17 +6,19 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from ml_collections import ConfigDict
 
-from moecl_jax.config.experiment import Experiment, build
 from moecl_jax.errors import UserError
 from moecl_jax.interchange import official, torch_file
-from moecl_jax.methods.state import Stream, finish
+from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.lora import ATTENTION_TARGETS
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import check_fingerprint, in_progress_tree, restore_stream
-from moecl_jax.runs.workdir import Origin, load_config, write_json
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.workdir import Origin, load_settings, write_json
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import open_stream
 from moecl_jax.training.steps import init_train_state
+from moecl_jax.training.task_training import in_progress_tree
+from moecl_jax.training.trainer import optimizer_of
 from moecl_jax.weights.safetensors_file import write_safetensors
 
 
@@ -68,11 +70,11 @@ def _write_settings(output: Path, content: Mapping[str, Any]) -> Path:
 
 def _official_checkpoint(workdir: Path) -> tuple[official.Tensors, dict[str, Any]]:
     """Tensors and settings in the original's format."""
-    config = load_config(workdir)
+    config = load_settings(workdir)
     _refuse_what_has_no_place(config, workdir)
-    experiment = build(config)
-    stream, origin = _whole_stream(experiment, workdir), Origin.load(workdir)
-    names = experiment.names
+    evaluator, store = open_stream(workdir)
+    stream, origin = _whole_stream(evaluator, store, workdir), Origin.load(workdir)
+    names = evaluator.names
     order = list(origin.tasks) if origin is not None else []
     order += [name for name in names if name not in order]
     if not config.shared_head:
@@ -89,8 +91,8 @@ def _official_checkpoint(workdir: Path) -> tuple[official.Tensors, dict[str, Any
         trees["head"] = stream.last_head
     else:
         trees["heads"] = {name: stream.finished[name].head for name in order}
-    targets = experiment.learner.method.settings.targets
-    layers = experiment.learner.method.config.layers
+    targets = config.lora.targets
+    layers = evaluator.model.sizes.layers
     tensors = official.to_tensors(
         trees, official.tensor_names(targets, order, shared_head=config.shared_head), layers
     )
@@ -106,7 +108,7 @@ def _official_checkpoint(workdir: Path) -> tuple[official.Tensors, dict[str, Any
     return _narrowed(tensors, origin), content
 
 
-def _refuse_what_has_no_place(config: ConfigDict, workdir: Path) -> None:
+def _refuse_what_has_no_place(config: Settings, workdir: Path) -> None:
     """Raises unless the original's format has a name for all that this run trained."""
     needed = {
         "method": (config.method, "moe_cl"),
@@ -118,12 +120,12 @@ def _refuse_what_has_no_place(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir} was trained with {key} = {value!r}; the original's format has a place "
                 f"for {key} = {expected!r} alone"
             )
-    if config.adversarial.objective == "off":
+    if config.options["adversarial"]["objective"] == "off":
         raise UserError(
             f"{workdir} was trained with adversarial.objective = 'off' and has no discriminator, "
             "which the original's format asks for"
         )
-    if config.moe_cl.snapshot:
+    if config.options["moe_cl"]["snapshot"]:
         raise UserError(
             f"{workdir} was trained with moe_cl.snapshot = True and has a shared expert and gate "
             "for each finished task; the original's format has a place for those of the moment "
@@ -137,22 +139,19 @@ def _refuse_what_has_no_place(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _whole_stream(experiment: Experiment, workdir: Path) -> Stream:
+def _whole_stream(evaluator: Evaluator, store: DiskStore, workdir: Path) -> StreamState:
     """The stream after its last task; one that was converted to be continued counts as it is."""
-    checkpoints = TaskCheckpoints(workdir)
-    stream, _ = restore_stream(experiment, checkpoints)
-    record = checkpoints.in_progress_record()
-    left = experiment.names[len(stream.finished) :]
+    stream, _ = store.restore()
+    left = evaluator.names[len(stream.finished) :]
+    record = store.in_progress()
     if left and record is not None and record["task"] == left[0] and record["step"] == 0:
-        check_fingerprint(experiment, record)
-        index = len(stream.finished)
-        start = experiment.initializer.begin(stream.shared, index)
-        state = init_train_state(
-            experiment.learner, start, experiment.initializer.training_key(index)
-        )
-        active = checkpoints.restore_in_progress(in_progress_tree(state, start))["active"]
-        class_count = len(experiment.definitions[index].labels)
-        stream = finish(stream, left.pop(0), active, class_count)
+        index, starting = len(stream.finished), evaluator.starting
+        start = starting.begin(stream.shared, index)
+        optimizer = optimizer_of(evaluator.settings)
+        key = starting.training_key(index)
+        state = init_train_state(evaluator.method, optimizer, start, key)
+        active = store.restore_in_progress(in_progress_tree(state, start))["active"]
+        stream = stream.after(left.pop(0), active, len(evaluator.tasks[index].labels))
     if left:
         raise UserError(
             f"task '{left[0]}' has not been trained to its end in {workdir}; finish it with "

@@ -1,6 +1,5 @@
 """PEFT adapters into and out of workdirs; `weights.peft` knows their files."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,19 +7,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from moecl_jax.config.default import get_config
-from moecl_jax.config.experiment import Experiment, build
+from moecl_jax import reporting
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
-from moecl_jax.methods.state import Finished, Stream
+from moecl_jax.methods import TaskParameters
+from moecl_jax.methods.stream import FinishedTask, StreamState
 from moecl_jax.models.lora import Expert
-from moecl_jax import reporting
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import History, restore_stream, save_finished
-from moecl_jax.runs.workdir import Origin, load_config, new_workdir, note_other_base, save_config
+from moecl_jax.runs.history import History
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.workdir import Origin, new_workdir, note_other_base, save_settings
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import model_of, open_stream
 from moecl_jax.weights import Checkpoint, huggingface
 
 SHARED = "shared"
@@ -47,23 +47,23 @@ def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> li
       UserError: nothing is finished, what was trained is no single LoRA, or `expert` names none of
         the experts.
     """
-    config = load_config(workdir)
-    experiment = build(config)
-    stream, history = restore_stream(experiment, TaskCheckpoints(workdir))
+    evaluator, store = open_stream(workdir)
+    stream, history = store.restore()
     if history is None:
         raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
-    chosen = _choose_expert(workdir, experiment, stream, expert)
-    if experiment.learner.head == "classification":
+    chosen = _choose_expert(workdir, evaluator, stream, expert)
+    if evaluator.settings.head == "classification":
         reporting.current().message(
             "note: the classification heads are left out, as a PEFT LoRA has no place for them; "
             "the adapter gives the hidden states that they read"
         )
-    settings = experiment.learner.method.settings
+    lora = evaluator.method.lora
     whole: _Factors = jax.tree.map(np.asarray, dict(chosen))
-    factors = _without_unused_rank(whole, settings.rank)
+    factors = _without_unused_rank(whole, lora.rank)
     rank = next(iter(factors.values()))["a"].shape[2]
-    alpha = settings.lora_alpha * rank / settings.rank  # the scale alpha / rank is the run's
-    adapter = PeftAdapter(config.model.path, rank, alpha, settings.dropout, factors)
+    alpha = lora.alpha * rank / lora.rank  # the scale alpha / rank is the run's
+    base = evaluator.settings.model.path
+    adapter = PeftAdapter(base, rank, alpha, lora.dropout, factors)
     return write_adapter(adapter, output)
 
 
@@ -82,32 +82,34 @@ def convert_peft(base: Path, adapter: Path, workdir: Path, *, task: str = "adapt
     with new_workdir(workdir) as beside:
         checkpoint = huggingface.read_checkpoint(base)
         lora = read_adapter(adapter, checkpoint.config, str(base))
-        config = _config(lora, base, task, checkpoint)
-        experiment = build(config)
+        settings = _settings(lora, base, task, checkpoint)
+        model, tasks = model_of(settings), settings.task_objects()
+        evaluator = Evaluator(model, settings.method_object(), tasks, settings)
         shared = {"expert": jax.tree.map(jnp.asarray, lora.expert)}
-        stream = Stream(shared, {task: Finished({}, {})})
+        stream = StreamState(shared, {task: FinishedTask({}, {})})
         history = History([math.nan], validation=[None], converted=1)
         history.append_unknown_row()
-        save_finished(experiment, TaskCheckpoints(beside), stream, history)
+        DiskStore(beside, tasks, evaluator.starting, model).save_finished(stream, history)
         Origin(settings={}, tasks=[task], finished=1, dtypes={}).save(beside)
-        save_config(config, beside)
+        save_settings(settings, beside)
     if lora.base and Path(lora.base).name != base.name:
         note_other_base(lora.base, base)
 
 
 def _choose_expert(
-    workdir: Path, experiment: Experiment, stream: Stream, expert: str | None
+    workdir: Path, evaluator: Evaluator, stream: StreamState, expert: str | None
 ) -> Expert:
-    method, finished = experiment.learner.method, list(stream.finished)
-    trained, mixed = f"{workdir} was trained with {method.name}", len(method.experts) > 1
-    names = [*([SHARED] if mixed else []), *(finished if method.separate else [])]
-    if method.no_single_lora and (expert is None or not names):
+    method, finished = evaluator.method, list(stream.finished)
+    traits = method.traits
+    trained, mixed = f"{workdir} was trained with {method.name}", len(traits.experts) > 1
+    names = [*([SHARED] if mixed else []), *(finished if traits.expert_per_task else [])]
+    if traits.no_single_lora and (expert is None or not names):
         alone = (
             f", or export one expert alone by --expert, one of {', '.join(names)}; alone it is not "
             "the model that was trained"
         )
         raise UserError(
-            f"{trained} and cannot be merged or exported as one LoRA: {method.no_single_lora}. "
+            f"{trained} and cannot be merged or exported as one LoRA: {traits.no_single_lora}. "
             f"Use it with 'moecl generate' or 'moecl predict'{alone if names else ''}"
         )
     if expert is None and len(names) > 1:
@@ -125,8 +127,9 @@ def _choose_expert(
             "mixes it with another for each token"
         )
     task = finished[-1] if expert in (None, SHARED) else expert
-    layers = method.adapter(stream.shared, stream.finished[task].expert, stream.memory)
-    of_task: str = method.experts[-1]
+    own = stream.finished[task]
+    layers = method.adapter(TaskParameters(stream.shared, own.expert, own.head, stream.memory))
+    of_task = traits.experts[-1]
     chosen: Expert = layers[SHARED if expert == SHARED else of_task]
     return chosen
 
@@ -143,17 +146,31 @@ def _without_unused_rank(expert: _Factors, rank: int) -> _Factors:
     }
 
 
-def _config(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint) -> ConfigDict:
-    """The default config with what adapter and base say."""
-    config = get_config()
-    definition = Task(name=task, source="none", response_field="response")
-    config.method, config.head, config.tasks = "sequential_lora", "lm", (task,)
-    config.definitions[task] = ConfigDict(dataclasses.asdict(definition))
+def _settings(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint) -> Settings:
+    """The default settings with what adapter and base say."""
+    defaults = Settings()
+    definition = Task(task, source="none", response_field="response")
     stored = {tensor.encoding for tensor in checkpoint.tensors.values()}
-    config.model.path = str(base.absolute())
-    config.model.dtype = "bfloat16" if stored == {"BF16"} else "float32"
-    config.lora.rank, config.lora.alpha = adapter.rank, adapter.lora_alpha
-    config.lora.dropout, config.lora.targets = adapter.dropout, tuple(adapter.expert)
-    config.data.max_length = min(config.data.max_length, checkpoint.config.context_length)
-    config.data.max_response = min(config.data.max_response, config.data.max_length // 2)
-    return config.lock()
+    max_length = min(defaults.data.max_length, checkpoint.config.context_length)
+    return defaults.changed(
+        {
+            "method": "sequential_lora",
+            "head": "lm",
+            "tasks": (task,),
+            "definitions": {task: definition.to_fields()},
+            "model": {
+                "path": str(base.absolute()),
+                "dtype": "bfloat16" if stored == {"BF16"} else "float32",
+            },
+            "lora": {
+                "rank": adapter.rank,
+                "alpha": adapter.lora_alpha,
+                "dropout": adapter.dropout,
+                "targets": tuple(adapter.expert),
+            },
+            "data": {
+                "max_length": max_length,
+                "max_response": min(defaults.data.max_response, max_length // 2),
+            },
+        }
+    )

@@ -7,8 +7,7 @@ import flax.struct
 Tree = Any  # nested dictionaries of arrays
 
 
-@flax.struct.dataclass
-class TaskParameters:
+class TaskParameters(flax.struct.PyTreeNode):
     """Everything beside the frozen LLM that answers for one task.
 
     Attributes:

@@ -150,7 +150,7 @@ class StartingValues:
 def in_corner(saved: Tree, fresh: Tree) -> Tree:
     """`saved` put into the leading corner of `fresh`, leaf by leaf.
 
-    Example: rows `[2, D]` of two tasks and fresh rows `[3, D]` give the two and the third fresh one.
+    Example: rows `[2, D]` of two tasks and fresh `[3, D]` give the two and the third fresh row.
     A tree of another structure than `fresh` stays as it is, and so does a leaf that does not fit.
     """
     if jax.tree.structure(saved) != jax.tree.structure(fresh):

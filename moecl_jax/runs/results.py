@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
 from moecl_jax.runs.log import plain
+from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
 from moecl_jax.runs.tables import format_matrix, format_metrics, format_task_free
 
 if TYPE_CHECKING:

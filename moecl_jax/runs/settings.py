@@ -157,7 +157,8 @@ class Settings(Section):
             value = getattr(self, field.name)
             if field.name == "options":
                 defaults = _option_defaults(find_method(self.method))
-                content |= {name: {**keys, **value.get(name, {})} for name, keys in defaults.items()}
+                for name, keys in defaults.items():
+                    content[name] = {**keys, **value.get(name, {})}
             elif isinstance(value, Section):
                 content[field.name] = dataclasses.asdict(value)
             elif field.name == "definitions":
@@ -203,9 +204,10 @@ class Settings(Section):
         known = {**CATALOG, **own}
         for name in self.tasks:
             if name not in known:
+                defined = ", ".join(own) or "empty"
                 raise UserError(
                     f"config: tasks names '{name}', which is neither in the catalog "
-                    f"({', '.join(CATALOG)}) nor in config.definitions ({', '.join(own) or 'empty'})"
+                    f"({', '.join(CATALOG)}) nor in config.definitions ({defined})"
                 )
         names = list(self.tasks)
         if not names or len(set(names)) < len(names):

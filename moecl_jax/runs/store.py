@@ -126,6 +126,7 @@ class MemoryStore(Store):
 
     def restore_in_progress(self, template: Tree) -> Tree:
         """There is none."""
+        del template
         raise LookupError("a store in memory keeps nothing inside a task")
 
     def _ready(self, state: StreamState) -> StreamState:

@@ -16,20 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from moecl_jax.config import file as config_file
-from moecl_jax.data.definition import TaskDefinition
+from moecl_jax import reporting
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.attention import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
-from moecl_jax import reporting
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-
-CONFIG_NAME = "config.json"
-RESULTS_NAME = "results.json"
-ORIGIN_NAME = "origin.json"
+from moecl_jax.runs.names import CONFIG_NAME, ORIGIN_NAME
+from moecl_jax.runs.settings import Settings, leaves
 
 # Keys that change no result and may differ when a run goes on.
 _FREE = (

@@ -190,6 +190,7 @@ class Evaluator:
             return evaluation
         if self.generator is None:
             return evaluation
+        tokenizer: Any = self.model.tokenizer
         longest = self.settings.data.max_response
         written = written_scores(
             functools.partial(
@@ -200,7 +201,7 @@ class Evaluator:
                 seed=self.settings.seed,
                 batch_size=self.evaluation_layout.batch_size,
             ),
-            lambda ids: self.model.tokenizer.decode(ids, skip_special_tokens=True),
+            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
             examples,
             self.answers[index],
             task.metric,
@@ -225,7 +226,8 @@ class Evaluator:
         """Writes text with the LM head; None with classification heads."""
         if self.context.head != "lm":
             return None
-        end = end_of_sequence(self.model.tokenizer)
+        tokenizer: Any = self.model.tokenizer
+        end = end_of_sequence(tokenizer)
         read = functools.partial(read_prompts, context=self.context, end=end)
         write = functools.partial(write_tokens, context=self.context, end=end)
         return Generator(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from moecl_jax.data.tokenize import TokenizedExample
+
 # Words of letters and digits; a character each of Chinese and Japanese, which write no spaces.
 _CHARACTER = r"[\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 _WORDS = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\w)+")

@@ -145,7 +145,9 @@ def _gradients(
     """Gradients and metrics of a batch, or their sums over its parts."""
     gradient = jax.grad(loss, has_aux=True)
     if batch.tokens.ndim == 2:
-        whole: tuple[TaskParameters, Metrics] = gradient(state.active, state, frozen, batch, context)
+        whole: tuple[TaskParameters, Metrics] = gradient(
+            state.active, state, frozen, batch, context
+        )
         return whole
     examples = batch.weights.sum(axis=1)
     averaged = batch.answer_mask.sum(axis=(1, 2, 3)) if context.head == "lm" else examples

@@ -202,8 +202,10 @@ class TaskTraining:
         generator = np.random.default_rng((self.settings.seed, self.index, *b"importance"))
         steps = self.steps.gradient_steps
         if transform not in steps:
-            static = {"context": self.evaluator.context, "transform": transform}
-            steps[transform] = jax.jit(functools.partial(gradient_step, **static))
+            context = self.evaluator.context
+            steps[transform] = jax.jit(
+                functools.partial(gradient_step, context=context, transform=transform)
+            )
         parameters, total = self.placement.put(parameters), None
         for place in generator.permutation(len(self.examples))[:count]:
             batch = self._batch([self.examples[place]], layout)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from moecl_jax import reporting
 from moecl_jax.data.examples import SPLITS
@@ -193,10 +194,7 @@ class StreamTraining:
         """
         self.evaluator, self.tasks, self.store, self.workdir = evaluator, tasks, store, workdir
         self.settings, self.method = evaluator.settings, evaluator.method
-        optimizer = self.settings.optimizer
-        self.steps = TrainingSteps.compile(
-            evaluator, tasks, make_optimizer(optimizer.weight_decay, optimizer.clip_norm)
-        )
+        self.steps = TrainingSteps.compile(evaluator, tasks, optimizer_of(self.settings))
         self.joint = self.method.examples.joint
         self.features: TaskFeatures | None = None  # of the finished label tasks, where known
         self.begun = time.perf_counter()
@@ -376,6 +374,11 @@ class StreamTraining:
         if not history.gate_weights:
             del results["gate_weights"]
         return results
+
+
+def optimizer_of(settings: Settings) -> optax.GradientTransformation:
+    """The optimizer that settings ask for, less its learning rate."""
+    return make_optimizer(settings.optimizer.weight_decay, settings.optimizer.clip_norm)
 
 
 def _size(tree: Any) -> int:

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from moecl_jax.methods.state import Initializer
 
 from moecl_jax.bench.__main__ import main
 from moecl_jax.bench.flops import COUNTED, Formula, Work
@@ -14,7 +15,6 @@ from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels.linear import from_bits
 from moecl_jax.methods import METHODS, MethodSettings
-from moecl_jax.methods.state import Initializer
 from moecl_jax.models.config import AttentionKind
 from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.testing import write_model

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from moecl_jax.config.experiment import Schedule, build
 from streams import ROOT, tiny_config
 
-from moecl_jax.config.experiment import Schedule, build
 from moecl_jax.config.file import load_config
 from moecl_jax.errors import UserError
 from moecl_jax.training.trainer import train
@@ -58,6 +58,7 @@ def test_every_setting_that_was_read_is_used():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
     from moecl_jax.config.experiment import Experiment, Training
+
     from moecl_jax.data.batching import BatchLayout
     from moecl_jax.methods import MethodSettings
     from moecl_jax.training.steps import Learner

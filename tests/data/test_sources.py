@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from moecl_jax.data.sources.reading import Record, read_split
+from moecl_jax.data.sources import Record
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 
@@ -23,6 +23,10 @@ def define(source: str, path: Path | str, train: str = "train", **changes: Any) 
         "template": "{text} :",
     }
     return Task(**(values | changes))
+
+
+def read_split(task: Task, split: str) -> list[Record]:
+    return list(task.records(split))
 
 
 def read(source: str, folder: Path, content: str | bytes, **changes: Any) -> list[Record]:

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from moecl_jax.config.experiment import build, load_tasks
 from streams import logged, tiny_config
 from transformers import PreTrainedTokenizerFast
 
-from moecl_jax.config.experiment import build, load_tasks
 from moecl_jax.errors import UserError
 from moecl_jax.serving.session import evaluate, predict
 from moecl_jax.training.trainer import Run, train

@@ -367,8 +367,25 @@ def test_fields_of_a_config_are_named(fields: dict[str, object], message: str) -
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "tasks.md"
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S))
-def test_definitions_in_the_documentation_are_right(code: str) -> None:
+CODE = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+SOURCE = next(code for code in CODE if "class SQLite" in code)
+
+
+@pytest.mark.parametrize("code", [code for code in CODE if "config." not in code])
+def test_python_in_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "document"})
+
+
+@pytest.mark.parametrize("code", [code for code in CODE if "config." in code])
+def test_definitions_in_the_documentation_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "notes.py").write_text(SOURCE, encoding="utf-8")
     config = get_config()
     exec(code, {"config": config, "ConfigDict": ConfigDict})
     (name,) = config.tasks

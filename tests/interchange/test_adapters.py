@@ -7,16 +7,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from moecl_jax.config.experiment import build
+from moecl_jax.runs.resume import restore_stream
 from streams import assert_bit_equal, tiny_config
 from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli
-from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
 from moecl_jax.interchange.peft_workdir import convert_peft, export_peft
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import restore_stream
 from moecl_jax.runs.workdir import load_config
 from moecl_jax.training.trainer import train
 from moecl_jax.weights.load import load_backbone

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from moecl_jax.config.experiment import build
+from moecl_jax.methods.state import finish
+from moecl_jax.runs.resume import History, restore_stream, save_finished, task_trees
 from streams import assert_bit_equal, tiny_config
 from tiny import randomised
 
-from moecl_jax.config.experiment import build
 from moecl_jax.data.batching import make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
@@ -16,9 +18,7 @@ from moecl_jax.interchange.export import export
 from moecl_jax.interchange.peft import read_adapter
 from moecl_jax.interchange.peft_workdir import export_peft
 from moecl_jax.methods import SequentialLora
-from moecl_jax.methods.state import finish
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import History, restore_stream, save_finished, task_trees
 from moecl_jax.runs.workdir import save_config
 from moecl_jax.training.steps import Active, forward, output_logits
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from family_models import CASES, write_folder
+from moecl_jax.config.experiment import build
+from moecl_jax.runs.resume import restore_stream
 from streams import tiny_config
 from test_adapters import BLOG
 from test_decoder import logits_of
 from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli
-from moecl_jax.config.experiment import build
 from moecl_jax.interchange.peft import read_adapter, write_adapter
 from moecl_jax.methods import MethodSettings, SequentialLora
 from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS, TARGETS
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import restore_stream
 from moecl_jax.runs.workdir import load_config
 from moecl_jax.training.steps import Learner
 from moecl_jax.weights.load import load_backbone

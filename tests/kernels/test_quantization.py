@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from moecl_jax.config.experiment import build
 from streams import tiny_config
 from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
 
-from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
 from moecl_jax.kernels.linear import (
     QuantizedKernel,

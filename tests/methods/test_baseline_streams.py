@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from moecl_jax.config.experiment import build, load_tasks
+from moecl_jax.runs.resume import restore_task, task_trees
+from moecl_jax.serving.evaluate import score
 from streams import ROOT, assert_bit_equal, logged, tiny_config
 from test_train import restored, stop_after
 
-from moecl_jax.config.experiment import build, load_tasks
 from moecl_jax.data.batching import make_batch
 from moecl_jax.data.rehearsal import replayed, reservoir
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import restore_task, task_trees
-from moecl_jax.serving.evaluate import score
 from moecl_jax.training.steps import forward, instruction_loss, output_logits
 from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import train

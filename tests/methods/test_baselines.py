@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from moecl_jax.methods.state import Initializer
 from streams import assert_bit_equal
 from tiny import (
     ANSWERS,
@@ -27,7 +28,6 @@ from moecl_jax.methods import METHODS, Ewc, Lwf, SequentialFull
 from moecl_jax.methods.base import TaskEnd, View
 from moecl_jax.methods.lwf import distillation
 from moecl_jax.methods.sequential_lora import SequentialLora
-from moecl_jax.methods.state import Initializer
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.training.steps import (
     evaluation_step,

@@ -6,14 +6,14 @@ import functools
 import jax
 import numpy as np
 import pytest
+from moecl_jax.methods.state import Initializer, finish, look_up
+from moecl_jax.serving.evaluate import score, score_mixed
 from tiny import ANSWERS, TASKS, frozen_params, learner, random_examples, randomised
 
 from moecl_jax.data.batching import BatchLayout
 from moecl_jax.methods import METHODS, MoeCl
 from moecl_jax.methods.moe_cl import Options
-from moecl_jax.methods.state import Initializer, finish, look_up
 from moecl_jax.models.lora import TARGETS
-from moecl_jax.serving.evaluate import score, score_mixed
 from moecl_jax.training.steps import evaluation_step, together
 
 LENGTHS = [5, 3, 9, 1, 7, 4, 6]

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from moecl_jax.config.experiment import build
+from moecl_jax.methods.state import Initializer, Stream, finish, look_up
+from moecl_jax.runs.resume import restore_stream, task_trees
 from streams import assert_bit_equal, tiny_config
 
 from moecl_jax.cli.main import main
-from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
-from moecl_jax.methods.state import Initializer, Stream, finish, look_up
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import restore_stream, task_trees
 from moecl_jax.testing import write_task
 from moecl_jax.training.trainer import train
 

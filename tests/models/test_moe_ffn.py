@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from moecl_jax.methods.state import Initializer
 from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
 
 from moecl_jax.kernels.linear import dot
 from moecl_jax.methods import MoeCl
 from moecl_jax.methods.sequential_lora import SequentialLora
-from moecl_jax.methods.state import Initializer
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.experts import (
     FrozenFfn,

@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from moecl_jax.config.experiment import build
+from moecl_jax.runs.resume import restore_stream
 from streams import ROOT, logged, tiny_config
 from test_train import stop_after
 
 from moecl_jax.cli.main import main
-from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
 from moecl_jax.models.sharding import AXES, Placement
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import restore_stream
 from moecl_jax.serving.session import evaluate
 from moecl_jax.training.trainer import train
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from moecl_jax.serving.evaluate import score_texts
 from streams import tiny_config
 from test_task_kinds import read, repeat_task, write
 
 from moecl_jax.cli.main import main
-from moecl_jax.serving.evaluate import score_texts
 from moecl_jax.training.trainer import train
 
 

@@ -7,10 +7,10 @@ import chex
 import jax
 import numpy as np
 import pytest
+from moecl_jax.config.experiment import build
 from streams import logged, tiny_config
 from tiny import ANSWERS, frozen_params, learner, random_active, random_examples
 
-from moecl_jax.config.experiment import build
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.errors import UserError
 from moecl_jax.training.steps import init_train_state, train_step

@@ -7,13 +7,13 @@ import chex
 import jax
 import numpy as np
 import pytest
+from moecl_jax.config.experiment import build, load_tasks
+from moecl_jax.runs.resume import restore_stream
 from streams import CLASSES, assert_bit_equal, logged, tiny_config
 
 from moecl_jax.config import experiment as experiment_module
-from moecl_jax.config.experiment import build, load_tasks
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.resume import restore_stream
 from moecl_jax.runs.workdir import claimed, refuse_other_config, save_config
 from moecl_jax.testing import write_model
 from moecl_jax.training import steps

@@ -33,9 +33,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from moecl_jax.data.sources.base import Record, Source
 from moecl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from moecl_jax.data.task import Task
 
 SPLITS = ("train", "validation", "test")
 TEST_PART, VALIDATION_PART = 0.3, 0.1
@@ -117,6 +121,24 @@ DATASETS: dict[str, tuple[str, Callable[[Iterable[_Line], str], Iterator[Snippet
     "tweets": ("hutto_ICWSM_2014/tweets_GroundTruth.txt", _ratings),
     "slang": ("sms_slang_dict.txt", _meanings),
 }
+
+
+class Quickstart(Source):
+    """The data sets of `DATASETS`."""
+
+    name: ClassVar[str] = "quickstart"
+
+    def check(self, task: "Task") -> None:
+        """The data set must be named."""
+        super().check(task)
+        if not task.path:
+            raise task.error("path", f"must name the data set of source '{self.name}'")
+
+    def read(self, task: "Task", split: str) -> Iterator[Record]:
+        """The texts with their labels or responses."""
+        for snippet in read(task.path, getattr(task, split)):
+            fields = {"text": snippet.text, "label": snippet.label, "response": snippet.response}
+            yield Record(fields, snippet.where)
 
 
 def data_folder() -> Path:

@@ -1,0 +1,211 @@
+"""What a source of examples is: subclass `Source` to read tasks' examples from anywhere.
+
+A source of one's own needs `read`; all else has a default that suits most:
+
+    @dataclass(frozen=True)
+    class TableOptions:
+        table: str
+
+    class SQLite(Source):
+        Options = TableOptions
+
+        def read(self, task, split):
+            with contextlib.closing(sqlite3.connect(task.path)) as base:
+                rows = base.execute(f"select text, label from {task.options.table}")
+                for number, (text, label) in enumerate(rows, start=1):
+                    yield Record({"text": text, "label": label}, f"{task.path} row {number}")
+
+In Python a task is given the class; a config names it, and the fields of `Options` stand in the
+definition beside the fields of every task:
+
+    Task("reviews", source=SQLite, path="texts.db", options={"table": "reviews"}, train="all", ...)
+    {"source": "my_file:SQLite", "path": "texts.db", "table": "reviews", "train": "all", ...}
+"""
+
+import abc
+import dataclasses
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from moecl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from moecl_jax.data.task import Task
+
+INPUT_IDS = "input_ids"
+"""The field of a record that holds token ids in place of the text."""
+
+
+@dataclass(frozen=True)
+class BadExample:
+    """Why a record cannot be used: a short reason to count by and a message for a person."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example as it is written in the data.
+
+    Attributes:
+        fields: the values by their names.
+        where: the place of the record for messages, such as "file:line" of its start.
+        problem: why the record cannot be used, or None.
+    """
+
+    fields: Mapping[str, object]
+    where: str
+    problem: BadExample | None = None
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a source that needs no fields beyond those of every task."""
+
+
+class Source(abc.ABC):
+    """Where the examples of tasks are read from. Objects of it keep nothing about a task.
+
+    Attributes:
+        name: what a definition calls a source of this package; empty for others, which are called
+            "package.module:Class".
+        Options: a frozen dataclass with the fields of a definition that only this source has.
+            `Task.options` holds an object of it. Its `__post_init__` may raise a UserError.
+    """
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type] = NoOptions
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if not dataclasses.is_dataclass(cls.Options):
+            raise TypeError(f"{cls.__qualname__}.Options must be a frozen dataclass")
+
+    def check(self, task: "Task") -> None:
+        """Checks what a definition must and must not hold; no data are read yet.
+
+        Raises:
+            UserError: something is wrong; `Task.error` makes one that names task and field.
+        """
+        if task.subset:
+            raise task.error("subset", "is of source 'huggingface' only")
+
+    def location(self, task: "Task", split: str) -> str:
+        """Where a split ("train", "validation" or "test") lies, for messages."""
+        return f"{task.path} {getattr(task, split)}"
+
+    def same(self, task: "Task", first: str, second: str) -> bool:
+        """Whether two splits that the task has are one and the same place."""
+        return bool(getattr(task, first) == getattr(task, second))
+
+    @abc.abstractmethod
+    def read(self, task: "Task", split: str) -> Iterable[Record]:
+        """The records of a split ("train", "validation" or "test"), in the order of the data.
+
+        A record that cannot be used (invalid UTF-8, a row of the wrong width) carries a `problem`.
+
+        Raises:
+            UserError: the data are missing or malformed; names the place.
+        """
+
+
+class Held(str):
+    """A text of a task's configuration that stands for an object, and holds the object.
+
+    It equals the bare text and is saved as it. So a task made in Python has the configuration of
+    the task that is later made from its saved fields, where the object is missing.
+    """
+
+    held: Any
+
+    def __new__(cls, text: str, held: Any) -> "Held":
+        """The text, with the object that it stands for."""
+        made = super().__new__(cls, text)
+        made.held = held
+        return made
+
+    def __getnewargs__(self) -> tuple[str, Any]:  # type: ignore[override]
+        return str(self), self.held  # for copies and pickles
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text file; bytes that are not UTF-8 stand in `text` as lone surrogates (PEP 383).
+
+    Attributes:
+        path: the file.
+        text: its content without a byte order mark.
+        invalid: of each byte that is not UTF-8: index in `text`, offset in the file, and line.
+    """
+
+    path: Path
+    text: str
+    invalid: tuple[tuple[int, int, int], ...]
+
+    def problem(self, start: int, stop: int) -> BadExample | None:
+        """Says whether text[start:stop] holds bytes that are not UTF-8."""
+        first = bisect_left(self.invalid, (start, 0, 0))
+        if first == len(self.invalid) or self.invalid[first][0] >= stop:
+            return None
+        index, offset, line = self.invalid[first]
+        return BadExample(
+            "invalid UTF-8",
+            f"not valid UTF-8: byte 0x{ord(self.text[index]) - 0xDC00:02x} on line {line}, at "
+            f"byte offset {offset} of the file; save the file as UTF-8",
+        )
+
+    def lines(self) -> Iterator[tuple[int, int, str]]:
+        """Number, start index and text with its line feed of each line.
+
+        Only a line feed ends a line: str.splitlines would also split at U+2028 within a text.
+        """
+        start = 0
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            yield number, start, line + "\n"
+            start += len(line) + 1
+
+
+def open_document(task: "Task", split: str) -> Document:
+    """Reads the file of a split: `path` / the split's name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = (Path(task.path) / getattr(task, split)).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"task '{task.name}': cannot read {path} ({error.strerror}). Expected a "
+            f"{task.source} file with the {split} split; check `path` and `{split}` of the "
+            f"task (relative paths start at {Path.cwd()})."
+        ) from error
+    bom = len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0
+    text = content[bom:].decode("utf-8", "surrogateescape")
+    invalid, index, offset, line = [], 0, bom, 1
+    for match in re.finditer("[\udc80-\udcff]", text):
+        between = text[index : match.start()]
+        offset += len(between.encode("utf-8", "surrogateescape"))
+        line += between.count("\n")
+        index = match.start()
+        invalid.append((index, offset, line))
+    return Document(path, text, tuple(invalid))
+
+
+def require_columns(names: Sequence[str], needed: Sequence[str], where: str) -> None:
+    """Raises unless a table has the needed columns.
+
+    Raises:
+        UserError: names the first that is missing, and those that there are.
+    """
+    for name in needed:
+        if name not in names:
+            raise UserError(
+                f"{where}: no column '{name}'; the columns are {', '.join(names)}. Set "
+                "text_fields and label_field or response_field of the task to columns of the data."
+            )
