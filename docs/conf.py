@@ -5,12 +5,17 @@
 Parts of the reference are written by `generate.py` from the code before each build.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
+
+# transformers would advise to install torch, which only its models need.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import generate  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
@@ -63,8 +68,9 @@ def setup(app: Sphinx) -> None:
     """Writes the generated parts, and makes docstrings valid reStructuredText."""
     generate.write(DOCS)
     # Before napoleon (priority 500), which takes the sections of a docstring apart.
-    app.connect(
-        "autodoc-process-docstring",
-        lambda app, what, name, obj, options, lines: generate.escape(lines),
-        priority=100,
-    )
+    app.connect("autodoc-process-docstring", _escape_docstring, priority=100)
+
+
+def _escape_docstring(*arguments: Any) -> None:
+    """Takes what Sphinx passes: of all arguments the last is the docstring's lines."""
+    generate.escape(arguments[-1])

@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -190,9 +189,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escape(lines: list[str]) -> None:
     """Makes a docstring, in place, valid reStructuredText.
 
-    Docstrings here are Google's sections of plain text with Markdown's code spans. Code spans become
-    literals, an indented block outside all sections is shown as it stands, and characters that
-    reStructuredText would read as markup are escaped.
+    Docstrings here are sections as Google has them, of plain text with code spans as in Markdown. A
+    code span becomes a literal. An indented block outside all sections is shown as it stands.
+    Characters that reStructuredText would read as markup are escaped.
     """
     result: list[str] = []
     section = ""
@@ -207,7 +206,7 @@ def escape(lines: list[str]) -> None:
         listed = bool(text) and text[0].startswith("- ")
         plain = listed or section not in ("", "Example")
         if plain or not any(_indent(line) for line in text):
-            result += [_escape_line(line) for line in text]
+            result += _escape("\n".join(text)).splitlines()
         else:
             result += ["::", "", *(f"   {line}" for line in text)]
         result.append("")
@@ -244,12 +243,17 @@ def _help(*command: str) -> str:
     return done.stdout.rstrip()
 
 
-def _escape_line(line: str) -> str:
-    parts = re.split(r"(`[^`]+`)", line)
-    return "".join(
-        f"`{part}`" if part.startswith("`") and len(part) > 1 else _escape_text(part)
-        for part in parts
-    )
+def _escape(text: str) -> str:
+    """Code spans become literals, which no letter may touch; other markup is escaped."""
+    parts = re.split(r"(`[^`]+`)", text)
+    for place in range(1, len(parts), 2):
+        parts[place] = f"`{parts[place]}`"
+        if re.match(r"[\w(]", parts[place + 1]):
+            parts[place] += "\\ "
+        if re.search(r"\w\Z", parts[place - 1]):
+            parts[place] = "\\ " + parts[place]
+    parts[::2] = map(_escape_text, parts[::2])
+    return "".join(parts)
 
 
 def _escape_text(text: str) -> str:

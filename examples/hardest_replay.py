@@ -27,13 +27,11 @@ class Kept(ExamplePolicy):
 
     def stored(self, memory, past, seed):
         """Task and place in it of each example that the memory names."""
-        return [
-            (int(t), int(p)) for t, p in zip(memory["task"], memory["place"], strict=True) if t >= 0
-        ]
+        return [(int(task), int(place)) for task, place in memory["kept"] if task >= 0]
 
 
 class HardestReplay(Replay):
-    """One LoRA for all tasks, trained on the current one and the hardest examples of earlier ones."""
+    """One LoRA for all tasks, trained with the hardest examples of earlier ones."""
 
     name = "hardest_replay"
 
@@ -43,22 +41,18 @@ class HardestReplay(Replay):
         return Kept(self.options.batch)
 
     def init_memory(self, sizes, task_count):
-        """Place, task and loss of each example kept; task -1 where there is none yet."""
+        """Task, place and loss of each example kept; task -1 where there is none yet."""
         size = self.options.memory
-        empty = np.zeros(size, np.int32)
-        return {"task": empty - 1, "place": empty, "loss": empty.astype(np.float32)}
+        return {"kept": np.full((size, 2), -1, np.int32), "loss": np.zeros(size, np.float32)}
 
     def finish_task(self, parameters, end):
         """Adds the examples of the task, and keeps the hardest of each."""
         losses, memory = end.losses(), parameters.memory
-        task = np.append(memory["task"], np.full(len(losses), end.index))
-        place = np.append(memory["place"], np.arange(len(losses)))
-        loss = np.append(memory["loss"], losses)
-        # How many examples of its own task are harder, by which all tasks are kept alike.
-        rank = np.array(
-            [np.sum((task == t) & (loss > value)) for t, value in zip(task, loss, strict=True)]
-        )
-        best = np.lexsort((rank, task < 0))[: self.options.memory]
-        kept = {"task": task[best], "place": place[best], "loss": loss[best]}
-        kept = {name: values.astype(memory[name].dtype) for name, values in kept.items()}
-        return parameters.replace(memory=kept)
+        new = [(end.index, place) for place in range(len(losses))]
+        kept = np.concatenate([memory["kept"], new]).astype(np.int32)
+        loss = np.append(memory["loss"], losses).astype(np.float32)
+        # How many examples of the same task are harder: the fewer, the sooner it is kept.
+        task = kept[:, 0]
+        harder = np.sum((task[:, None] == task) & (loss > loss[:, None]), axis=1)
+        best = np.lexsort((harder, task < 0))[: self.options.memory]
+        return parameters.replace(memory={"kept": kept[best], "loss": loss[best]})

@@ -1,4 +1,4 @@
-"""What is done with each command of the README and the tutorials: run in small, or run elsewhere."""
+"""What a test does with each command of the README and the tutorials."""
 
 import dataclasses
 import re
@@ -29,7 +29,6 @@ class Rule:
 RULES = (
     Rule(r"bash launch/demo\.sh", elsewhere="tests/training/test_quickstart_stream.py::"),
     Rule(r"bash launch/test\.sh", elsewhere=".ci/run"),
-    Rule(r"bash launch/docs\.sh.*", elsewhere="tests/docs/test_site.py::"),
     Rule(r"pip install .*", elsewhere="launch/setup.sh"),
     Rule(
         r"(moecl train --config=configs/quickstart\.py .*)",

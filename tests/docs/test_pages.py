@@ -73,7 +73,7 @@ def test_a_page_s_blocks_run(page, tmp_path):
 
 
 def write_original(folder):
-    """A tiny base and an adapter of the original's, with the names in the tutorial, and its data."""
+    """A tiny base, an adapter of the original's and data, with the names in the tutorial."""
     write_model(folder / "llama-2-7b")
     config = json.loads((folder / "llama-2-7b" / "config.json").read_text())
     sizes = {24: config["hidden_size"], 40: config["intermediate_size"]}

@@ -83,6 +83,7 @@ def test_every_method_has_a_row_and_a_section(generate):
         ("A law:\n\n    y = a*x\n    b = 1", "A law:\n\n::\n\n       y = a*x\n       b = 1"),
         ("- one\n  more\n- two", "- one\n  more\n- two"),
         ("Args:\n  x: `[N]`\n    units.", "Args:\n  x: ``[N]``\n    units."),
+        ("`Task`s of\n`a\nb`.", "``Task``\\ s of\n``a\nb``."),
         ("Example:\n  1  2\n 3", "For example:\n\n::\n\n     1  2\n    3"),
     ],
 )
