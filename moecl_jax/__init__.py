@@ -1,3 +1,125 @@
-"""Continual instruction tuning with a mixture of LoRA experts (MoE-CL) on JAX and Flax."""
+"""Continual instruction tuning with a mixture of LoRA experts (MoE-CL) on JAX and Flax.
 
-__version__ = "0.1.0"
+    import moecl_jax as mj
+
+    model = mj.load_model("smollm2-135m")
+    session = mj.Trainer(model, "moe_cl", epochs=2).fit([mj.Task("spam", train=[...], test=[...])])
+    session.predict(["Win a prize now"])
+
+Nothing is imported before it is used: `import moecl_jax` does not start JAX.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moecl_jax.data.rehearsal import AllTasks, ClassBalanced, ExamplePolicy, Reservoir
+    from moecl_jax.data.sources import Source
+    from moecl_jax.data.task import Task
+    from moecl_jax.errors import UserError
+    from moecl_jax.methods import METHODS, Method, Penalty, TaskEnd, Traits, register
+    from moecl_jax.methods.ewc import Ewc
+    from moecl_jax.methods.joint import Joint
+    from moecl_jax.methods.lwf import Lwf
+    from moecl_jax.methods.mocl import Mocl
+    from moecl_jax.methods.moe_cl import MoeCl
+    from moecl_jax.methods.o_lora import OLora
+    from moecl_jax.methods.parameters import TaskParameters
+    from moecl_jax.methods.per_task import PerTask
+    from moecl_jax.methods.replay import Replay
+    from moecl_jax.methods.sequential_full import SequentialFull
+    from moecl_jax.methods.sequential_lora import SequentialLora
+    from moecl_jax.models.model import Model
+    from moecl_jax.models.settings import Lora
+    from moecl_jax.runs.results import Results
+    from moecl_jax.runs.settings import Settings
+    from moecl_jax.serving.generation import Sampling
+    from moecl_jax.serving.session import Prediction, Session, open_run
+    from moecl_jax.training.trainer import Trainer
+    from moecl_jax.weights.families import Family
+    from moecl_jax.weights.load import load_model
+
+__version__ = "0.2.0"
+
+_HOMES = {
+    "data.rehearsal": ("AllTasks", "ClassBalanced", "ExamplePolicy", "Reservoir"),
+    "data.sources": ("Source",),
+    "data.task": ("Task",),
+    "errors": ("UserError",),
+    "methods": ("METHODS", "Method", "Penalty", "TaskEnd", "Traits", "register"),
+    "methods.ewc": ("Ewc",),
+    "methods.joint": ("Joint",),
+    "methods.lwf": ("Lwf",),
+    "methods.mocl": ("Mocl",),
+    "methods.moe_cl": ("MoeCl",),
+    "methods.o_lora": ("OLora",),
+    "methods.parameters": ("TaskParameters",),
+    "methods.per_task": ("PerTask",),
+    "methods.replay": ("Replay",),
+    "methods.sequential_full": ("SequentialFull",),
+    "methods.sequential_lora": ("SequentialLora",),
+    "models.model": ("Model",),
+    "models.settings": ("Lora",),
+    "runs.results": ("Results",),
+    "runs.settings": ("Settings",),
+    "serving.generation": ("Sampling",),
+    "serving.session": ("Prediction", "Session", "open_run"),
+    "training.trainer": ("Trainer",),
+    "weights.families": ("Family",),
+    "weights.load": ("load_model",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used."""
+    import importlib
+
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})
+
+
+__all__ = [
+    "METHODS",
+    "AllTasks",
+    "ClassBalanced",
+    "Ewc",
+    "ExamplePolicy",
+    "Family",
+    "Joint",
+    "Lora",
+    "Lwf",
+    "Method",
+    "Mocl",
+    "Model",
+    "MoeCl",
+    "OLora",
+    "Penalty",
+    "PerTask",
+    "Prediction",
+    "Replay",
+    "Reservoir",
+    "Results",
+    "Sampling",
+    "SequentialFull",
+    "SequentialLora",
+    "Session",
+    "Settings",
+    "Source",
+    "Task",
+    "TaskEnd",
+    "TaskParameters",
+    "Trainer",
+    "Traits",
+    "UserError",
+    "__version__",
+    "load_model",
+    "open_run",
+    "register",
+]

@@ -19,7 +19,7 @@ CONFIG = {
 
 
 def write_run(folder, method, tasks, matrix, *, config=None, log=(), random_init=None, **results):
-    """A workdir with a results.json of the first version, plus what `results` adds."""
+    """Writes a workdir whose results.json has the keys of version 1 and those in `results`."""
     folder.mkdir(parents=True)
     values = np.array(matrix, float)
     count = len(tasks)
@@ -55,7 +55,7 @@ def sizes(count, test=150):
 
 
 def write_sweep(folder, runs):
-    """A sweep.json that names (variant, order, seed, relative folder)."""
+    """Writes a sweep.json with runs given as (variant, order, seed, relative folder)."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = ("variant", "order", "seed", "workdir")
     content = {
@@ -71,7 +71,7 @@ def write_sweep(folder, runs):
 
 
 def realistic_sweep(folder, layers=30, logged=60):
-    """Nine methods on three orders of four tasks, one run of them not finished."""
+    """Writes ten variants on three orders of four tasks; one of the runs is not finished."""
     random = np.random.default_rng(0)
     orders = {
         "1": TASKS,

@@ -8,8 +8,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from moecl_jax.config.default import from_config
 from moecl_jax.config.file import load_config
+from moecl_jax.methods.stream import StreamState
+from moecl_jax.runs.history import History
+from moecl_jax.runs.settings import Settings
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import open_stream
 from moecl_jax.testing import write_model, write_task
+from moecl_jax.training.task_training import TaskTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {"two": 2, "five": 5, "fourteen": 14}
@@ -37,6 +44,30 @@ def tiny_config(folder: Path, **changes: Any) -> ConfigDict:
                 section = section[name]
             section[last] = value
     return config
+
+
+def tiny_settings(folder: Path, **changes: Any) -> Settings:
+    """The settings of `tiny_config`."""
+    return from_config(tiny_config(folder, **changes))
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Makes training fail, as a killed process would, when `steps` steps are done."""
+    original, count = TaskTraining._train_batch, [0]
+
+    def counted(self, examples):
+        if count[0] == steps:
+            raise KeyboardInterrupt
+        count[0] += 1
+        return original(self, examples)
+
+    monkeypatch.setattr(TaskTraining, "_train_batch", counted)
+
+
+def restored(workdir: Path) -> tuple[Evaluator, StreamState, History | None]:
+    """The evaluator, the state and the history of a workdir."""
+    evaluator, store = open_stream(workdir)
+    return evaluator, *store.restore()
 
 
 def logged(workdir: Path, *, speeds: bool = False) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A tiny random decoder, learners and examples for tests of the model and the step."""
+"""A tiny random decoder, methods and examples for tests of the model and the step."""
 
 import dataclasses
 import functools
@@ -8,29 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from moecl_jax.methods.state import Initializer
 
 from moecl_jax.data.batching import Batch, BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.methods import Method, MethodSettings, MoeCl
+from moecl_jax.methods import Method, TaskParameters
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.moe_cl import Adversarial, MoeCl
+from moecl_jax.methods.stream import Head, StartingValues
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.lora import FFN_TARGETS
-from moecl_jax.serving.generation import Writer, read_prompts, write_tokens
-from moecl_jax.training.steps import Active, Head, Learner
+from moecl_jax.models.model import Architecture
+from moecl_jax.models.settings import Lora
+from moecl_jax.serving.generation import Generator, read_prompts, write_tokens
+from moecl_jax.training.steps import make_optimizer
 
 CONFIG = DecoderConfig(
     vocabulary_size=23, width=16, ffn_width=24, layers=2, heads=4, kv_heads=2, head_width=4
 )
 
-SETTINGS = MethodSettings(
-    rank=2,
-    lora_alpha=4.0,
-    dropout=0.0,
-    targets=FFN_TARGETS,
-    objective="paper",
-    adversarial_alpha=0.1,
-)
+LORA = Lora(rank=2, alpha=4.0, dropout=0.0, targets=FFN_TARGETS)
+OPTIMIZER = make_optimizer(weight_decay=0.0, clip_norm=0.0)
 
 # Ids of three labels' texts, of one to three tokens, and 2 for the end.
 ANSWERS = tuple(np.array(ids, np.int32) for ids in ([8, 2], [9, 4, 2], [9, 5, 6, 2]))
@@ -47,23 +45,49 @@ def frozen_params(config: DecoderConfig = CONFIG, dtype: Any = jnp.float32) -> A
     return randomised(shapes["params"], 0.3)
 
 
-def learner(head: Head = "lm", method: type[Method] = MoeCl, **settings: Any) -> Learner:
-    """A learner in float32 of the tiny decoder, without weight decay and clipping."""
-    chosen = method(dataclasses.replace(SETTINGS, **settings), CONFIG)
-    return Learner(chosen, head, jnp.float32, remat="none", weight_decay=0.0, clip_norm=0.0)
+def method_of(method: type[Method] = MoeCl, *, options: Any = None, **values: Any) -> Method:
+    """A method with tiny experts; MoE-CL has the paper's objective as a default.
+
+    Args:
+      method: its class.
+      options: its options; the defaults if none are given.
+      **values: fields of `Lora`, and of `Adversarial` in MoE-CL.
+    """
+    adversarial = {key: values.pop(key) for key in ("objective", "reduction") if key in values}
+    if "adversarial_alpha" in values:
+        adversarial["alpha"] = values.pop("adversarial_alpha")
+    if options is None and issubclass(method, MoeCl):
+        options = method.Options(adversarial=Adversarial(**{"objective": "paper", **adversarial}))
+    return method(dataclasses.replace(LORA, **values), options)
 
 
-def random_active(learner: Learner, deviation: float = 0.3) -> Active:
+def context_of(
+    head: Head = "lm", method: type[Method] = MoeCl, *, options: Any = None, **values: Any
+) -> StepContext:
+    """Static parts of steps in float32 with the tiny decoder; arguments as for `method_of`."""
+    chosen = method_of(method, options=options, **values)
+    return StepContext(Architecture(CONFIG, jnp.float32), chosen, head)
+
+
+def starting_of(context: StepContext, **values: Any) -> StartingValues:
+    """Starting values for `ANSWERS`' task."""
+    sizes = context.architecture.sizes
+    return StartingValues(context.method, sizes, 0, context.head, len(ANSWERS), **values)
+
+
+def random_parameters(context: StepContext, deviation: float = 0.3) -> TaskParameters:
     """What is trained, all of it random: no B is zero."""
-    initializer = Initializer(learner.method, 0, learner.head, len(ANSWERS))
-    shapes = jax.eval_shape(lambda: initializer.begin(initializer.shared(TASKS), TASK_INDEX))
+    starting = starting_of(context)
+    shapes = jax.eval_shape(lambda: starting.begin(starting.shared(TASKS), TASK_INDEX))
     return randomised(shapes, deviation)
 
 
-def writer(learner: Learner, frozen: Any, end: int = -1, context_length: int = 64) -> Writer:
+def generator_of(
+    context: StepContext, frozen: Any, end: int = -1, context_length: int = 64
+) -> Generator:
     """Compiles what writes text; by default no token ends one."""
-    static: dict[str, Any] = {"learner": learner, "end": end}
-    return Writer(
+    static: dict[str, Any] = {"context": context, "end": end}
+    return Generator(
         jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots")),
         jax.jit(functools.partial(write_tokens, **static), static_argnames=("sampling", "count")),
         frozen,

@@ -1,8 +1,8 @@
-"""Speed of this machine: `python -m moecl_jax.bench`.
+"""Measures the speed of this machine: `python -m moecl_jax.bench`.
 
-Measures how fast the machine multiplies matrices and, in the same run, training steps, evaluation
-steps, generation and the data pipeline. Speeds count real tokens and useful FLOPs alone
-(moecl_jax/bench/flops.py has the formula). docs/benchmark.md says what each number is and is not.
+Measures matrix products and, in the same run, training steps, evaluation steps, generation and the
+data pipeline. Speeds count only real tokens and useful FLOPs, by the formula in
+moecl_jax/bench/flops.py. docs/benchmark.md explains each number.
 """
 
 import argparse
@@ -17,9 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from moecl_jax.bench.flops import COUNTED
-from moecl_jax.bench.gauges import Row, forget_peak, format_table, measure_ceiling, peak_memory
-from moecl_jax.bench.inputs import LONGEST, SHAPES, Inputs, build
+from moecl_jax.bench.flops import COUNTED_METHODS
+from moecl_jax.bench.gauges import (
+    Measurement,
+    format_table,
+    measure_ceiling,
+    peak_memory,
+    reset_peak_memory,
+)
+from moecl_jax.bench.inputs import LONGEST_TEXT, SHAPES, Inputs, build
 from moecl_jax.bench.parts import (
     measure_batching,
     measure_evaluation,
@@ -37,15 +43,21 @@ from moecl_jax.runs.workdir import write_json
 from moecl_jax.training.trainer import versions
 
 PARTS = ("train", "evaluate", "mixed", "generate", "data")
-MIXED = 4  # tasks whose examples share a batch in the part "mixed"
+MIXED_TASKS = 4  # tasks whose examples share a batch in the part "mixed"
 LAYOUTS = ("packed", "padded", "padded_to_max")
 
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures what was asked for and prints it; returns what goes into the JSON file.
+    """Measures the parts that were asked for, and prints the speeds.
+
+    Args:
+      arguments: arguments of the command.
+
+    Returns:
+      The content of the JSON file: all numbers, with the settings and versions.
 
     Raises:
-      UserError: an argument is out of range, or what reading model and texts raises.
+      UserError: if an argument is out of range, or the model or the texts cannot be read.
     """
     parts = list(dict.fromkeys(arguments.parts.split(",")))
     unknown = [part for part in parts if part not in PARTS]
@@ -62,11 +74,11 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     before, rows = gauge_ceiling(), []
     for measure in _measurements(parts, arguments.layout, texts=inputs.texts):
-        forget_peak()
+        reset_peak_memory()
         measured, peak = measure(inputs), peak_memory()
         rows += [dataclasses.replace(row, peak_memory_bytes=peak) for row in measured]
     ceiling = max(before, gauge_ceiling(), key=lambda each: each.flops_per_second)
-    rows = [row.against(ceiling) for row in rows]
+    rows = [row.with_share_of(ceiling) for row in rows]
     print(f"ceiling: {ceiling.flops_per_second / 1e9:,.1f} GFLOP/s, {ceiling.products}")
     print(format_table(rows))
     files = {name: str(vars(arguments)[name] or "") for name in ("model", "texts", "output")}
@@ -91,25 +103,34 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     if "mixed" in parts:
         one, mixed = (row for row in rows if row.part.startswith("evaluate"))
         ratio = mixed.examples_per_second / one.examples_per_second
-        print(f"{MIXED} tasks mixed are evaluated at {ratio:.0%} of the speed of one")
+        print(f"{MIXED_TASKS} tasks mixed are evaluated at {ratio:.0%} of the speed of one")
         result["mixed_over_one_task"] = ratio
     return result
 
 
 def _measurements(
     parts: Sequence[str], layout: str, *, texts: bool
-) -> list[Callable[[Inputs], list[Row]]]:
-    """What to run; padded_to_max concerns training alone, which is then run both ways."""
+) -> list[Callable[[Inputs], list[Measurement]]]:
+    """Lists the functions that measure the parts, in order.
+
+    The layout padded_to_max is for training alone: training is then measured packed and padded, and
+    all other parts packed.
+
+    Args:
+      parts: names of parts, some of `PARTS`.
+      layout: one of `LAYOUTS`.
+      texts: whether the examples are texts, whose tokenisation can be measured.
+    """
     usual = "packed" if layout == "padded_to_max" else layout
     evaluate = functools.partial(measure_evaluation, layout=usual)
-    measurements: dict[str, list[Callable[[Inputs], list[Row]]]] = {
+    measurements: dict[str, list[Callable[[Inputs], list[Measurement]]]] = {
         "train": [
             functools.partial(measure_training, layout=name)
             for name in dict.fromkeys((usual, layout))
         ],
-        # The second has the first in it.
+        # The part "mixed" measures the batches of one task, too.
         "evaluate": [] if "mixed" in parts else [functools.partial(evaluate, tasks=(1,))],
-        "mixed": [functools.partial(evaluate, tasks=(1, MIXED))],
+        "mixed": [functools.partial(evaluate, tasks=(1, MIXED_TASKS))],
         "generate": [measure_generation],
         "data": [
             *([measure_tokenization] if texts else []),
@@ -120,14 +141,21 @@ def _measurements(
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 1 after a mistake that standard error names."""
+    """Runs the command.
+
+    Args:
+      argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+      The exit status: 0, or 1 after a mistake in the arguments, which standard error then names.
+    """
     arguments = _parser().parse_args(argv)
     try:
         result = benchmark(arguments)
@@ -149,25 +177,25 @@ def _parser() -> argparse.ArgumentParser:
         default="smollm2-135m",
         help="random weights of a model of these sizes (default: smollm2-135m)",
     )
-    add("--layers", type=int, default=0, metavar="N", help="of --shape (default: all it has)")
-    model.add_argument("--model", metavar="PATH", help="a model's folder or file in its place")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
+    add("--layers", type=int, default=0, metavar="N", help="layers of --shape (default: all)")
+    model.add_argument("--model", metavar="PATH", help="instead: folder or file of a model")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the model")
     add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
-    add("--parts", default=",".join(PARTS), help="what is measured (default: %(default)s)")
+    add("--parts", default=",".join(PARTS), help="parts to measure (default: %(default)s)")
     add("--batch", type=int, default=8, metavar="B", help="examples a step (default: 8)")
     add(
         "--length",
         type=int,
         default=0,
         metavar="N",
-        help="slots that each text needs with all labels: random texts of this length, or texts "
-        f"cut to it (default: as AG News, about 60 tokens; cut to {LONGEST})",
+        help="tokens of each text with all labels: random texts have this length, and others are "
+        f"cut to it (default: as AG News, about 60 tokens; cut to {LONGEST_TEXT})",
     )
     add(
         "--layout",
         choices=LAYOUTS,
         default="packed",
-        help="of rows; padded_to_max trains both ways and compares (default: packed)",
+        help="layout of rows; padded_to_max trains both ways and compares (default: packed)",
     )
     add(
         "--remat",
@@ -176,11 +204,11 @@ def _parser() -> argparse.ArgumentParser:
         help="default: %(default)s",
     )
     add("--attention", choices=tuple(ATTENTIONS), default="xla", help="default: xla")
-    add("--dropout", type=float, default=0.05, help="of the experts (default: 0.05)")
+    add("--dropout", type=float, default=0.05, help="dropout of the experts (default: 0.05)")
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
-    add("--method", choices=COUNTED, default="moe_cl", help="default: moe_cl")
-    add("--texts", type=Path, metavar="FILE.json", help='a list of {"sentence": ...}')
-    add("--output", type=Path, metavar="FILE.json", help="gets all numbers")
+    add("--method", choices=COUNTED_METHODS, default="moe_cl", help="default: moe_cl")
+    add("--texts", type=Path, metavar="FILE.json", help='texts: a list of {"sentence": ...}')
+    add("--output", type=Path, metavar="FILE.json", help="file to write all numbers to")
     return parser
 
 

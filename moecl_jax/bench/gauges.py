@@ -1,4 +1,4 @@
-"""Clocks and gauges: steady-state steps, compilation, memory, and the matrix-product ceiling."""
+"""Measures time and memory: steps in a steady state, compilation, and plain matrix products."""
 
 import contextlib
 import dataclasses
@@ -18,10 +18,11 @@ from moecl_jax.data.batching import Batch
 from moecl_jax.kernels.linear import dot, from_bits
 from moecl_jax.methods.base import Tree
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.runs.tables import align_columns
 
-WARM_UP = 3  # steps before the measured ones
-_CEILING_RUNS = 5
-_CEILING_ROWS = {"cpu": (512, 2048)}
+WARM_UP_STEPS = 3  # run before the measured steps
+_CEILING_RUNS = 5  # the fastest counts
+_CEILING_ROWS = {"cpu": (512, 2048)}  # numbers of rows N, by backend
 _CEILING_ROWS_ACCELERATOR = (2048, 8192)
 _COLUMNS = (
     *("part", "examples/s", "tokens/s", "GFLOP/s", "of ceiling", "real slots"),
@@ -31,12 +32,12 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Ceiling:
-    """The machine's rate of matrix products.
+    """The speed at which the machine multiplies matrices.
 
     Attributes:
-      flops_per_second: the highest.
-      by_rows: the best of several runs for each number of rows N.
-      products: what was multiplied.
+      flops_per_second: the highest speed, in FLOP/s.
+      by_rows: the fastest of several runs for each number of rows N, in FLOP/s.
+      products: describes the matrices that were multiplied.
     """
 
     flops_per_second: float
@@ -45,13 +46,14 @@ class Ceiling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class CompiledFunction:
     """A function compiled for several shapes of batches.
 
     Attributes:
-      calls: by the shape of a batch's tokens.
-      seconds: of tracing and compiling all.
-      memory_bytes: of the largest, by XLA's own analysis: arguments, results and temporaries.
+      calls: compiled function for each shape of a batch's tokens.
+      seconds: time to trace and compile all of them.
+      memory_bytes: memory of the largest one by XLA's own analysis: arguments, results and
+        temporaries.
     """
 
     calls: dict[tuple[int, ...], Callable[..., Any]]
@@ -60,23 +62,23 @@ class Compiled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What was measured of one part; None where a number has no meaning.
+class Measurement:
+    """The numbers measured for one part; None where a number has no meaning.
 
     Attributes:
-      part: its name.
-      steps: how many were measured.
-      examples_per_second: of all measured steps together.
-      tokens_per_second: real tokens, without padding.
-      useful_flops_per_second: by `flops.Formula`.
-      useful_flops_per_token: the same for each real token.
-      share_of_ceiling: useful FLOP/s over the ceiling's.
-      real_share: of the slots that are computed, those that hold a real token.
-      step_seconds: median, p10 and p90 of the steps.
-      compile_seconds: of all shapes.
-      compiled_shapes: how many there are.
-      step_memory_bytes: `Compiled.memory_bytes`.
-      peak_memory_bytes: see `peak_memory`.
+      part: name of the part.
+      steps: number of measured steps.
+      examples_per_second: examples per second over all measured steps.
+      tokens_per_second: real tokens per second, without padding.
+      step_seconds: `median`, `p10` and `p90` of the time of a step.
+      useful_flops_per_second: useful FLOPs, by `flops.Formula`, per second.
+      useful_flops_per_token: useful FLOPs per real token.
+      share_of_ceiling: useful FLOP/s divided by those of the ceiling.
+      real_share: fraction of the computed slots that hold a real token.
+      compile_seconds: time to compile for all shapes of batches.
+      compiled_shapes: number of shapes of batches.
+      step_memory_bytes: memory of a step, as `CompiledFunction.memory_bytes`.
+      peak_memory_bytes: highest memory of the process or device, as `peak_memory` returns it.
     """
 
     part: str
@@ -94,22 +96,22 @@ class Row:
     peak_memory_bytes: int | None = None
 
     @classmethod
-    def of(
+    def of_steps(
         cls,
         part: str,
         seconds: np.ndarray,
         works: Sequence[Work],
         flops: Callable[[Work], int] | None = None,
         **more: Any,
-    ) -> "Row":
-        """Sums up measured steps.
+    ) -> "Measurement":
+        """Sums up the measured steps of a part.
 
         Args:
-          part: its name.
-          seconds: of each step.
-          works: of each step.
-          flops: useful FLOPs of a step.
-          **more: further fields.
+          part: name of the part.
+          seconds: time of each step, `[steps]`.
+          works: work of each step.
+          flops: counts the useful FLOPs of a step; None if they have no meaning for this part.
+          **more: values of further attributes.
         """
         total, tokens = float(seconds.sum()), sum(work.tokens for work in works)
         if flops is not None:
@@ -126,8 +128,8 @@ class Row:
             **more,
         )
 
-    def against(self, ceiling: Ceiling) -> "Row":
-        """With its share of the ceiling."""
+    def with_share_of(self, ceiling: Ceiling) -> "Measurement":
+        """Returns a copy that has its share of the ceiling."""
         if self.useful_flops_per_second is None:
             return self
         share = self.useful_flops_per_second / ceiling.flops_per_second
@@ -137,42 +139,46 @@ class Row:
 def steady(
     run: Callable[[Any], Any], inputs: Sequence[Any], *, dispatches: bool = True
 ) -> np.ndarray:
-    """Seconds of each step after the first `WARM_UP`, from one step's end to the next one's.
+    """Measures the time of each step after the first `WARM_UP_STEPS`.
 
-    The host waits for the device before the first measured step and after the last. Between them
-    a second thread watches results come, so that the loop never waits for the device nor the
-    device for the loop, as in training. The sum is exact; a single step's time is as late as the
-    thread wakes up, which matters for steps of a few milliseconds.
+    A step lasts from the end of the step before it to its own end. The host waits for the device
+    before the first measured step and after the last one. In between, a second thread waits for
+    each result, so that neither the loop nor the device waits for the other, as in training. The
+    sum of the times is exact. A single time is late by as much as the thread wakes up late, which
+    matters for steps of a few milliseconds.
 
     Args:
-      run: does a step; its results must not be donated to a later step.
-      inputs: an argument for each step.
-      dispatches: whether `run` returns before the device is done; if not, nothing is watched.
+      run: runs one step; its results must not be donated to a later step.
+      inputs: argument of `run` for each step.
+      dispatches: whether `run` returns before the device is done; if not, no thread is needed.
+
+    Returns:
+      Seconds of each measured step, `[steps]`.
     """
 
     def end(results: Any) -> float:
         jax.block_until_ready(results)
         return time.perf_counter()
 
-    for value in inputs[:WARM_UP]:
+    for value in inputs[:WARM_UP_STEPS]:
         end(run(value))
     begun = time.perf_counter()
     if not dispatches:
-        return np.diff([begun, *(end(run(value)) for value in inputs[WARM_UP:])])
+        return np.diff([begun, *(end(run(value)) for value in inputs[WARM_UP_STEPS:])])
     with ThreadPoolExecutor(max_workers=1) as watcher:
-        ends = [watcher.submit(end, run(value)) for value in inputs[WARM_UP:]]
+        ends = [watcher.submit(end, run(value)) for value in inputs[WARM_UP_STEPS:]]
         return np.diff([begun, *(each.result() for each in ends)])
 
 
 def compile_shapes(
     function: Any, batches: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
-) -> Compiled:
+) -> CompiledFunction:
     """Compiles a jitted function once for each shape of batch.
 
     Args:
-      function: made by `jax.jit`.
-      batches: all that will come.
-      arguments: of the function for a batch.
+      function: function that `jax.jit` has made.
+      batches: all batches that the function will be called with.
+      arguments: returns the arguments of the function for a batch.
     """
     calls: dict[tuple[int, ...], Any] = {}
     begun = time.perf_counter()
@@ -180,28 +186,28 @@ def compile_shapes(
         if batch.shape not in calls:
             calls[batch.shape] = function.lower(*arguments(batch)).compile()
     seconds = time.perf_counter() - begun
-    return Compiled(calls, seconds, max(map(step_memory, calls.values())))
+    return CompiledFunction(calls, seconds, max(map(step_memory, calls.values())))
 
 
 def step_memory(compiled: Any) -> int:
-    """Bytes of a compiled function's arguments, results and temporaries, by XLA's analysis."""
+    """Returns the bytes of a compiled function's arguments, results and temporaries, by XLA."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     return int(held - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
 
 
 def measure_ceiling(config: DecoderConfig, frozen: Tree, dtype: Any) -> Ceiling:
-    """The machine's rate of matrix products of the model's own sizes, and nothing else.
+    """Measures how fast the machine multiplies matrices of the model's own sizes.
 
-    Through `linear.dot` as in the model, in a scan over the layers with the frozen weights where
-    they lie: x `[N, D]` by each layer's up projection `[D, F]`, its result by the down projection
-    `[F, D]`; 4 N D F FLOPs a layer. Results are only summed. The best of several runs, for
-    several N.
+    A scan over the layers multiplies x `[N, D]` by each layer's up projection `[D, F]` and the
+    result by its down projection `[F, D]`, which is 4 N D F FLOPs a layer, and only sums the
+    results. The products are those of the model (`dot`), with the frozen weights where they are in
+    memory. For each of several N the fastest of several runs counts.
 
     Args:
       config: sizes of the decoder.
-      frozen: its parameters.
-      dtype: of the products.
+      frozen: parameters of the decoder.
+      dtype: dtype of the products.
     """
     ffn = frozen["layers"]["feed_forward"]
     kernels = ffn["up_proj"]["kernel"], ffn["down_proj"]["kernel"]
@@ -234,17 +240,18 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
     return time.perf_counter() - begun
 
 
-def forget_peak() -> None:
-    """Starts the mark of the process's highest memory anew, where Linux lets."""
+def reset_peak_memory() -> None:
+    """Resets the record of the process's highest memory, where Linux allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int | None:
-    """The highest memory so far [bytes]; None where nothing tells.
+    """Returns the highest memory use so far in bytes; None if the system does not report it.
 
-    On an accelerator what its allocator had handed out at most since the process began; on CPU
-    the process's resident memory, since `forget_peak` where that has an effect.
+    On an accelerator this is the most that its allocator had handed out at once since the process
+    began. On CPU it is the resident memory of the process since `reset_peak_memory`, or since the
+    process began where resetting is not allowed.
     """
     statistics = jax.devices()[0].memory_stats()
     if statistics:
@@ -255,24 +262,18 @@ def peak_memory() -> int | None:
                 return 1024 * int(line.split()[1])
     if sys.platform == "win32":
         return None
-    import resource  # not on Windows
+    import resource  # does not exist on Windows
 
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return highest if sys.platform == "darwin" else 1024 * highest
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """A line a part; "-" where a number has no meaning."""
-    cells = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for first, *others in cells:
-        padded = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *padded]))
-    return "\n".join(lines)
+def format_table(rows: Sequence[Measurement]) -> str:
+    """Shows measurements as a table in plain text, a line each; "-" where there is no number."""
+    return "\n".join(align_columns([_COLUMNS, *(_cells(row) for row in rows)]))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Measurement) -> tuple[str, ...]:
     def shown(value: float | None, form: str, unit: float = 1.0) -> str:
         return "-" if value is None else format(value / unit, form)
 

@@ -1,4 +1,4 @@
-"""Model, texts and batches of a benchmark."""
+"""Prepares the model, the texts and the batches of a benchmark."""
 
 import argparse
 import dataclasses
@@ -12,20 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax.bench.flops import Formula
-from moecl_jax.bench.gauges import WARM_UP
+from moecl_jax.bench.gauges import WARM_UP_STEPS
 from moecl_jax.config.default import get_config
 from moecl_jax.data.batching import (
     ROW_LENGTHS,
     Batch,
-    BatchLayout,
+    Layout,
     chunks,
     epoch_order,
     make_batch,
     make_mixed_batch,
 )
 from moecl_jax.data.catalog import MTL5_LABELS
-from moecl_jax.data.examples import Example, TaskExamples
-from moecl_jax.data.task import Task
+from moecl_jax.data.definition import TaskDefinition
+from moecl_jax.data.sources.reading import read_split
+from moecl_jax.data.tasks import Example, Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
 from moecl_jax.kernels.linear import as_bits, one_by_one, quantize_layers
@@ -83,31 +84,33 @@ SHAPES = {
         tied_embeddings=True,
     ),
 }
-# Texts of AG News in SmolLM2's tokens: half of them have 58 or fewer, the logarithm of the length
-# has this deviation, the longest of the training texts makes rows of 304.
-MEDIAN, DEVIATION, SHORTEST, LONGEST = 58.0, 0.28, 16, 304
-WRITTEN = 33  # tokens after each prompt: one with the prompt and two calls of the writer
-TASKS = 4  # rows of the discriminator
+# Lengths of the texts of AG News in SmolLM2's tokens. Half of the texts have 58 tokens or fewer,
+# and the logarithm of the length has this standard deviation. The longest text for training needs a
+# row of 304 slots.
+MEDIAN_LENGTH, LOG_LENGTH_DEVIATION, SHORTEST_TEXT, LONGEST_TEXT = 58.0, 0.28, 16, 304
+# Tokens written after each prompt: one by reading the prompt, and two calls of the writer's loop.
+WRITTEN_TOKENS = 33
+STREAM_TASKS = 4  # tasks of the stream, and so classes of the discriminator
 
-# Ids that stand for the labels' texts and their ends where there is no tokenizer.
+# Token ids in place of the labels' texts and their end tokens, for a model without a tokenizer.
 RANDOM_ANSWERS = tuple(np.array(ids, np.int32) for ids in ([5, 2], [6, 2], [7, 2], [8, 9, 10, 2]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """All that is measured, ready to run.
+    """The model, the examples and the settings of a benchmark.
 
     Attributes:
-      learner: static parts of the steps.
-      frozen: parameters of the decoder, on the device.
-      initializer: of what is trained.
-      examples: tokenised, as many as all batches need.
-      answers: ids of the labels' texts.
-      batch_size: examples a batch.
-      steps: measured batches of each part, after `WARM_UP` more.
-      padded_length: of rows in the layout padded_to_max.
-      texts: whether the examples were texts, not random ids.
-      tokenize: makes `examples` again.
+      learner: static parts of the training and evaluation steps.
+      frozen: parameters of the frozen decoder, on the device.
+      initializer: makes the trainable parameters.
+      examples: tokenised examples, as many as all batches need.
+      answers: token ids of each label's text.
+      batch_size: number of examples in a batch.
+      steps: number of measured batches of each part, after `WARM_UP_STEPS` more.
+      padded_length: length of a row in the layout padded_to_max.
+      texts: whether the examples were made from texts; if not, from random token ids.
+      tokenize: makes `examples` again, to be measured.
     """
 
     learner: Learner
@@ -123,18 +126,18 @@ class Inputs:
 
     @functools.cached_property
     def batches(self) -> list[list[TokenizedExample]]:
-        """The examples of each batch, in an epoch's order, repeated where they are too few."""
+        """The examples of each batch, in an epoch's order, repeated if there are too few."""
         order = epoch_order(0, 0, 0, len(self.examples))
-        needed = np.resize(order, (WARM_UP + self.steps) * self.batch_size)
+        needed = np.resize(order, (WARM_UP_STEPS + self.steps) * self.batch_size)
         return [[self.examples[i] for i in chunk] for chunk in chunks(needed, self.batch_size)]
 
     def begin(self) -> Active:
-        """What is trained, as the first of several tasks begins."""
-        return self.initializer.begin(self.initializer.shared(TASKS), 0)
+        """Makes the trainable parameters for the first task of the stream."""
+        return self.initializer.begin(self.initializer.shared(STREAM_TASKS), 0)
 
     @functools.cached_property
     def formula(self) -> Formula:
-        """Useful FLOPs."""
+        """The formula that counts the useful FLOPs of a step."""
         method = self.learner.method
         active = jax.eval_shape(self.begin)
         return Formula.of(
@@ -144,14 +147,24 @@ class Inputs:
         )
 
     def begin_mixed(self, tasks: int) -> Active:
-        """What answers for several tasks at once."""
-        shared = self.initializer.shared(TASKS)
+        """Stacks the trainable parameters of several tasks, to evaluate them in one batch.
+
+        Args:
+          tasks: number of tasks.
+        """
+        shared = self.initializer.shared(STREAM_TASKS)
         return together([self.initializer.begin(shared, task) for task in range(tasks)])
 
     def make_batch(
         self, examples: Sequence[TokenizedExample], layout: str, *, training: bool
     ) -> Batch:
-        """One batch, as training and evaluation make it."""
+        """Makes a batch of one task, as training and evaluation do.
+
+        Args:
+          examples: examples of the batch.
+          layout: `packed`, `padded` or `padded_to_max`.
+          training: whether the batch is for training; if not, it scores all labels.
+        """
         return make_batch(
             examples,
             self.answers,
@@ -164,7 +177,13 @@ class Inputs:
     def make_mixed_batch(
         self, examples: Sequence[TokenizedExample], layout: str, *, tasks: int
     ) -> Batch:
-        """One evaluation batch of several tasks' examples, given to them in turn."""
+        """Makes an evaluation batch of several tasks; the examples belong to them in turn.
+
+        Args:
+          examples: examples of the batch.
+          layout: `packed`, `padded` or `padded_to_max`.
+          tasks: number of tasks.
+        """
         return make_mixed_batch(
             examples,
             [index % tasks for index in range(len(examples))],
@@ -173,9 +192,9 @@ class Inputs:
             class_counts=[len(self.answers)] * tasks,
         )
 
-    def _layout(self, layout: str) -> BatchLayout:
+    def _layout(self, layout: str) -> Layout:
         config = get_config()
-        return BatchLayout(
+        return Layout(
             self.batch_size,
             packed=layout == "packed",
             row_length=config.batch.row_length,
@@ -187,10 +206,13 @@ class Inputs:
 
 
 def build(arguments: argparse.Namespace) -> Inputs:
-    """Loads or draws the model and the texts.
+    """Loads the model and the texts, or draws them at random.
+
+    Args:
+      arguments: arguments of the command `bench` or `bench.tasks`.
 
     Raises:
-      UserError: a value is out of range, or what loading raises.
+      UserError: if a value is out of range, or the model or the texts cannot be read.
     """
     _check(arguments)
     definition = _definition(arguments.texts)
@@ -206,23 +228,23 @@ def build(arguments: argparse.Namespace) -> Inputs:
         )
     answers = tokenize_answers(definition, tokenizer) if tokenizer else RANDOM_ANSWERS
     fed = sum(len(ids) - 1 for ids in answers)
-    limit = min(config.context_length - WRITTEN, ROW_LENGTHS[-1] - WRITTEN)
-    if not fed < (arguments.length or LONGEST) <= limit:
+    limit = min(config.context_length - WRITTEN_TOKENS, ROW_LENGTHS[-1] - WRITTEN_TOKENS)
+    if not fed < (arguments.length or LONGEST_TEXT) <= limit:
         raise UserError(
-            f"--length={arguments.length or LONGEST} must be above {fed}, the tokens of all "
-            f"labels, and at most {limit}, what the model and the longest row hold with {WRITTEN} "
-            "written tokens"
+            f"--length={arguments.length or LONGEST_TEXT} must be above {fed}, the tokens of all "
+            f"labels, and at most {limit}, what the model and the longest row hold with "
+            f"{WRITTEN_TOKENS} written tokens"
         )
     if not texts:
-        count = (WARM_UP + arguments.steps) * arguments.batch
+        count = (WARM_UP_STEPS + arguments.steps) * arguments.batch
         texts = random_texts(count, config.vocabulary_size, arguments.length, fed)
     tokenize = functools.partial(
-        _tokenize, definition, texts, answers, tokenizer, arguments.length or LONGEST
+        _tokenize, definition, texts, answers, tokenizer, arguments.length or LONGEST_TEXT
     )
     examples = tokenize()
     longest = max(len(example.prompt) for example in examples) + max(map(len, answers)) - 1
     check_attention(arguments.attention, config, arguments.dtype, devices=1)
-    learner = learner_of(
+    learner = make_learner(
         arguments.method,
         config,
         dropout=arguments.dropout,
@@ -240,20 +262,35 @@ def build(arguments: argparse.Namespace) -> Inputs:
         answers=answers,
         batch_size=arguments.batch,
         steps=arguments.steps,
-        padded_length=longest if arguments.texts or arguments.length else LONGEST,
+        padded_length=longest if arguments.texts or arguments.length else LONGEST_TEXT,
         texts=bool(arguments.texts),
         tokenize=tokenize,
     )
 
 
 def random_frozen(config: DecoderConfig, dtype: Any, quantization: str) -> Tree:
-    """Random parameters, drawn where they stay: no copy of them is ever in the host's memory."""
+    """Makes random parameters of a decoder on the device, without a copy in host memory.
+
+    Args:
+      config: sizes of the decoder.
+      dtype: dtype of the parameters.
+      quantization: `none`, or the name of a quantisation of the layers.
+    """
     draw = functools.partial(draw_frozen, config, dtype, quantization)
     return jax.jit(draw)(jax.random.key(0))
 
 
 def draw_frozen(config: DecoderConfig, dtype: Any, quantization: str, key: jax.Array) -> Tree:
-    """Random parameters as they are kept; to be compiled, or asked for shapes."""
+    """Makes random parameters of a decoder in the form in which a run keeps them.
+
+    Use it inside `jax.jit`, or `jax.eval_shape` for shapes alone.
+
+    Args:
+      config: sizes of the decoder.
+      dtype: dtype of the parameters.
+      quantization: `none`, or the name of a quantisation of the layers.
+      key: key of the random numbers.
+    """
     ids, membership = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))
     params = Decoder(config, dtype).init(key, ids, ids, ids, ids, membership)["params"]
     return _as_kept(quantize_layers(params, quantization))
@@ -264,23 +301,26 @@ def _on_device(params: Tree) -> Tree:
 
 
 def _as_kept(params: Tree) -> Tree:
-    """As `experiment.build` keeps frozen weights: on CPU as bits."""
+    """Converts frozen weights to the form in which a run keeps them, which is bits on CPU."""
     return as_bits(params) if jax.default_backend() == "cpu" else params
 
 
 def random_texts(count: int, vocabulary_size: int, length: int, fed: int) -> list[Example]:
-    """Prompts of random ids, as long as AG News's texts, or all of one length.
+    """Makes prompts of random token ids, as long as the texts of AG News or all of one length.
 
     Args:
-      count: how many.
-      vocabulary_size: V.
-      length: tokens of each with those of all labels; 0 draws lengths from a log-normal
-        distribution with a median of 58 tokens (mean 60), cut to 16 and to 304 with all labels'.
-      fed: tokens of all labels that are fed after a prompt.
+      count: number of prompts.
+      vocabulary_size: V, the number of different token ids.
+      length: tokens of a prompt together with those of all labels; 0 draws the lengths of prompts
+        from a log-normal distribution with a median of 58 tokens (mean 60), at least 16, and at
+        most 304 together with all labels.
+      fed: number of tokens of all labels that are fed after a prompt.
     """
     generator = np.random.default_rng(0)
-    drawn = np.rint(generator.lognormal(np.log(MEDIAN), DEVIATION, count)).astype(int)
-    lengths = np.clip(drawn, SHORTEST, LONGEST - fed)
+    drawn = np.rint(generator.lognormal(np.log(MEDIAN_LENGTH), LOG_LENGTH_DEVIATION, count)).astype(
+        int
+    )
+    lengths = np.clip(drawn, SHORTEST_TEXT, LONGEST_TEXT - fed)
     if length:
         lengths = np.full(count, length - fed)
     return [
@@ -305,9 +345,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--dropout={arguments.dropout} must be at least 0 and below 1")
 
 
-def _definition(texts: Path | None) -> Task:
-    """AG News's labels after the bare text."""
-    return Task(
+def _definition(texts: Path | None) -> TaskDefinition:
+    """A task with the labels of AG News and no template around the text."""
+    return TaskDefinition(
         name="bench",
         source="json" if texts else "none",
         path=str(texts.parent) if texts else "",
@@ -317,27 +357,27 @@ def _definition(texts: Path | None) -> Task:
     )
 
 
-def _read_texts(definition: Task) -> list[Example]:
-    """The file's sentences, the labels being given to them in turn."""
+def _read_texts(definition: TaskDefinition) -> list[Example]:
+    """Reads the sentences of the file and gives them the labels in turn."""
     examples = []
-    for index, record in enumerate(definition.records("train")):
+    for index, record in enumerate(read_split(definition, "train")):
         text = record.fields.get("sentence")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f'{record.where}: expected a text in "sentence", found {text!r}')
         examples.append(Example(text, index % len(definition.labels), record.where))
     if not examples:
-        raise UserError(f"{definition.reader.location(definition, 'train')}: the list is empty")
+        raise UserError(f"{Path(definition.path) / definition.train}: the list is empty")
     return examples
 
 
 def _tokenize(
-    definition: Task,
+    definition: TaskDefinition,
     texts: Sequence[Example],
     answers: Sequence[np.ndarray],
     tokenizer: Any,
     max_length: int,
 ) -> Sequence[TokenizedExample]:
-    task = TaskExamples(definition, train=tuple(texts), validation=(), test=())
+    task = Task(definition, train=tuple(texts), validation=(), test=())
     tokenized = tokenize_task(
         task, answers, tokenizer, max_length=max_length, max_response=1, over_long="truncate"
     )
@@ -345,12 +385,12 @@ def _tokenize(
 
 
 def _shape(arguments: argparse.Namespace) -> DecoderConfig:
-    """Sizes of a random model."""
+    """The sizes of the random model that was asked for."""
     config = SHAPES[arguments.shape]
     return dataclasses.replace(config, layers=arguments.layers or config.layers)
 
 
-def learner_of(
+def make_learner(
     method: str,
     config: DecoderConfig,
     *,
@@ -359,7 +399,18 @@ def learner_of(
     remat: str,
     attention: str = "xla",
 ) -> Learner:
-    """With the default config's settings where no argument says otherwise."""
+    """Makes the static parts of the steps.
+
+    Settings without an argument here have the values of the default config.
+
+    Args:
+      method: name of the method.
+      config: sizes of the decoder.
+      dropout: dropout rate of the experts, from 0 to below 1.
+      dtype: name of the dtype of the model's products.
+      remat: what the backward pass computes again: `none`, or the name of a policy.
+      attention: name of the implementation of attention.
+    """
     defaults = get_config()
     settings = MethodSettings(
         rank=defaults.lora.rank,

@@ -1,4 +1,4 @@
-"""What is measured: training steps, evaluation steps, generation and the data pipeline."""
+"""Measures the parts: training steps, evaluation steps, generation and the data pipeline."""
 
 import dataclasses
 import functools
@@ -10,47 +10,67 @@ import jax
 import numpy as np
 
 from moecl_jax.bench.flops import Work
-from moecl_jax.bench.gauges import WARM_UP, Compiled, Row, compile_shapes, steady
-from moecl_jax.bench.inputs import WRITTEN, Inputs
+from moecl_jax.bench.gauges import (
+    WARM_UP_STEPS,
+    CompiledFunction,
+    Measurement,
+    compile_shapes,
+    steady,
+)
+from moecl_jax.bench.inputs import WRITTEN_TOKENS, Inputs
 from moecl_jax.data.batching import Batch, row_length
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.serving.generation import Writer, read_prompts, write_tokens
 from moecl_jax.training.steps import Active, evaluation_step, init_train_state, train_step
 
-TOKENIZED = 5  # times all texts are tokenised
-NO_END = -1  # no token ends a text, so that all are written to full length
-RATE = np.float32(2e-4)
+TOKENIZATION_RUNS = 5  # how often all texts are tokenised
+NO_END_TOKEN = -1  # no token has this id, so every text is written to its full length
+LEARNING_RATE = np.float32(2e-4)
 
 
-def measure_training(inputs: Inputs, layout: str) -> list[Row]:
-    """Training steps with the making of their batches, as in moecl_jax/training/trainer.py."""
+def measure_training(inputs: Inputs, layout: str) -> list[Measurement]:
+    """Measures training steps and the making of their batches, as in training/trainer.py.
+
+    Args:
+      inputs: model and examples.
+      layout: layout of rows: `packed`, `padded` or `padded_to_max`.
+
+    Returns:
+      A list of one measurement.
+    """
     step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
     key = inputs.initializer.training_key(0)
     state = init_train_state(inputs.learner, inputs.begin(), key)
     make = functools.partial(inputs.make_batch, layout=layout, training=True)
     batches = [make(examples) for examples in inputs.batches]
-    compiled = compile_shapes(step, batches, lambda batch: (state, inputs.frozen, batch, RATE))
+    compiled = compile_shapes(
+        step, batches, lambda batch: (state, inputs.frozen, batch, LEARNING_RATE)
+    )
 
     def run(examples: Sequence[TokenizedExample]) -> Any:
         nonlocal state
         batch = make(examples)
         call = compiled.calls[batch.shape]
-        state, metrics = call(state, inputs.frozen, batch, RATE)
+        state, metrics = call(state, inputs.frozen, batch, LEARNING_RATE)
         return metrics
 
     seconds = steady(run, inputs.batches)
     return [_step_row(f"train, {layout}", seconds, inputs.formula.training, batches, compiled)]
 
 
-def measure_evaluation(inputs: Inputs, layout: str, tasks: Sequence[int]) -> list[Row]:
-    """Evaluation steps with the making of their batches: every label's text is scored.
+def measure_evaluation(inputs: Inputs, layout: str, tasks: Sequence[int]) -> list[Measurement]:
+    """Measures evaluation steps, which score every label's text, and the making of their batches.
 
-    Steps of each kind are done in turn, so that what else the machine does befalls all alike.
+    Steps of the different kinds of batches take turns, so that other work of the machine slows all
+    kinds equally.
 
     Args:
-      inputs: model and texts.
-      layout: of rows.
-      tasks: for each kind, how many tasks the examples of a batch belong to.
+      inputs: model and examples.
+      layout: layout of rows: `packed` or `padded`.
+      tasks: number of tasks that the examples of a batch belong to, for each kind of batch.
+
+    Returns:
+      A measurement of each kind of batch.
     """
     step = jax.jit(functools.partial(evaluation_step, learner=inputs.learner))
     kinds = [_evaluation(inputs, layout, step, count) for count in tasks]
@@ -70,13 +90,13 @@ def measure_evaluation(inputs: Inputs, layout: str, tasks: Sequence[int]) -> lis
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluation:
-    """What evaluates batches of so many tasks."""
+    """One kind of evaluation batch, with what is needed to evaluate it."""
 
     name: str
     active: Active
     make: Callable[[Sequence[TokenizedExample]], Batch]
     batches: Sequence[Batch]
-    compiled: Compiled
+    compiled: CompiledFunction
 
 
 def _evaluation(inputs: Inputs, layout: str, step: Any, tasks: int) -> _Evaluation:
@@ -97,11 +117,11 @@ def _step_row(
     seconds: np.ndarray,
     flops: Callable[[Work], int],
     batches: Sequence[Batch],
-    compiled: Compiled,
-) -> Row:
-    works = [Work.of_batch(batch) for batch in batches[WARM_UP:]]
-    slots = sum(batch.shape[2] for batch in batches[WARM_UP:])
-    return Row.of(
+    compiled: CompiledFunction,
+) -> Measurement:
+    works = [Work.of_batch(batch) for batch in batches[WARM_UP_STEPS:]]
+    slots = sum(batch.shape[2] for batch in batches[WARM_UP_STEPS:])
+    return Measurement.of_steps(
         name,
         seconds,
         works,
@@ -113,12 +133,19 @@ def _step_row(
     )
 
 
-def measure_generation(inputs: Inputs) -> list[Row]:
-    """Reads the prompts of a batch and writes `WRITTEN` tokens after each, greedily.
+def measure_generation(inputs: Inputs) -> list[Measurement]:
+    """Measures generation: reading a batch of prompts and writing greedily after each of them.
 
-    What the first batch of each shape takes longer than the median is called compilation.
+    `WRITTEN_TOKENS` tokens are written after each prompt. The time by which the first batch of each
+    shape is slower than the median counts as compilation.
+
+    Args:
+      inputs: model and examples, whose prompts are read.
+
+    Returns:
+      A list of one measurement.
     """
-    static: dict[str, Any] = {"learner": inputs.learner, "end": NO_END}
+    static: dict[str, Any] = {"learner": inputs.learner, "end": NO_END_TOKEN}
     read = jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots"))
     go_on = jax.jit(
         functools.partial(write_tokens, **static),
@@ -126,25 +153,25 @@ def measure_generation(inputs: Inputs) -> list[Row]:
         donate_argnums=2,
     )
     context_length = inputs.learner.method.config.context_length
-    writer = Writer(read, go_on, inputs.frozen, NO_END, context_length)
+    writer = Writer(read, go_on, inputs.frozen, NO_END_TOKEN, context_length)
     prompts = [[example.prompt for example in examples] for examples in inputs.batches]
     lengths = [[len(ids) for ids in rows] for rows in prompts]
     shapes = {
-        (row_length(max(batch)), row_length(max(batch) + WRITTEN)): rows
+        (row_length(max(batch)), row_length(max(batch) + WRITTEN_TOKENS)): rows
         for batch, rows in zip(lengths, prompts, strict=True)
     }
     write = functools.partial(
-        writer.write, inputs.begin(), max_tokens=WRITTEN, batch_size=inputs.batch_size
+        writer.write, inputs.begin(), max_tokens=WRITTEN_TOKENS, batch_size=inputs.batch_size
     )
     begun = time.perf_counter()
     for rows in shapes.values():
         write(rows)
     first_calls = time.perf_counter() - begun
     seconds = steady(write, prompts, dispatches=False)
-    row = Row.of(
+    row = Measurement.of_steps(
         "generate",
         seconds,
-        [Work.of_writing(batch, WRITTEN) for batch in lengths[WARM_UP:]],
+        [Work.of_generation(batch, WRITTEN_TOKENS) for batch in lengths[WARM_UP_STEPS:]],
         inputs.formula.forward,
         compile_seconds=max(0.0, first_calls - len(shapes) * float(np.median(seconds))),
         compiled_shapes=len(shapes),
@@ -152,16 +179,35 @@ def measure_generation(inputs: Inputs) -> list[Row]:
     return [row]
 
 
-def measure_tokenization(inputs: Inputs) -> list[Row]:
-    """Tokenisation of all texts, as before a task's training."""
+def measure_tokenization(inputs: Inputs) -> list[Measurement]:
+    """Measures the tokenisation of all texts, which comes before the training of a task.
+
+    Args:
+      inputs: model with a tokenizer, and texts.
+
+    Returns:
+      A list of one measurement, in which a step is the tokenisation of all texts.
+    """
     positions = [np.arange(len(example.prompt)) for example in inputs.examples]
     work = Work(np.concatenate(positions), 0, len(positions))
-    seconds = steady(lambda _: inputs.tokenize(), range(WARM_UP + TOKENIZED), dispatches=False)
-    return [Row.of("data, tokenise", seconds, [work] * TOKENIZED)]
+    seconds = steady(
+        lambda _: inputs.tokenize(), range(WARM_UP_STEPS + TOKENIZATION_RUNS), dispatches=False
+    )
+    return [Measurement.of_steps("data, tokenise", seconds, [work] * TOKENIZATION_RUNS)]
 
 
-def measure_batching(inputs: Inputs, layout: str) -> list[Row]:
-    """The making of training batches out of tokenised texts."""
+def measure_batching(inputs: Inputs, layout: str) -> list[Measurement]:
+    """Measures the making of training batches from tokenised examples.
+
+    Args:
+      inputs: tokenised examples.
+      layout: layout of rows: `packed` or `padded`.
+
+    Returns:
+      A list of one measurement, in which a step makes one batch.
+    """
     make = functools.partial(inputs.make_batch, layout=layout, training=True)
-    works = [Work.of_batch(make(examples)) for examples in inputs.batches[WARM_UP:]]
-    return [Row.of("data, batch", steady(make, inputs.batches, dispatches=False), works)]
+    works = [Work.of_batch(make(examples)) for examples in inputs.batches[WARM_UP_STEPS:]]
+    return [
+        Measurement.of_steps("data, batch", steady(make, inputs.batches, dispatches=False), works)
+    ]

@@ -1,12 +1,12 @@
-r"""What a training needs on many chips: `python -m moecl_jax.bench.plan`.
+r"""Plans the memory and time of a training on many chips: `python -m moecl_jax.bench.plan`.
 
     python -m moecl_jax.bench.plan --shape=llama-2-70b --fsdp=64 --batch=64 --length=512 \
         --rate=459e12
 
-Bytes of each chip come from the shapes of all arrays (`jax.eval_shape`, nothing is allocated) and
-the table in moecl_jax/models/sharding.py; time from the useful FLOPs (moecl_jax/bench/flops.py) and
-the chip's rate. No chip is needed. With `--compile` XLA says what the step needs on one device of
-this machine. docs/scaling.md says what is counted and what is not.
+The bytes of each chip follow from the shapes of all arrays (`jax.eval_shape`; nothing is allocated)
+and the table in moecl_jax/models/sharding.py. The time follows from the useful FLOPs
+(moecl_jax/bench/flops.py) and the speed of a chip. No chip is needed. With `--compile`, XLA reports
+the memory of the step on one device of this machine. docs/scaling.md explains what is counted.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from moecl_jax.bench.flops import Formula, Work
 from moecl_jax.bench.gauges import step_memory
-from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, TASKS, draw_frozen, learner_of
-from moecl_jax.data.batching import Batch, BatchLayout, make_batch
+from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, STREAM_TASKS, draw_frozen, make_learner
+from moecl_jax.data.batching import Batch, Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
@@ -33,16 +33,18 @@ from moecl_jax.training.steps import Learner, TrainState, init_train_state, trai
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one chip holds, in bytes, and how long a step takes.
+    """The memory of one chip, in bytes, and the time of a step.
 
     Attributes:
-      frozen: weights of the LLM.
-      trained: experts, gate, discriminator and the optimizer's state.
-      inputs_of_layers: kept for the backward pass with model.remat = full.
-      gathered: the weights of the largest layer, which fsdp gathers when it is its turn.
-      hidden: of one layer while it is computed: about 8 float32 arrays [N, F] for two experts.
-      flops: useful FLOPs of a step, of all chips together.
-      seconds: of a step at the rate and share given.
+      frozen: bytes of the frozen LLM's weights.
+      trained: bytes of experts, gate, discriminator and the optimizer's state.
+      inputs_of_layers: bytes of the layers' inputs, which model.remat = full keeps for the backward
+        pass.
+      gathered: bytes of one layer's weights, which fsdp gathers to compute that layer.
+      hidden: bytes of the hidden values of one layer while it is computed, about 8 float32 arrays
+        `[N, F]` for two experts.
+      flops: useful FLOPs of a step on all chips together.
+      seconds: time of a step at the given speed.
     """
 
     frozen: int
@@ -55,22 +57,22 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes of a chip."""
+        """Bytes of one chip in all."""
         return self.frozen + self.trained + self.inputs_of_layers + self.gathered + self.hidden
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """A training of MoE-CL with rank 8, bfloat16 and full rematerialisation, by its shapes alone.
+class PlannedTraining:
+    """The shapes of a training of MoE-CL with rank 8, bfloat16 and full rematerialisation.
 
     Attributes:
-      learner: static parts of the step.
-      frozen: parameters of the decoder.
-      state: of a task's training.
-      batch: examples of one length, without padding where rows of that length exist.
-      parts: in which the batch is computed.
-      formula: useful FLOPs.
-      work: of a step.
+      learner: static parts of the training step.
+      frozen: shapes of the frozen decoder's parameters.
+      state: shapes of the training state of one task.
+      batch: a batch of examples of one length, without padding where rows of that length exist.
+      parts: number of parts in which the batch is computed, one after another.
+      formula: counts the useful FLOPs of a step.
+      work: work of a step.
     """
 
     learner: Learner
@@ -84,21 +86,29 @@ class Training:
     @classmethod
     def of(
         cls, shape: str, batch: int, length: int, *, quantization: str = "none", parts: int = 1
-    ) -> "Training":
-        """Of a key of `SHAPES`, and of `batch` examples with `length` tokens in `parts` parts."""
+    ) -> "PlannedTraining":
+        """Computes the shapes of a training.
+
+        Args:
+          shape: name of the model's sizes, a key of `SHAPES`.
+          batch: number of examples a step, on all chips together.
+          length: number of tokens of each example.
+          quantization: `none`, or the name of a quantisation of the frozen layers.
+          parts: number of parts in which a batch is computed, one after another.
+        """
         config = SHAPES[shape]
-        learner = learner_of("moe_cl", config, dropout=0.05, dtype="bfloat16", remat="full")
+        learner = make_learner("moe_cl", config, dropout=0.05, dtype="bfloat16", remat="full")
         initializer = Initializer(learner.method, 0, "lm", classes=4)
 
         def begin() -> TrainState:
-            active = initializer.begin(initializer.shared(TASKS), 0)
+            active = initializer.begin(initializer.shared(STREAM_TASKS), 0)
             return init_train_state(learner, active, jax.random.key(0))
 
         state = jax.eval_shape(begin)
         draw = functools.partial(draw_frozen, config, learner.dtype, quantization)
         answer = RANDOM_ANSWERS[0]
         prompt = np.zeros(length - len(answer) + 1, np.int32)
-        rows = BatchLayout(
+        rows = Layout(
             batch,
             packed=True,
             row_length=1,
@@ -122,12 +132,12 @@ class Training:
         )
 
     def plan(self, sizes: dict[str, int], rate: float, share: float) -> Plan:
-        """What each chip of a mesh needs.
+        """Computes the memory of each chip of a mesh, and the time of a step.
 
         Args:
-          sizes: of the mesh's axes.
-          rate: of a chip's bfloat16 products, FLOP/s.
-          share: of that rate which a step reaches.
+          sizes: number of chips along each axis of the mesh, by the name of the axis.
+          rate: speed of a chip's bfloat16 products, in FLOP/s.
+          share: fraction of that speed that a step reaches.
         """
         axes = tuple(sizes[axis] for axis in AXES)
         mesh = AbstractMesh(axes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -149,32 +159,51 @@ class Training:
         )
 
     def compiled_bytes(self) -> int:
-        """What the step needs on one device of this machine, by XLA's own analysis of it."""
+        """Compiles the step for one device of this machine; returns its bytes by XLA's analysis."""
         step = jax.jit(functools.partial(train_step, learner=self.learner), donate_argnums=0)
         rate = np.float32(2e-4)
         return step_memory(step.lower(self.state, self.frozen, self.batch, rate).compile())
 
 
 def main() -> int:
-    """Prints a plan as a table."""
+    """Runs the command, which prints a plan as a table; returns the exit status, 0."""
     parser = argparse.ArgumentParser(prog="plan", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), required=True)
     for axis in AXES:
-        add(f"--{axis}", type=int, default=1, metavar="N", help="size of the mesh's axis")
+        add(
+            f"--{axis}",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"chips along the mesh's axis {axis}",
+        )
     add("--batch", type=int, required=True, metavar="B", help="examples a step, all chips together")
     add("--length", type=int, required=True, metavar="N", help="tokens of an example")
     add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
-    add("--accumulation-steps", type=int, default=1, metavar="N", help="as in a config")
-    add("--rate", type=float, required=True, metavar="F", help="bfloat16 FLOP/s of a chip")
-    add("--share", type=float, default=0.4, help="of the rate, reached (default: 0.4)")
+    add(
+        "--accumulation-steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts of a batch, as in a config",
+    )
+    add(
+        "--rate", type=float, required=True, metavar="F", help="bfloat16 speed of a chip, in FLOP/s"
+    )
+    add(
+        "--share",
+        type=float,
+        default=0.4,
+        help="fraction of the rate that a step reaches (default: 0.4)",
+    )
     add("--compile", action="store_true", help="compile the step for one device of this machine")
     arguments = parser.parse_args()
     if not 1 <= arguments.accumulation_steps <= arguments.batch:
         parser.error("--accumulation-steps must be from 1 to --batch")
     sizes = {axis: getattr(arguments, axis) for axis in AXES}
-    training = Training.of(
+    training = PlannedTraining.of(
         arguments.shape,
         arguments.batch,
         arguments.length,

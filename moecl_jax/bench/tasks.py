@@ -1,8 +1,8 @@
-"""What finished tasks cost the next one: `python -m moecl_jax.bench.tasks`.
+"""Measures what finished tasks cost the next one: `python -m moecl_jax.bench.tasks`.
 
-Trains the task after 1, 10 and 100 finished ones, step by step in turn, so that whatever else the
-machine does befalls all alike. Finished tasks' experts are finished and held as in a run, their
-factors random. docs/benchmark.md says what each column is.
+Trains the next task of streams with 1, 10 and 100 finished tasks. Their steps take turns, so that
+other work of the machine slows all of them equally. The experts of finished tasks are kept as in a
+run, with random factors. docs/benchmark.md explains each column.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from moecl_jax.bench.gauges import WARM_UP, step_memory
+from moecl_jax.bench.gauges import WARM_UP_STEPS, step_memory
 from moecl_jax.bench.inputs import SHAPES, Inputs, build
-from moecl_jax.bench.parts import RATE
+from moecl_jax.bench.parts import LEARNING_RATE
 from moecl_jax.errors import UserError
 from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
@@ -32,18 +32,19 @@ from moecl_jax.training.task_training import copy_tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a stream with so many finished tasks costs.
+class StreamCost:
+    """The time, memory and disk space of a stream with some finished tasks.
 
     Attributes:
-      finished: tasks.
-      seconds: median of a step of the next task.
-      step_bytes: of a step on the device, by XLA's analysis: weights, what is trained, temporaries.
-      host_bytes: of the finished tasks' experts and heads in host memory.
-      checkpoint_bytes: of the last finished task's folder on disk, once a newer one is finished
-        and with `keep_shared = 1`.
-      shared_bytes: what such a folder holds more while it is the newest.
-      expert_bytes: of its expert and head in memory.
+      finished: number of finished tasks.
+      seconds: median time of a training step of the next task.
+      step_bytes: device memory of such a step by XLA's analysis: frozen weights, trainable
+        parameters and temporaries.
+      host_bytes: host memory of the experts and heads of all finished tasks.
+      checkpoint_bytes: disk space of the last finished task's checkpoint once a newer task is
+        finished, with `keep_shared = 1`.
+      shared_bytes: additional disk space of that checkpoint while it is the newest.
+      expert_bytes: memory of one task's expert and head.
     """
 
     finished: int
@@ -55,33 +56,36 @@ class Cost:
     expert_bytes: int
 
 
-def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[Cost]:
-    """Costs of streams with so many finished tasks.
+def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[StreamCost]:
+    """Measures streams with different numbers of finished tasks.
 
     Args:
-      inputs: model and texts.
-      counts: of finished tasks.
-      tasks: of each stream, finished or not; 0 for one more than are finished.
+      inputs: model and examples.
+      counts: number of finished tasks of each stream.
+      tasks: number of tasks of each stream, finished or not; 0 for one more than are finished.
+
+    Returns:
+      The cost of each stream.
     """
     step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
-    # Padded to the longest of all, so that all batches have one shape.
+    # Rows are padded to the longest example of all, so that all batches have one shape.
     batches = [inputs.make_batch(each, "padded_to_max", training=True) for each in inputs.batches]
     streams = [_stream(inputs, count, tasks or count + 1) for count in counts]
     states, calls = [], []
     for stream, count in zip(streams, counts, strict=True):
-        shared = copy_tree(stream.shared)  # for the step may overwrite what it is given
+        shared = copy_tree(stream.shared)  # the step may overwrite its arguments
         active = inputs.initializer.begin(shared, count, memory=stream.memory)
         state = init_train_state(inputs.learner, active, inputs.initializer.training_key(count))
         states.append(state)
-        calls.append(step.lower(state, inputs.frozen, batches[0], RATE).compile())
+        calls.append(step.lower(state, inputs.frozen, batches[0], LEARNING_RATE).compile())
     seconds = np.zeros((len(batches), len(counts)))
     for number, batch in enumerate(batches):
         for place, call in enumerate(calls):
             begun = time.perf_counter()
-            states[place], metrics = call(states[place], inputs.frozen, batch, RATE)
+            states[place], metrics = call(states[place], inputs.frozen, batch, LEARNING_RATE)
             jax.block_until_ready(metrics)
             seconds[number, place] = time.perf_counter() - begun
-    medians = np.median(seconds[WARM_UP:], axis=0)
+    medians = np.median(seconds[WARM_UP_STEPS:], axis=0)
     return [
         _cost(stream, float(median), step_memory(call))
         for stream, median, call in zip(streams, medians, calls, strict=True)
@@ -89,7 +93,7 @@ def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[Cost]:
 
 
 def _stream(inputs: Inputs, count: int, tasks: int) -> Stream:
-    """A stream of so many tasks, `count` of them finished."""
+    """Makes a stream of `tasks` tasks, the first `count` of which are finished."""
     stream = inputs.initializer.stream(tasks)
     for index in range(count):
         active = inputs.initializer.begin(stream.shared, index, memory=stream.memory)
@@ -101,12 +105,12 @@ def _stream(inputs: Inputs, count: int, tasks: int) -> Stream:
 
 
 def _noised(generator: np.random.Generator, leaf: jax.Array) -> np.ndarray:
-    """As after training: no B is zero, which would be saved in no space."""
+    """Adds noise, for a B of zeros, as before training, would take no space on disk."""
     noise = generator.standard_normal(leaf.shape, np.float32)
     return np.asarray(leaf) + 0.01 * noise.astype(leaf.dtype)
 
 
-def _cost(stream: Stream, seconds: float, step_bytes: int) -> Cost:
+def _cost(stream: Stream, seconds: float, step_bytes: int) -> StreamCost:
     last = list(stream.finished.values())[-1]
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = TaskCheckpoints(Path(folder))
@@ -114,7 +118,7 @@ def _cost(stream: Stream, seconds: float, step_bytes: int) -> Cost:
             own, shared = {"expert": last.expert, "head": last.head}, {"shared": stream.shared}
             checkpoints.save_finished(index, name, own, shared, {}, keep_shared=1)
         older, newest = map(_size_on_disk, sorted(checkpoints.folder.iterdir()))
-    return Cost(
+    return StreamCost(
         finished=len(stream.finished),
         seconds=seconds,
         step_bytes=step_bytes,
@@ -134,7 +138,14 @@ def _bytes(tree: Tree) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 1 after a mistake that standard error names."""
+    """Runs the command.
+
+    Args:
+      argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+      The exit status: 0, or 1 after a mistake in the arguments, which standard error then names.
+    """
     arguments = _parser().parse_args(argv)
     try:
         counts = sorted(int(count) for count in arguments.finished.split(","))
@@ -184,19 +195,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tasks", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--finished", default="1,10,100", metavar="N,N", help="tasks (default: %(default)s)")
+    add(
+        "--finished",
+        default="1,10,100",
+        metavar="N,N",
+        help="numbers of finished tasks (default: %(default)s)",
+    )
     add(
         "--tasks",
         type=int,
         default=0,
         metavar="N",
-        help="of each stream, finished or not (default: one more than are finished)",
+        help="tasks of each stream, finished or not (default: one more than are finished)",
     )
     add("--shape", choices=tuple(SHAPES), default="smollm2-135m", help="default: %(default)s")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the model")
     add("--quantization", choices=("none", *QUANTIZATIONS), default="none", help="default: none")
     add("--batch", type=int, default=8, metavar="B", help="examples a step (default: 8)")
-    add("--length", type=int, default=64, metavar="N", help="tokens of each (default: 64)")
+    add("--length", type=int, default=64, metavar="N", help="tokens of each example (default: 64)")
     add("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
     remat: Any = "projections" if ONE_DEVICE.one_cpu else "full"
     parser.set_defaults(

@@ -207,7 +207,8 @@ def _write(
 ) -> None:
     """Checkpoints of all tasks, through the same functions as those of a training."""
     model, starting, names = evaluator.model, evaluator.starting, evaluator.names
-    store, official_order = DiskStore(workdir, evaluator.tasks, starting, model), list(source.classes)
+    store = DiskStore(workdir, evaluator.tasks, starting, model)
+    official_order = list(source.classes)
     rows = np.array([official_order.index(name) for name in names])
     shared = dict(source.trees["shared"])
     shared["discriminator"] = shared["discriminator"][:, rows]

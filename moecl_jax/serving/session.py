@@ -10,8 +10,7 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.data.batching import chunks
-from moecl_jax.data.examples import SPLITS
-from moecl_jax.data.task import Task
+from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed

@@ -14,8 +14,7 @@ import numpy as np
 import optax
 
 from moecl_jax import reporting
-from moecl_jax.data.examples import SPLITS
-from moecl_jax.data.task import Task
+from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods import Method, find_method, spec_of

@@ -1,4 +1,4 @@
-"""The benchmark: its formula on numbers worked by hand, that all parts run, and its errors."""
+"""The benchmark: its formula against numbers worked out by hand, its parts, and its errors."""
 
 import dataclasses
 import json
@@ -6,24 +6,26 @@ import json
 import jax
 import numpy as np
 import pytest
-from moecl_jax.methods.state import Initializer
 
 from moecl_jax.bench.__main__ import main
-from moecl_jax.bench.flops import COUNTED, Formula, Work
-from moecl_jax.bench.inputs import LONGEST, SHAPES, TASKS, random_frozen, random_texts
-from moecl_jax.data.batching import BatchLayout, make_batch
+from moecl_jax.bench.flops import COUNTED_METHODS, Formula, Work
+from moecl_jax.bench.inputs import LONGEST_TEXT, SHAPES, STREAM_TASKS, random_frozen, random_texts
+from moecl_jax.data.batching import Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels.linear import from_bits
 from moecl_jax.methods import METHODS, MethodSettings
+from moecl_jax.methods.state import Initializer
 from moecl_jax.models.config import AttentionKind
 from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.testing import write_model
 from moecl_jax.weights import gguf
 from moecl_jax.weights.load import smollm2_file
 
-# Of "tiny": attention 2 * 32 * 32 + 2 * 32 * 16, FFN 3 * 32 * 48, two layers.
+# The shape "tiny" has two layers, each with 2 * 32 * 32 + 2 * 32 * 16 weights of attention and
+# 3 * 32 * 48 of the FFN.
 TINY_FROZEN = 2 * (3072 + 4608)
-# Two experts of rank 8, each 8 * (32 + 48) for three projections; and a gate of 2 * 32.
+# A layer has two experts of rank 8, each with 8 * (32 + 48) weights for each of three projections,
+# and a gate of 2 * 32.
 TINY_TRAINED = 2 * (2 * 3 * 8 * 80 + 64)
 HEADS_WIDTH = 4 * 8
 ROW_KEYS = {
@@ -47,19 +49,19 @@ def formula_of(shape, method="moe_cl", objective="original"):
     settings = MethodSettings(8, 16.0, 0.0, FFN_TARGETS, objective, 0.1)
     chosen = METHODS[method](settings, SHAPES[shape])
     initializer = Initializer(chosen, 0, "lm", 4)
-    active = jax.eval_shape(lambda: initializer.begin(initializer.shared(TASKS), 0))
+    active = jax.eval_shape(lambda: initializer.begin(initializer.shared(STREAM_TASKS), 0))
     return Formula.of(
         SHAPES[shape], chosen.adapter(active.shared, active.expert, {}), active.shared
     )
 
 
 def batch_of(lengths, *, training, packed=True, row_length=32):
-    """Examples whose labels' texts are of 2 and 3 tokens."""
+    """Makes a batch of examples with two labels, whose texts have 2 and 3 tokens."""
     answers = (np.array([5, 2], np.int32), np.array([6, 7, 2], np.int32))
     examples = [
         TokenizedExample(np.arange(n, dtype=np.int32), i % 2) for i, n in enumerate(lengths)
     ]
-    layout = BatchLayout(len(lengths) + 1, packed, row_length, 2, 3)
+    layout = Layout(len(lengths) + 1, packed, row_length, 2, 3)
     return make_batch(examples, answers, layout, task_index=0, class_count=2, training=training)
 
 
@@ -100,7 +102,7 @@ def test_windows_end_what_a_token_sees():
 
 
 def test_smollm2_costs_what_was_worked_out_before():
-    """Frozen base, forward and backward, with logits of all 61 tokens: 0.55 GFLOP a token."""
+    """Without experts, and with logits at all 61 tokens, a step costs 0.55 GFLOP a token."""
     formula = Formula(SHAPES["smollm2-135m"], trained_weights=0, pooled=False)
     everywhere = formula.training(Work(np.arange(61), 61, 1)) / 61
     assert everywhere == pytest.approx(0.55e9, abs=0.01e9)
@@ -112,7 +114,7 @@ def test_smollm2_costs_what_was_worked_out_before():
 def test_training_work_is_the_same_in_every_layout():
     packed = Work.of_batch(batch_of([9, 4, 6], training=True))
     padded = Work.of_batch(batch_of([9, 4, 6], training=True, packed=False))
-    # Fed after the prompts: 1, 2 and 1 tokens. Predicted: all tokens of the right labels.
+    # 1, 2 and 1 tokens are fed after the prompts. All tokens of the right labels are predicted.
     assert packed.tokens == padded.tokens == 10 + 6 + 7
     assert packed.predicted == padded.predicted == 2 + 3 + 2
     assert packed.examples == padded.examples == 3
@@ -122,12 +124,13 @@ def test_training_work_is_the_same_in_every_layout():
 def test_continuations_share_their_prompt_and_its_logits():
     work = Work.of_batch(batch_of([9], training=False))
     assert work.tokens == 9 + 1 + 2
-    assert work.predicted == 1 + 1 + 2  # the prompt's last token predicts both labels' first
-    assert sorted(work.positions) == [*range(9), 9, 9, 10]  # the second label sees not the first
+    assert work.predicted == 1 + 1 + 2  # the prompt's last token predicts the first of both labels
+    # The second label does not see the first.
+    assert sorted(work.positions) == [*range(9), 9, 9, 10]
 
 
-def test_work_of_writing():
-    work = Work.of_writing([3, 2], written=2)
+def test_work_of_generation():
+    work = Work.of_generation([3, 2], written=2)
     assert list(work.positions) == [0, 1, 2, 3, 0, 1, 2]
     assert (work.predicted, work.examples) == (4, 2)
 
@@ -156,7 +159,7 @@ def test_random_weights_are_kept_as_bits_on_cpu():
 
 def test_random_texts_have_the_documented_lengths():
     lengths = np.array([len(text.input_ids) for text in random_texts(4000, 64, 0, fed=6)])
-    assert lengths.min() >= 16 and lengths.max() <= LONGEST - 6
+    assert lengths.min() >= 16 and lengths.max() <= LONGEST_TEXT - 6
     assert np.median(lengths) == pytest.approx(58, abs=1)
     assert lengths.mean() == pytest.approx(60.3, abs=1)
     fixed = random_texts(3, 64, 32, fed=6)
@@ -166,7 +169,7 @@ def test_random_texts_have_the_documented_lengths():
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_only_methods_whose_arithmetic_is_counted_are_measured(method, capsys):
-    if method in COUNTED:
+    if method in COUNTED_METHODS:
         assert formula_of("tiny", method).trained_weights > 0
         return
     with pytest.raises(SystemExit):
@@ -176,7 +179,7 @@ def test_only_methods_whose_arithmetic_is_counted_are_measured(method, capsys):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """All parts on the tiny shape, with one shape of batch each."""
+    """The numbers of all parts with the shape "tiny"; all batches of a part have one shape."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     small = ["--shape=tiny", "--dtype=float32", "--remat=none", "--batch=2", "--length=32"]
     assert main([*small, "--steps=2", "--layout=padded_to_max", f"--output={path}"]) == 0
@@ -210,7 +213,8 @@ def test_rates_agree_with_one_another(result):
         assert row["steps"] == 2 and row["compiled_shapes"] == 1
     train, padded, evaluate, mixed, generate, batch = result["parts"]
     per_example = [row["tokens_per_second"] / row["examples_per_second"] for row in result["parts"]]
-    # Prompts of 26 tokens: with 1 or (the fourth label) 3 fed tokens, with all 6, with 32 of 33.
+    # Prompts have 26 tokens. Training feeds 1 more, or 3 of the fourth label; evaluation feeds 6 of
+    # all labels; generation feeds 32 of the 33 tokens that it writes.
     assert 26.99 < per_example[0] < 29.01
     assert per_example[1] == pytest.approx(per_example[0])
     assert per_example[2:5] == [pytest.approx(tokens) for tokens in (32, 32, 26 + 32)]
@@ -258,7 +262,8 @@ def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
     texts.write_text(json.dumps([{"sentence": "w1 w2 w3"}] * 5), encoding="utf-8")
     arguments = [f"--model={model}", f"--texts={texts}", "--parts=data", "--steps=1", "--batch=2"]
     assert main([*arguments, "--length=32"]) == 1
-    assert "the same tokens" in capsys.readouterr().err  # it knows no word of the labels
+    # The tokenizer does not know the labels' words.
+    assert "the same tokens" in capsys.readouterr().err
 
     known = tokenizer.read_text(encoding="utf-8")
     for index, word in enumerate(("World", "Sports", "Business", "Science", "or", "Technology")):
@@ -268,8 +273,8 @@ def test_texts_are_tokenised_by_the_models_tokenizer(tmp_path, capsys):
     rows = json.loads(output.read_text(encoding="utf-8"))["parts"]
     assert [row["part"] for row in rows] == ["data, tokenise", "data, batch"]
     ids = [row["tokens_per_second"] / row["examples_per_second"] for row in rows]
-    # Two examples a step, of labels "World" to "Science or Technology", of which all but the end
-    # is fed.
+    # A step has two examples. Of their labels, "World" to "Science or Technology", all tokens but
+    # the last are fed.
     assert ids[0] == pytest.approx(3) and 4 <= ids[1] <= 6
 
 

@@ -1,4 +1,4 @@
-"""What finished tasks cost the next one."""
+"""The benchmark of what finished tasks cost the next one."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_costs_are_told_for_each_number_of_finished_tasks(capsys):
     rows = [[float(cell) for cell in line.split()] for line in lines]
     assert [row[0] for row in rows] == [1, 3]
     assert rows[0][2] == rows[0][4] == 1
-    # Two more rows of the discriminator, with Adam's moments: 2 x 2 layers x 32 x 3 numbers.
+    # The discriminator has two more rows, of 32 weights in 2 layers, with two moments of Adam each.
     assert 1 < rows[1][4] < 1.03
     assert rows[1][5] == pytest.approx(3 * rows[0][5], abs=0.02)
     assert rows[0][6] == rows[1][6] > 0

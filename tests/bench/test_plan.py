@@ -1,21 +1,24 @@
-"""What a training is planned to need, against numbers worked out by hand."""
+"""The plan of a training against numbers worked out by hand."""
 
 import pytest
 
-from moecl_jax.bench.plan import Plan, Training, main
+from moecl_jax.bench.plan import Plan, PlannedTraining, main
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
 def plan(shape: str, sizes: dict[str, int], quantization: str = "none") -> Plan:
-    """Of 8 examples of 512 tokens."""
-    return Training.of(shape, 8, 512, quantization=quantization).plan(sizes, rate=1e15, share=0.5)
+    """Plans steps of 8 examples with 512 tokens each."""
+    return PlannedTraining.of(shape, 8, 512, quantization=quantization).plan(
+        sizes, rate=1e15, share=0.5
+    )
 
 
 def test_a_7b_model_on_one_chip():
     found = plan("llama-2-7b", ONE)
     assert found.frozen == 2 * 6_738_415_616 + 2 * 65 * 4096  # norms are float32
-    # Two experts of rank 8 on three projections, gate and discriminator; Adam keeps two more.
+    # Trained are two experts of rank 8 on three projections, the gate and the discriminator. Adam
+    # keeps two moments of each weight.
     expert = 32 * 8 * 3 * (4096 + 11008)
     assert found.trained == 3 * 4 * (2 * expert + 32 * 4096 * (2 + 4)) + 4
     assert found.inputs_of_layers == 32 * 8 * 512 * 4096 * 2
@@ -37,14 +40,14 @@ def test_fsdp_divides_matrices_and_tokens_and_time():
 def test_quantised_layers_take_as_many_bits_as_they_are_named_for(quantization, bits):
     dense, small = plan("llama-2-7b", ONE), plan("llama-2-7b", ONE, quantization)
     kernels = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
-    scales = 2 * kernels // 32  # bfloat16, one for 32 weights
+    scales = 2 * kernels // 32  # one scale in bfloat16 for 32 weights
     assert dense.frozen - small.frozen == 2 * kernels - kernels * bits // 8 - scales
     assert (small.trained, small.flops) == (dense.trained, dense.flops)
 
 
 def test_parts_divide_what_is_kept_of_tokens():
     whole, parts = (
-        Training.of("llama-2-7b", 8, 512, parts=count).plan(ONE, rate=1e15, share=0.5)
+        PlannedTraining.of("llama-2-7b", 8, 512, parts=count).plan(ONE, rate=1e15, share=0.5)
         for count in (1, 4)
     )
     assert (parts.frozen, parts.trained, parts.flops) == (whole.frozen, whole.trained, whole.flops)

@@ -1,4 +1,4 @@
-"""`moecl report`: hand-worked figures, the CSV round trip, broken and missing files."""
+"""`moecl report`: numbers worked out by hand, the CSV file, and broken or missing files."""
 
 import csv
 import html.parser
@@ -15,7 +15,8 @@ from moecl_jax.report import report, svg, tables
 from moecl_jax.report.runs import read_runs
 from moecl_jax.report.summary import Spread, differences, marks, percent, summarize
 
-# Two orders of the same two tasks. For 'good', acc is 0.8 and 0.9; for 'bad', 0.6 and 0.6.
+# Matrices of two orders of the same two tasks. acc is 0.8 and 0.9 in GOOD_1 and GOOD_2, and 0.6 in
+# BAD, which stands for both orders.
 GOOD_1 = [[0.9, 0.2], [0.8, 0.8]]
 GOOD_2 = [[0.9, 0.3], [0.9, 0.9]]
 BAD = [[0.9, 0.1], [0.4, 0.8]]
@@ -66,9 +67,10 @@ def test_means_spreads_and_standard_errors(sweep):
     # At the end a has 0.8 and 0.9, b has 0.8 and 0.9: p = 0.85 each.
     # (0.85 * 0.15 / 100 + 0.85 * 0.15 / 100) / 4 = 0.0006375
     assert good.test_error == pytest.approx(math.sqrt(0.0006375))
-    # + 0.005 / 2 from the spread
+    # The spread adds 0.005 / 2.
     assert good.error == pytest.approx(math.sqrt(0.0006375 + 0.0025))
-    # a and b have 0.4 and 0.8 in turn: p = 0.6, and no spread: 2 * 0.6 * 0.4 / 100 / 4 = 0.0012
+    # Both tasks have 0.4 in one order and 0.8 in the other, so p = 0.6, and there is no spread:
+    # 2 * 0.6 * 0.4 / 100 / 4 = 0.0012
     assert bad.error == bad.test_error == pytest.approx(math.sqrt(0.0012))
     (pair,) = differences([good, bad])
     assert pair.difference == pytest.approx(0.25)
@@ -134,7 +136,8 @@ def test_the_table(tmp_path, sweep):
 
 
 def test_differences_say_how_many_standard_errors(tmp_path):
-    # One run each, T = 1 task in effect: se of 0.5 with 100 texts is 0.05.
+    # Each method has one run, and equal accuracies on two tasks with 50 texts each, which are like
+    # one task with 100 texts: the standard error of 0.5 is 0.05.
     last = {"m50": 0.5, "m43": 0.43, "m60": 0.6, "m70": 0.7}
     folders = [
         write_run(tmp_path / name, name, ["a", "b"], [[p, p], [p, p]], sizes=sizes(2, 50))
@@ -161,9 +164,8 @@ def test_joint_is_an_upper_bound_and_not_ranked(tmp_path):
     rows = [line for line in markdown.splitlines() if line.startswith("| `")]
     assert rows[2] == "| `joint` | 95.0 | 95.0 | - | - | - | - | 1 |"
     assert "**80.0**" in rows[0] and "not ranked" in page
-    assert re.search(
-        r'class="number *"[^>]*>-</text>', page
-    )  # what was not measured is a dash in the heat map
+    # The heat map shows a dash for what was not measured.
+    assert re.search(r'class="number *"[^>]*>-</text>', page)
 
 
 def test_csv_holds_what_the_table_is_computed_from(tmp_path, sweep):

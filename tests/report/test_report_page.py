@@ -1,4 +1,4 @@
-"""The report in a real headless Chromium: the pictures are there, and nothing is complained of."""
+"""The report in headless Chromium: its pictures are shown, and the browser reports no errors."""
 
 import base64
 import contextlib
@@ -58,7 +58,7 @@ COLORS = """
 
 
 class Browser:
-    """A page of headless Chromium, spoken to in its DevTools protocol over a pipe."""
+    """A page of headless Chromium, controlled by its DevTools protocol over a pipe."""
 
     def __init__(self, process):
         self._process, self._count, self._session, self.events = process, 0, None, []
@@ -102,7 +102,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def colors(self, box=None):
-        """Of a screenshot: how many colours, and the part of it that is not the commonest one."""
+        """Counts the colours of a screenshot, and the share of pixels without the commonest one."""
         clip = {}
         if box is not None:
             keys = {"x": "left", "y": "top", "width": "width", "height": "height"}
@@ -134,7 +134,7 @@ def browser(tmp_path_factory):
     assert shutil.which(program), f"MOECL_CHROMIUM={program} is no program"
     folder = tmp_path_factory.mktemp("chromium")
     command = [program, "--headless", "--remote-debugging-pipe", f"--user-data-dir={folder}"]
-    # As root, and in containers, Chromium's own sandbox does not start.
+    # Chromium's own sandbox does not start as root, nor in a container.
     command += ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     # The protocol is read from file descriptor 3 and written to 4.
     shell = ["sh", "-c", 'exec "$@" 3<&0 4>&1 >/dev/null', "sh"]
@@ -144,7 +144,7 @@ def browser(tmp_path_factory):
         )
         stack.enter_context(process)
         stack.callback(process.kill)
-        watchdog = threading.Timer(SECONDS, process.kill)  # reading would wait for ever
+        watchdog = threading.Timer(SECONDS, process.kill)  # without it, reading could wait for ever
         watchdog.start()
         stack.callback(watchdog.cancel)
         yield Browser(process)
