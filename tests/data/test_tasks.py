@@ -364,7 +364,7 @@ def test_fields_of_a_config_are_named(fields: dict[str, object], message: str) -
         Task.from_fields("toy", fields)
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "tasks.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "tasks.md"
 
 
 CODE = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)

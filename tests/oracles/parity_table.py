@@ -1,4 +1,4 @@
-"""Compares every model family with transformers' torch model: the table of docs/parity.md.
+"""Compares every model family with transformers' torch model, and writes docs/notes/parity.md.
 
     python tests/oracles/parity_table.py
 
@@ -70,9 +70,9 @@ def main() -> None:
     table = (
         f"{INTRODUCTION}{rows}{LEGEND}\nMade with Python {platform.python_version()}, {listed}.\n"
     )
-    file = TESTS.parent / "docs" / "parity.md"
-    _, heading, rest = file.read_text(encoding="utf-8").partition("\n## ")
-    file.write_text(table + heading + rest, encoding="utf-8")
+    file = TESTS.parent / "docs" / "notes" / "parity.md"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(table, encoding="utf-8")
     print(table)
 
 

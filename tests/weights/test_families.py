@@ -119,7 +119,7 @@ def test_weights_stored_as_bits_give_the_same_bits(tmp_path, case):
 
 
 def test_the_documented_table_has_every_case(repository):
-    table = (repository / "docs" / "parity.md").read_text(encoding="utf-8")
+    table = (repository / "docs" / "notes" / "parity.md").read_text(encoding="utf-8")
     for case, config in CASES.items():
         assert f"| {case} | `{config['model_type']}` |" in table
 

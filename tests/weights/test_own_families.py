@@ -114,7 +114,8 @@ def test_an_unusable_family_is_refused(named, message):
 
 
 def test_the_documented_family_is_read(tmp_path, repository, user_module):
-    document = (repository / "docs" / "parity.md").read_text(encoding="utf-8")
+    page = repository / "docs" / "developer" / "adding_a_family.md"
+    document = page.read_text(encoding="utf-8")
     example = document.split("```python\n")[1].split("```")[0]
     (tmp_path / f"{user_module}.py").write_text(example)
     state = {
