@@ -17,7 +17,6 @@ import safetensors.numpy
 
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.models.experts import lora_ffn
 from moecl_jax.models.lora import TARGETS, lora_term, projection_sizes
 from moecl_jax.weights.families import FAMILIES, family_of
 from moecl_jax.weights.load import Backbone

@@ -6,15 +6,15 @@ import json
 import jax
 import numpy as np
 import pytest
+from moecl_jax.methods.state import Initializer
 
 from moecl_jax.bench.__main__ import main
 from moecl_jax.bench.flops import COUNTED_METHODS, Formula, Work
 from moecl_jax.bench.inputs import LONGEST_TEXT, SHAPES, STREAM_TASKS, random_frozen, random_texts
 from moecl_jax.data.batching import Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import from_bits
+from moecl_jax.kernels import from_bits
 from moecl_jax.methods import METHODS, MethodSettings
-from moecl_jax.methods.state import Initializer
 from moecl_jax.models.config import AttentionKind
 from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.testing import write_model
