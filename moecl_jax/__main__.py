@@ -2,6 +2,6 @@
 
 import sys
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 
 sys.exit(main())

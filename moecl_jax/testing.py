@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from transformers import PreTrainedTokenizerFast
+
+from moecl_jax import quiet
+
+with quiet.transformers():
+    from transformers import PreTrainedTokenizerFast
 
 WORDS = 64  # w0 to w63
 VOCABULARY = ("<eos>", "<unk>", *(f"w{index}" for index in range(WORDS)), "answer")

@@ -32,7 +32,7 @@ from moecl_jax.kernels.linear import QUANTIZATIONS
 from moecl_jax.models.attention import ATTENTIONS
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.sharding import ONE_DEVICE
-from moecl_jax.runs.progress import plain
+from moecl_jax.runs.log import plain
 from moecl_jax.runs.workdir import write_json
 from moecl_jax.training.trainer import versions
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from moecl_jax.models.attention import ATTENTIONS, check_attention
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.sharding import AXES, Placement
+from moecl_jax.runs import reporting
 from moecl_jax.serving.generation import Sampling, Writer, read_prompts, write_tokens
 from moecl_jax.serving.task_choice import extract, feature_step
 from moecl_jax.training.steps import Learner, evaluation_step, importance_step, train_step
@@ -290,7 +290,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask]:
-    """Reads and tokenises the tasks' data; says on standard error what was cut or left out."""
+    """Reads and tokenises the tasks' data; reports what was cut or left out."""
     tasks = []
     for definition, answers in zip(experiment.definitions, experiment.answers, strict=True):
         task = load_task(
@@ -312,13 +312,12 @@ def load_tasks(config: ConfigDict, experiment: Experiment) -> list[TokenizedTask
             max_response=config.data.max_response,
             over_long=config.data.over_long,
         )
-        print(_describe(task, tokenized), file=sys.stderr, flush=True)
+        reporting.current().message(_describe(task, tokenized))
         tasks.append(tokenized)
     if config.data.validation_from == "test":
-        print(
+        reporting.current().message(
             "validation is the test split (data.validation_from): what is selected by it scores "
-            "too well",
-            file=sys.stderr,
+            "too well"
         )
     return tasks
 

@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import json
 import re
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,8 @@ from moecl_jax.config.file import OVERRIDE, load_config
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.methods import METHODS
 from moecl_jax.report.runs import SWEEP_NAME, read_results
-from moecl_jax.runs.progress import wall_time
+from moecl_jax.runs import reporting
+from moecl_jax.runs.text import wall_time
 from moecl_jax.runs.workdir import RESULTS_NAME, Busy, refuse_other_config, write_json
 from moecl_jax.training.trainer import train
 
@@ -256,7 +256,7 @@ def _train_all(runs: Sequence[Run], workdir: Path) -> list[str]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    reporting.current().message(line)
 
 
 def _finished_seconds(run: Run, workdir: Path) -> float | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
 from moecl_jax.methods.state import Finished, Stream
 from moecl_jax.models.lora import Expert
+from moecl_jax.runs import reporting
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.resume import History, restore_stream, save_finished
 from moecl_jax.runs.workdir import Origin, load_config, new_workdir, note_other_base, save_config
@@ -54,10 +54,9 @@ def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> li
         raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
     chosen = _choose_expert(workdir, experiment, stream, expert)
     if experiment.learner.head == "classification":
-        print(
+        reporting.current().message(
             "note: the classification heads are left out, as a PEFT LoRA has no place for them; "
-            "the adapter gives the hidden states that they read",
-            file=sys.stderr,
+            "the adapter gives the hidden states that they read"
         )
     settings = experiment.learner.method.settings
     whole: _Factors = jax.tree.map(np.asarray, dict(chosen))
@@ -121,10 +120,9 @@ def _choose_expert(
     if expert is not None and expert not in names:
         raise UserError(f"--expert={expert} is not one of {', '.join(names)} (finished tasks)")
     if mixed:
-        print(
+        reporting.current().message(
             f"note: the expert {expert!r} alone is not the model that was trained, in which a gate "
-            "mixes it with another for each token",
-            file=sys.stderr,
+            "mixes it with another for each token"
         )
     task = finished[-1] if expert in (None, SHARED) else expert
     layers = method.adapter(stream.shared, stream.finished[task].expert, stream.memory)

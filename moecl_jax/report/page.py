@@ -17,7 +17,7 @@ from moecl_jax.report import svg, tables
 from moecl_jax.report.pictures import Album
 from moecl_jax.report.runs import CONFIG_NAME, RESULTS_NAME, Planned, Run, order_names
 from moecl_jax.report.summary import differences, percent, summarize
-from moecl_jax.runs.progress import LOG_NAME
+from moecl_jax.runs.log import LOG_NAME
 
 _RESULT_SOURCE = f"{RESULTS_NAME} of the runs listed at the end"
 TABLE_SOURCE = f"{_RESULT_SOURCE}: metrics, accuracy_matrix (last row), sizes.test, task_free.acc"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moecl_jax.report import svg
 from moecl_jax.report.runs import RESULTS_NAME, Run, order_names
 from moecl_jax.report.summary import Spread, Variant, percent
-from moecl_jax.runs.progress import LOG_NAME
+from moecl_jax.runs.log import LOG_NAME
 
 _CURVE_POINTS = 120
 _STEP_COLUMNS = 24

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.runs.progress import LOG_NAME
+from moecl_jax.runs.log import LOG_NAME
 
 # As in workdir.py, which would import JAX.
 CONFIG_NAME = "config.json"

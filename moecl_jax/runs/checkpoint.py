@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from moecl_jax import quiet
 from moecl_jax.errors import UserError
 from moecl_jax.models.sharding import first_process, wait_for_all
 
@@ -30,14 +31,14 @@ _FEATURES = "features"
 
 def _save(path: Path, record: Mapping[str, Any], **trees: Any) -> None:
     parts = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with quiet.orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         whole = ocp.args.Composite(record=ocp.args.JsonSave(dict(record)), **parts)
         checkpointer.save(path.absolute(), whole, force=True)
 
 
 def _restore(path: Path, part: str, argument: Any) -> Any:
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with quiet.orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path.absolute(), ocp.args.Composite(**{part: argument}))[
                 part
             ]

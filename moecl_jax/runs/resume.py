@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.errors import UserError
-from moecl_jax.serving.evaluate import Evaluation
 from moecl_jax.config.experiment import Experiment
-from moecl_jax.runs.progress import plain
+from moecl_jax.errors import UserError
 from moecl_jax.methods.state import Finished, Stream, look_up
-from moecl_jax.training.steps import Active, TrainState
+from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.log import plain
+from moecl_jax.serving.evaluate import Evaluation
 from moecl_jax.serving.task_choice import TaskFeatures
+from moecl_jax.training.steps import Active, TrainState
 
 NO_SCORE = (-1.0, -math.inf)  # validation accuracy and likelihood before any epoch
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,12 @@ import jax
 from ml_collections import ConfigDict
 
 from moecl_jax.config import file as config_file
-from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.attention import MADE_FOR
 from moecl_jax.models.sharding import first_process, fits
+from moecl_jax.runs import reporting
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 
 CONFIG_NAME = "config.json"
 RESULTS_NAME = "results.json"
@@ -136,10 +136,9 @@ def new_workdir(workdir: Path) -> Iterator[Path]:
 
 def note_other_base(trained_in: str, base: Path) -> None:
     """Says that an adapter names another base than the one it is read for."""
-    print(
+    reporting.current().message(
         f"note: the adapter was trained in {trained_in!r}. {base} has the same sizes; "
-        "whether it has the same weights cannot be told",
-        file=sys.stderr,
+        "whether it has the same weights cannot be told"
     )
 
 

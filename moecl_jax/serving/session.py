@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 from moecl_jax.methods.mixed import MIXED_TASKS, can_mix
 from moecl_jax.methods.state import Stream
+from moecl_jax.runs import reporting
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.progress import plain
+from moecl_jax.runs.log import plain
 from moecl_jax.runs.resume import restore_features, restore_stream, task_trees
 from moecl_jax.runs.workdir import load_config
 from moecl_jax.serving.evaluate import score_mixed
@@ -158,7 +158,9 @@ def stream(
     if prompt is None:
         raise UserError(f"the prompt {text!r}: {record['error']}")
     if "truncated" in record:
-        print(f"note: the prompt was cut to its first {len(prompt.ids)} tokens", file=sys.stderr)
+        reporting.current().message(
+            f"note: the prompt was cut to its first {len(prompt.ids)} tokens"
+        )
     tokens = writer.stream(
         trained.active((index,)),
         prompt.ids,

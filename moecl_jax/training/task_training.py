@@ -15,7 +15,8 @@ from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 from moecl_jax.methods.base import Tree
 from moecl_jax.methods.state import Stream
-from moecl_jax.runs.progress import MetricsLog, Progress
+from moecl_jax.runs import reporting
+from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.resume import NO_SCORE, History, in_progress_tree, save_in_progress, task_trees
 from moecl_jax.training.steps import Active, Metrics, init_train_state
 
@@ -69,7 +70,7 @@ class TaskTraining:
         count = len(self.examples)
         done = epochs * count + place * self.size
         total = self.experiment.training.epochs * count
-        with Progress(label, total, done=done) as progress:
+        with reporting.current().task(label, total, done) as progress:
             while self.step < self.total_steps:
                 self._run_epoch(progress)
         best = dataclasses.replace(self.best, memory=self.state.memory)
@@ -108,7 +109,7 @@ class TaskTraining:
             return list(examples)
         return [with_response(example, self.experiment.answers[index]) for example in examples]
 
-    def _run_epoch(self, progress: Progress) -> None:
+    def _run_epoch(self, progress: reporting.Progress) -> None:
         """Trains to the end of the current epoch, validates and saves."""
         training = self.experiment.training
         epoch, place = divmod(self.step, self.epoch_steps)
@@ -167,7 +168,7 @@ class TaskTraining:
             training=True,
         )
 
-    def _write_pending(self, progress: Progress) -> None:
+    def _write_pending(self, progress: reporting.Progress) -> None:
         """Logs the last step to be logged, one step late so that the device never waits."""
         if self.pending is None:
             return
@@ -182,7 +183,7 @@ class TaskTraining:
         progress.update(0, metrics["loss"])
         self.pending = None
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: reporting.Progress) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""
         self._write_pending(progress)
         save_in_progress(

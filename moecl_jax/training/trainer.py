@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,10 @@ from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods.state import Stream, finish
 from moecl_jax.models.sharding import first_process, wait_for_all
+from moecl_jax.runs import reporting
 from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.log import MetricsLog, plain
 from moecl_jax.runs.metrics import summarize
-from moecl_jax.runs.progress import MetricsLog, plain
 from moecl_jax.runs.resume import (
     History,
     check_fingerprint,
@@ -108,7 +108,7 @@ class Run:
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
         if history is None:
-            print("evaluating the untrained model on every task", file=sys.stderr, flush=True)
+            reporting.current().message("evaluating the untrained model on every task")
             history = History([e.accuracy for e in self.evaluate_all(stream)])
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
@@ -261,7 +261,7 @@ class Run:
 
     def _measure_converted(self, stream: Stream, history: History) -> None:
         """Evaluates the state that was converted, which is what its last task left."""
-        print("evaluating the converted model on every task", file=sys.stderr, flush=True)
+        reporting.current().message("evaluating the converted model on every task")
         initial = self.experiment.initializer.stream(len(self.tasks))
         history.random_init = [e.accuracy for e in self.evaluate_all(initial)]
         history.accuracy, history.scored = [], []

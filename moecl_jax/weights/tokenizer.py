@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
+from moecl_jax import quiet
 from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def from_folder(folder: Path) -> "PreTrainedTokenizerFast | None":
       UserError: the tokenizer cannot be read, or has no fast version (which offsets need).
     """
     # Imported late, like below: it takes seconds, which callers without a tokenizer need not wait.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with quiet.transformers():
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not any((folder / name).exists() for name in _FILES):
         return None
@@ -63,7 +65,8 @@ def from_gguf(metadata: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast 
     Raises:
       UserError: the tokenizer is of an unsupported kind, or a key is missing or inconsistent.
     """
-    from transformers import PreTrainedTokenizerFast
+    with quiet.transformers():
+        from transformers import PreTrainedTokenizerFast
 
     model = metadata.get("tokenizer.ggml.model")
     if model is None:

@@ -10,7 +10,7 @@ import jax
 import pytest
 from streams import ROOT
 
-from moecl_jax.cli import command as cli
+from moecl_jax.cli import main as cli
 from moecl_jax.config import sweep
 from moecl_jax.config.sweep import Grid, plan, run_folder, time_left
 from moecl_jax.errors import UserError

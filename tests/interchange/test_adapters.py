@@ -10,7 +10,7 @@ import safetensors.numpy
 from streams import assert_bit_equal, tiny_config
 from test_peft import random_adapter
 
-from moecl_jax.cli import command as cli
+from moecl_jax.cli import main as cli
 from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter

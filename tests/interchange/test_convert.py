@@ -9,7 +9,7 @@ import safetensors.numpy
 from official_files import OUTPUT, class_logits, random_tensors, write_adapter, write_base
 from streams import logged, tiny_config
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 from moecl_jax.runs.workdir import save_config
 from moecl_jax.testing import write_model
 from moecl_jax.weights.huggingface import open_safetensors

@@ -13,7 +13,7 @@ from test_adapters import BLOG
 from test_decoder import logits_of
 from test_peft import random_adapter
 
-from moecl_jax.cli import command as cli
+from moecl_jax.cli import main as cli
 from moecl_jax.config.experiment import build
 from moecl_jax.interchange.peft import read_adapter, write_adapter
 from moecl_jax.methods import MethodSettings, SequentialLora

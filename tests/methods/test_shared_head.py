@@ -9,7 +9,7 @@ import tiny
 from ml_collections import ConfigDict
 from streams import assert_bit_equal, tiny_config
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
 from moecl_jax.methods.state import Initializer, Stream, finish, look_up

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from streams import ROOT, logged, tiny_config
 from test_train import stop_after
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 from moecl_jax.config.experiment import build
 from moecl_jax.errors import UserError
 from moecl_jax.models.sharding import AXES, Placement

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_runs import CONFIG, realistic_sweep, sizes, write_run, write_sweep
 
-from moecl_jax.cli import command as cli
+from moecl_jax.cli import main as cli
 from moecl_jax.report import report, svg, tables
 from moecl_jax.report.runs import read_runs
 from moecl_jax.report.summary import Spread, differences, marks, percent, summarize

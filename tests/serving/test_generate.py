@@ -6,7 +6,7 @@ import pytest
 from streams import tiny_config
 from test_task_kinds import read, repeat_task, write
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 from moecl_jax.serving.evaluate import score_texts
 from moecl_jax.training.trainer import train
 

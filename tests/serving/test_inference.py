@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from streams import tiny_config
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
 from moecl_jax.runs.workdir import save_config
 from moecl_jax.serving.session import evaluate, predict

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from streams import CLASSES, tiny_config
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
+from moecl_jax.cli.tables import format_task_free
 from moecl_jax.config.experiment import build, load_tasks
 from moecl_jax.data.tokenize import bare_prompts
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.progress import format_task_free
 from moecl_jax.runs.resume import restore_features, restore_stream, task_trees
 from moecl_jax.serving.session import predict
 from moecl_jax.serving.task_choice import TaskFeatures

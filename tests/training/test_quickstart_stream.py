@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from streams import ROOT
 
-from moecl_jax.cli.command import main
+from moecl_jax.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,6 @@
 """Readers of the data of one split: every record with its fields and the place it stands."""
 
+import contextlib
 import csv
 import json
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moecl_jax import quiet
 from moecl_jax.data.sources import quickstart
 from moecl_jax.errors import UserError
 
@@ -316,7 +318,9 @@ def _open_huggingface(definition: "TaskDefinition", split: str) -> Any:
             return datasets.load_from_disk(str(folder))[split]
         if (folder / split / "dataset_info.json").is_file():
             return datasets.load_from_disk(str(folder / split))
-        return datasets.load_dataset(path, subset, split=split)
+        # A long download is to be seen, the conversion of local files is not.
+        with quiet.datasets() if folder.is_dir() else contextlib.nullcontext():
+            return datasets.load_dataset(path, subset, split=split)
     # The libraries below raise dozens of types, from httpx to pyarrow, for what is one mistake
     # here: the data set cannot be had.
     except Exception as error:

@@ -1,0 +1,34 @@
+"""`moecl report`: writes a page that compares finished runs."""
+
+import argparse
+from pathlib import Path
+
+from moecl_jax.cli.command import Command, add_workdirs
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_workdirs(parser, "a finished run, or the folder of a sweep; give it once for each")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.html",
+        help="the page; FILE.md and FILE.csv are written beside it",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from moecl_jax.report import report
+
+    files = report(arguments.workdir, arguments.output)
+    print(f"Written: {', '.join(map(str, files))}")
+    return 0
+
+
+COMMAND = Command(
+    name="report",
+    summary="write a page that compares finished runs, and its table as Markdown and CSV",
+    example="moecl report --workdir=runs/sweep --output=runs/sweep/report.html",
+    add_arguments=_add_arguments,
+    run=_run,
+)
