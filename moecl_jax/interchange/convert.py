@@ -166,7 +166,7 @@ def _config(source: _Source, order: Sequence[str], base: Path) -> ConfigDict:
     config.data.max_length = min(source.config.context_length, ROW_LENGTHS[-1])
     config.tasks = tuple(order)
     for task in order:
-        definition = dataclasses.asdict(_definition(task, source.classes[task]))
+        definition = _definition(task, source.classes[task]).to_fields()
         config.definitions[task] = ConfigDict(definition)
     return config.lock()
 

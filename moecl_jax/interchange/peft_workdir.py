@@ -1,6 +1,5 @@
 """PEFT adapters into and out of workdirs; `weights.peft` knows their files."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Mapping
@@ -150,7 +149,7 @@ def _config(adapter: PeftAdapter, base: Path, task: str, checkpoint: Checkpoint)
     config = get_config()
     definition = Task(name=task, source="none", response_field="response")
     config.method, config.head, config.tasks = "sequential_lora", "lm", (task,)
-    config.definitions[task] = ConfigDict(dataclasses.asdict(definition))
+    config.definitions[task] = ConfigDict(definition.to_fields())
     stored = {tensor.encoding for tensor in checkpoint.tensors.values()}
     config.model.path = str(base.absolute())
     config.model.dtype = "bfloat16" if stored == {"BF16"} else "float32"
