@@ -162,11 +162,11 @@ class Task:
         return cls(**{"name": name, **common, "options": own})
 
     def to_fields(self) -> dict[str, Any]:
-        """The configuration without the name: plain values, for `from_fields` and for JSON.
+        """The configuration: plain values, for `from_fields` and for JSON.
 
         Examples that were given in Python are not among them; see the class.
         """
-        common = {key: getattr(self, key) for key in _common_fields() if key != "name"}
+        common = {key: getattr(self, key) for key in _common_fields()}
         own = {key: getattr(self.options, key) for key in option_names(self.reader)}
         return {
             key: str(value) if isinstance(value, Held) else value
