@@ -191,11 +191,7 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
         return
     old, new = load_settings(workdir), settings
     known = list(old.tasks)
-    if list(new.tasks[: len(known)]) != known:
-        raise UserError(
-            f"{workdir} was begun with the tasks {', '.join(known)}; the list may only be "
-            f"extended at its end, and now it is {', '.join(new.tasks)}. Use another --workdir."
-        )
+    refuse_other_tasks(str(workdir), known, new.tasks, "Use another --workdir.")
     origin = Origin.load(workdir)
     free_to_choose = origin is not None and not _trained_since(workdir, origin)
     objective = new.options.get("adversarial", {}).get("objective")
@@ -212,6 +208,25 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
                 f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
                 f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with."
             )
+
+
+def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], remedy: str) -> None:
+    """Refuses a stream that does not begin with the tasks of an earlier training.
+
+    Args:
+      place: names the earlier training in the message.
+      known: names of its tasks.
+      now: names of the stream's tasks.
+      remedy: sentence that says what to do.
+
+    Raises:
+      UserError: they differ.
+    """
+    if list(now[: len(known)]) != list(known):
+        raise UserError(
+            f"{place} was begun with the tasks {', '.join(known)}; the list may only be extended "
+            f"at its end, and now it is {', '.join(now)}. {remedy}"
+        )
 
 
 def write_json(path: Path, content: Any) -> None:
