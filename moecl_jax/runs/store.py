@@ -268,4 +268,6 @@ class DiskStore(Store):
         record = self.checkpoints.finished_record(index, self.names[index]) or {}
         if len(record["random_init"]) == len(self.tasks):
             return state
-        return jax.tree.map(np.asarray, self.starting.extended(state, len(self.tasks)))
+        state = self.starting.extended(state, len(self.tasks))
+        shared, memory = jax.tree.map(np.asarray, (state.shared, state.memory))
+        return StreamState(shared, {}, memory)
