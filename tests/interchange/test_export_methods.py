@@ -40,7 +40,7 @@ def workdir_of(folder, method, *, finished=2, **changes):
         trained = jax.tree.map(lambda leaf, i=index: leaf * (1 + i), randomised(begun, 0.2))
         trained = jax.tree.map(np.asarray, trained.replace(memory=method.begin_task(begun)))
 
-        def mean_of_gradients(count, transform, shared=trained.shared):
+        def mean_of_gradients(_, transform, shared=trained.shared):
             return jax.tree.map(transform, shared)
 
         end = dataclasses.replace(starting.task_end(index), mean_of_gradients=mean_of_gradients)
