@@ -1,4 +1,4 @@
-"""The house: rooms import only from rooms below, nothing prints below the commands, files are short."""
+"""The house: rooms import from rooms below alone, no library code prints, files are short."""
 
 import ast
 import subprocess

@@ -152,7 +152,7 @@ class Task:
         for key in values:
             if key not in known:
                 raise UserError(
-                    f"task '{name}' has an unknown field '{key}'.{suggestion(key, known)} The "
+                    f"task '{name}' has an unknown field '{key}'{suggestion(key, known) or '.'} The "
                     f"fields of a task are {', '.join(known)}."
                 )
         if values.get("labels", ()) is None:
