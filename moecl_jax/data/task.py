@@ -151,9 +151,10 @@ class Task:
         known = [*_common_fields(), *options]
         for key in values:
             if key not in known:
+                hint = suggestion(key, known) or "."
                 raise UserError(
-                    f"task '{name}' has an unknown field '{key}'{suggestion(key, known) or '.'} The "
-                    f"fields of a task are {', '.join(known)}."
+                    f"task '{name}' has an unknown field '{key}'{hint} The fields of a task are "
+                    f"{', '.join(known)}."
                 )
         if values.get("labels", ()) is None:
             raise UserError(f"task '{name}': labels = None must be a sequence, such as ('a', 'b').")
