@@ -74,7 +74,7 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
     Args:
       cls: a dataclass whose fields all have defaults.
       key: name of the section in messages.
-      values: by field; what is left out has its default.
+      values: values by field; what is left out has its default.
 
     Raises:
       UserError: `values` is no mapping, a key is unknown, or a value is not allowed.
