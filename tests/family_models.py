@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.models.experts import lora_ffn
+from moecl_jax.models.experts import lora_layer as lora_ffn
 from moecl_jax.models.lora import TARGETS, lora_term, projection_sizes
 from moecl_jax.weights.families import table as families
 from moecl_jax.weights.load import Backbone

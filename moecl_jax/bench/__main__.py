@@ -28,8 +28,7 @@ from moecl_jax.bench.parts import (
     measure_training,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QUANTIZATIONS
-from moecl_jax.models.attention import ATTENTIONS
+from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.sharding import ONE_DEVICE
 from moecl_jax.runs.progress import plain

@@ -29,7 +29,7 @@ from moecl_jax.data.sources.reading import read_split
 from moecl_jax.data.tasks import Example, Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import as_bits, one_by_one, quantize_layers
+from moecl_jax.kernels import as_bits, one_by_one, quantize_layers
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.methods.state import Initializer

@@ -24,7 +24,7 @@ from moecl_jax.bench.gauges import step_memory
 from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, TASKS, draw_frozen, learner_of
 from moecl_jax.data.batching import Batch, Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import QUANTIZATIONS
+from moecl_jax.kernels import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
 from moecl_jax.methods.state import Initializer
 from moecl_jax.models.sharding import AXES, Placement

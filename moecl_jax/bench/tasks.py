@@ -22,7 +22,7 @@ from moecl_jax.bench.gauges import WARM_UP, step_memory
 from moecl_jax.bench.inputs import SHAPES, Inputs, build
 from moecl_jax.bench.parts import RATE
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QUANTIZATIONS
+from moecl_jax.kernels import QUANTIZATIONS
 from moecl_jax.methods.base import Tree
 from moecl_jax.methods.state import Stream, finish
 from moecl_jax.models.sharding import ONE_DEVICE

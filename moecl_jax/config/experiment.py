@@ -24,12 +24,12 @@ from moecl_jax.data.tokenize import (
     tokenize_task,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QUANTIZATIONS, as_bits, one_by_one, quantize_layers
+from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS, as_bits, one_by_one, quantize_layers
 from moecl_jax.methods import METHODS, Method, MethodSettings
 from moecl_jax.methods.base import Tree
 from moecl_jax.methods.losses import OBJECTIVES, REDUCTIONS
 from moecl_jax.methods.state import Initializer
-from moecl_jax.models.attention import ATTENTIONS, check_attention
+from moecl_jax.models.attention import check_attention
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.sharding import AXES, Placement

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from moecl_jax.data.batching import Batch
 from moecl_jax.methods.losses import Objective, Reduction
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.experts import FeedForward, lora_ffn
+from moecl_jax.models.experts import FeedForward
+from moecl_jax.models.experts import lora_layer as lora_ffn
 from moecl_jax.models.lora import (
     ATTENTION_TARGETS,
     AttentionTerm,

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from moecl_jax.methods.base import Method, TaskEnd, Tree, View
 from moecl_jax.methods.losses import adversarial_losses
-from moecl_jax.models.experts import FeedForward, moe_ffn
+from moecl_jax.models.experts import FeedForward
+from moecl_jax.models.experts import moe_layer as moe_ffn
 
 
 @dataclasses.dataclass(frozen=True)

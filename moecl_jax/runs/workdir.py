@@ -23,7 +23,7 @@ from moecl_jax.config import file as config_file
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.data.definition import TaskDefinition
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.models.attention import MADE_FOR
+from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.sharding import first_process, fits
 
 CONFIG_NAME = "config.json"

@@ -12,7 +12,7 @@ from moecl_jax.bench.flops import COUNTED, Formula, Work
 from moecl_jax.bench.inputs import LONGEST, SHAPES, TASKS, random_frozen, random_texts
 from moecl_jax.data.batching import Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import from_bits
+from moecl_jax.kernels import from_bits
 from moecl_jax.methods import METHODS, MethodSettings
 from moecl_jax.methods.state import Initializer
 from moecl_jax.models.config import AttentionKind

@@ -22,7 +22,7 @@ from tiny import (
 )
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import as_bits
+from moecl_jax.kernels import as_bits
 from moecl_jax.methods import METHODS, Ewc, Lwf, SequentialFull
 from moecl_jax.methods.base import TaskEnd, View
 from moecl_jax.methods.lwf import distillation

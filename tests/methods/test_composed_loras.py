@@ -28,7 +28,7 @@ from tiny import (
 
 from moecl_jax.data.batching import Layout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import dot
+from moecl_jax.kernels import dot
 from moecl_jax.methods import Mocl, OLora, PerTask
 from moecl_jax.methods.base import TaskEnd
 from moecl_jax.methods.mocl import cosine

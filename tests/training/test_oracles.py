@@ -13,7 +13,8 @@ from tiny import CONFIG, SETTINGS, randomised, writer
 
 from moecl_jax.methods.losses import adversarial_losses
 from moecl_jax.methods.sequential_lora import SequentialLora
-from moecl_jax.models.experts import FrozenFfn, moe_ffn
+from moecl_jax.models.experts import FrozenFfn
+from moecl_jax.models.experts import moe_layer as moe_ffn
 from moecl_jax.models.lora import LayerContext, init_expert
 from moecl_jax.training.steps import Active, Learner
 from moecl_jax.weights.load import load_backbone, smollm2_file
