@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,7 +70,7 @@ def attribute_docs(described: type) -> dict[str, str]:
     return docs
 
 
-def options_table(described: type, prefix: str = "") -> str:
+def options_table(described: type, prefix: str = "", without: Collection[str] = ()) -> str:
     """A table of a dataclass's fields: key, default, allowed values and meaning.
 
     Fields that are sections of their own are left out.
@@ -78,12 +78,13 @@ def options_table(described: type, prefix: str = "") -> str:
     Args:
       described: a dataclass whose docstring has a section `Attributes:`.
       prefix: stands before each name, such as "ewc.".
+      without: names of further fields that are left out.
     """
     docs = attribute_docs(described)
     rows = [
         (f"`{prefix}{field.name}`", _default(field), _allowed(field), docs.get(field.name, ""))
         for field in dataclasses.fields(described)
-        if not dataclasses.is_dataclass(field.default)
+        if not dataclasses.is_dataclass(field.default) and field.name not in without
     ]
     return table(("key", "default", "allowed", "meaning"), rows) if rows else ""
 
@@ -119,13 +120,14 @@ def settings_tables(sections: Iterable[type]) -> str:
 
     Args:
       sections: dataclasses of the sections. `KEY` of each is the name of its section in a config,
-        "" for the values outside all sections.
+        "" for the values outside all sections. A field `options` is no key: it holds the sections
+        of the methods.
     """
     parts = []
     for described in sections:
         key = getattr(described, "KEY", "")
         title = f"### `{key}`" if key else "### Outside all sections"
-        rows = options_table(described, f"{key}." if key else "")
+        rows = options_table(described, f"{key}." if key else "", without=("options",))
         parts.append(f"{title}\n\n{_summary(described)}\n\n{rows}")
     return "\n\n".join(parts)
 

@@ -5,12 +5,11 @@ section, its default and its range in the field. `runs.settings` puts them toget
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, suggestion
 
 _RANGE = ("least", "above", "most", "below", "choices")
 
@@ -113,15 +112,6 @@ def refuse_unknown(keys: Iterable[str], known: Sequence[str]) -> None:
             raise UserError(
                 f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(known))}"
             )
-
-
-def suggestion(wrong: str, known: Sequence[str]) -> str:
-    """"; did you mean 'KEY'?" with the known key that is most like a wrong one, or ""."""
-    last = wrong.rpartition(".")[2]
-    same_name = [key for key in known if key.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(wrong, same_name, n=1, cutoff=0.0)
-    close = close or difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def typed(key: str, value: Any, default: Any) -> Any:

@@ -3,7 +3,6 @@
 Importing this module is cheap: `moecl --help` does not wait for what reading a config needs.
 """
 
-import difflib
 import importlib.util
 import inspect
 import json
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moecl_jax.errors import UserError, one_line
+from moecl_jax.errors import UserError, one_line, suggestion
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -109,7 +108,7 @@ def read_json(path: Path) -> "ConfigDict":
     except FileNotFoundError as error:
         siblings = [str(other) for other in path.parent.glob("*.json")]
         raise UserError(
-            f"config file {path} does not exist{_suggestion(str(path), siblings)}"
+            f"config file {path} does not exist{suggestion(str(path), siblings)}"
         ) from error
     except (OSError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is broken: {one_line(error)}") from error
@@ -136,7 +135,7 @@ def _run_config_file(file: str) -> "ConfigDict":
     path = Path(name)
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py")]
-        raise UserError(f"config file {name} does not exist{_suggestion(name, siblings)}")
+        raise UserError(f"config file {name} does not exist{suggestion(name, siblings)}")
     spec = importlib.util.spec_from_file_location("moecl_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {name} is neither FILE.py nor a workdir's config.json")
@@ -180,9 +179,7 @@ def _check_override(override: str, config: "ConfigDict") -> None:
     paths = dict(_paths(config))
     container = key.partition("[")[0]  # KEY[0] is an element of a list
     if container not in paths:
-        last = key.rpartition(".")[2]
-        same_name = [path for path in paths if path.rpartition(".")[2] == last]
-        hint = _suggestion(key, same_name, cutoff=0.0) or _suggestion(key, list(paths))
+        hint = suggestion(key, paths)
         raise UserError(
             f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(paths))}"
         )
@@ -205,8 +202,3 @@ def _paths(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, bool]]
         yield f"{prefix}{key}", is_section
         if is_section:
             yield from _paths(value, f"{prefix}{key}.")
-
-
-def _suggestion(wrong: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""

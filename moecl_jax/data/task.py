@@ -151,9 +151,10 @@ class Task:
         known = [*_common_fields(), *options]
         for key in values:
             if key not in known:
+                hint = suggestion(key, known) or "."
                 raise UserError(
-                    f"task '{name}' has an unknown field '{key}'.{suggestion(key, known)} The "
-                    f"fields of a task are {', '.join(known)}."
+                    f"task '{name}' has an unknown field '{key}'{hint} The fields of a task are "
+                    f"{', '.join(known)}."
                 )
         if values.get("labels", ()) is None:
             raise UserError(f"task '{name}': labels = None must be a sequence, such as ('a', 'b').")
@@ -162,11 +163,11 @@ class Task:
         return cls(**{"name": name, **common, "options": own})
 
     def to_fields(self) -> dict[str, Any]:
-        """The configuration without the name: plain values, for `from_fields` and for JSON.
+        """The configuration: plain values, for `from_fields` and for JSON.
 
         Examples that were given in Python are not among them; see the class.
         """
-        common = {key: getattr(self, key) for key in _common_fields() if key != "name"}
+        common = {key: getattr(self, key) for key in _common_fields()}
         own = {key: getattr(self.options, key) for key in option_names(self.reader)}
         return {
             key: str(value) if isinstance(value, Held) else value

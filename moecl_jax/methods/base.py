@@ -27,7 +27,7 @@ from moecl_jax.data.batching import Batch
 from moecl_jax.data.rehearsal import ExamplePolicy, PastTask
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.experts import FeedForward, lora_ffn
+from moecl_jax.models.experts import FeedForward, lora_layer
 from moecl_jax.models.lora import (
     ATTENTION_TARGETS,
     AttentionTerm,
@@ -201,7 +201,7 @@ class Method(abc.ABC):
     def feed_forward(self, training: bool) -> FeedForward:
         """The function of a layer's FFN, for training or evaluation; one LoRA as a default."""
         rate = self.lora.dropout if training else 0.0
-        return functools.partial(lora_ffn, scale=self.lora.scale, dropout_rate=rate)
+        return functools.partial(lora_layer, scale=self.lora.scale, dropout_rate=rate)
 
     def attention_term(self, training: bool) -> AttentionTerm:
         """What is added to attention's projections, for training or evaluation."""

@@ -20,7 +20,7 @@ import jax
 from moecl_jax import reporting
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.models.attention import MADE_FOR
+from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
 from moecl_jax.runs.checkpoint import TaskCheckpoints

@@ -85,6 +85,5 @@ def write_original(folder):
     }
     write_adapter(folder / "run" / "amazon_finetuned", enlarged)
     (folder / "data").mkdir()
-    labels = ("very negative", "negative", "neutral", "positive", "very positive")
-    lines = [json.dumps({"text": f"w{i} w7", "label": labels[i % 5]}) for i in range(20)]
+    lines = [json.dumps({"text": f"w{i} w7", "label": i % 5}) for i in range(20)]
     (folder / "data" / "amazon.jsonl").write_text("\n".join(lines) + "\n")

@@ -29,7 +29,7 @@ from tiny import (
 )
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import as_bits
+from moecl_jax.kernels import as_bits
 from moecl_jax.methods import METHODS, TaskEnd
 from moecl_jax.methods.ewc import Ewc
 from moecl_jax.methods.forward import forward, instruction_loss, output_logits

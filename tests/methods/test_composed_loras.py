@@ -30,7 +30,7 @@ from tiny import (
 
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import dot
+from moecl_jax.kernels import dot
 from moecl_jax.methods import TaskEnd
 from moecl_jax.methods.forward import prompt_query
 from moecl_jax.methods.mocl import Mocl, cosine

@@ -161,7 +161,7 @@ def make_options(name: str, given: Any, task: str, taken: Collection[str]) -> An
     for key in given:
         if key not in names:
             raise UserError(
-                f"{where} has no field '{key}'.{suggestion(key, names)} Its own fields are "
+                f"{where} has no field '{key}'{suggestion(key, names) or '.'} Its own fields are "
                 f"{', '.join(names) or 'none'}."
             )
     default = dataclasses.MISSING
