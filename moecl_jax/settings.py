@@ -74,7 +74,8 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
     Args:
       cls: a dataclass whose fields all have defaults.
       key: name of the section in messages.
-      values: values by field; what is left out has its default.
+      values: values by field; what is left out has its default. A field that is a section itself may be
+        given as a mapping too, and has its own name in messages.
 
     Raises:
       UserError: `values` is no mapping, a key is unknown, or a value is not allowed.
@@ -83,9 +84,13 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
         raise UserError(f"config: {key} = {values!r} must be a section of keys and values")
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     refuse_unknown([f"{key}.{name}" for name in values], [f"{key}.{name}" for name in defaults])
-    checked = {
-        name: typed(f"{key}.{name}", value, defaults[name]) for name, value in values.items()
-    }
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        default = defaults[name]
+        if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
+            checked[name] = section(type(default), name, value)
+        else:
+            checked[name] = typed(f"{key}.{name}", value, default)
     try:
         return cls(**checked)
     except UserError as error:

@@ -36,5 +36,5 @@ def from_sections(method: type[Method], sections: Mapping[str, Mapping[str, Any]
     values = dict(sections.get(method.name, {}))
     for field in dataclasses.fields(method.Options):
         if dataclasses.is_dataclass(field.default) and field.name in sections:
-            values[field.name] = section(type(field.default), field.name, sections[field.name])
+            values[field.name] = sections[field.name]
     return section(method.Options, method.name, values)
