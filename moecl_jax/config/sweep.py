@@ -346,7 +346,8 @@ def _check_variant(variant: str) -> None:
     try:
         find_method(method)
     except UserError as error:
-        raise UserError(f"--methods: {str(error).removeprefix('config: ')}") from error
+        reason = str(error).removeprefix("config: ").removeprefix("method = ")
+        raise UserError(f"--methods: {reason}") from error
     for setting in settings:
         _refuse_key_of_the_grid(setting, variant)
 
