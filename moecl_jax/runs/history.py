@@ -44,7 +44,7 @@ class History:
       global_step: number of steps done in all finished tasks.
       wall_seconds: seconds spent until the last task was finished.
       gate_weights: in MoE-CL, mean weight of the shared expert by task and layer, after the task
-        that was finished last.
+        that was finished last; NaN in the rows of tasks for which it was not measured. Else empty.
       converted: number of finished tasks that came with a converted checkpoint.
       task_free: after the last task of the stream, results where each text's task is chosen.
     """
@@ -63,7 +63,7 @@ class History:
     def from_record(cls, record: Mapping[str, Any]) -> "History":
         """The history in the record of a checkpoint, whose null is NaN."""
         known = {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
-        for name in ("random_init", "accuracy", "scored"):
+        for name in ("random_init", "accuracy", "scored", "gate_weights"):
             known[name] = np.array(known[name], np.float64).tolist()
         return cls(**known)
 
@@ -71,7 +71,9 @@ class History:
         """Adds the results on all tasks after a task."""
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
-        self.gate_weights = [list(e.shared_weight) for e in evaluations if e.shared_weight]
+        layers = max((len(e.shared_weight) for e in evaluations), default=0)
+        rows = [list(e.shared_weight) or [math.nan] * layers for e in evaluations]
+        self.gate_weights = rows if layers else []
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""
