@@ -75,7 +75,8 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
     Args:
       cls: a dataclass whose fields all have defaults.
       key: name of the section in messages.
-      values: by field; what is left out has its default.
+      values: values by field; what is left out has its default. A field that is a section itself
+        may be given as a mapping too, and has its own name in messages.
 
     Raises:
       UserError: `values` is no mapping, a key is unknown, or a value is not allowed.
@@ -84,11 +85,14 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
         raise UserError(f"config: {key} = {values!r} must be a section of keys and values")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     refuse_unknown([f"{key}.{name}" for name in values], [f"{key}.{name}" for name in fields])
-    checked = {}
+    checked: dict[str, Any] = {}
     for name, value in values.items():
-        place = f"{key}.{name}"
-        checked[name] = typed(place, value, fields[name].default)
-        _check_range(place, checked[name], fields[name].metadata.get("limits", {}))
+        place, default = f"{key}.{name}", fields[name].default
+        if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
+            checked[name] = section(type(default), name, value)
+        else:
+            checked[name] = typed(place, value, default)
+            _check_range(place, checked[name], fields[name].metadata.get("limits", {}))
     try:
         return cls(**checked)
     except UserError as error:

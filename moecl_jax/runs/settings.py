@@ -99,9 +99,9 @@ class Settings(Section):
       log_every: steps between two logged ones.
       checkpoint_every: steps between two checkpoints inside a task; the end of an epoch is always
         saved.
-      keep_shared: with how many of the newest finished tasks the shared trees and memory of their
-        moment are kept; 0: with all. Older ones serve to go back to that task, and to fill its row
-        of the matrix for tasks that are added to the stream.
+      keep_shared: number of the newest finished tasks with which the shared trees and memory of
+        their moment are kept; 0: all of them. Older ones serve to go back to that task, and to fill
+        its row of the matrix for tasks that are added to the stream.
     """
 
     seed: int = setting(0, least=0, below=2**63)
