@@ -1,4 +1,4 @@
-"""The default config, from which the others start. Its keys: moecl_jax/config/default.py.
+"""The default config, from which the others start. Its keys: docs/reference/configuration.md.
 
     moecl train --config=configs/default.py --workdir=runs/first --config.tasks="('trec','tweets')"
 

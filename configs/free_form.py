@@ -13,6 +13,7 @@ from quickstart import get_config as quickstart_config
 
 
 def get_config() -> ConfigDict:
+    """The stream with a free-form task in its middle."""
     config = quickstart_config()
     config.tasks = ("sms_spam", "slang", "trec")
     config.data.max_response = 24

@@ -26,7 +26,6 @@ are left out: without the folder seven remain. Order 4 is the list below; 5 and 
 two thirds into it, and go on around.
 """
 
-import dataclasses
 from pathlib import Path
 
 from default import get_config as default_config
@@ -62,7 +61,7 @@ def local_definitions(folder: Path) -> dict[str, ConfigDict]:
     local = [shared_mtl5(folder / "mtl5", name) for name in MTL5]
     local += [cold(folder / "cold", name) for name in COLD]
     return {
-        definition.name: ConfigDict(dataclasses.asdict(definition))
+        definition.name: ConfigDict(definition.to_fields())
         for definition in local
         if (Path(definition.path) / definition.train).is_file()
     }

@@ -6,8 +6,6 @@ The argument is `order=1|2|3` and, after a comma, `data=` the folder that holds 
 dbpedia and yahoo, each with train.json, dev.json and test.json: lists of `{"sentence", "label"}`.
 """
 
-import dataclasses
-
 from default import get_config as default_config
 from ml_collections import ConfigDict
 from mtl5 import parse_argument
@@ -21,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = default_config()
     config.tasks = tuple(MTL5_ORDERS[int(values["order"])])
     for name in config.tasks:
-        config.definitions[name] = ConfigDict(dataclasses.asdict(shared_mtl5(values["data"], name)))
+        config.definitions[name] = ConfigDict(shared_mtl5(values["data"], name).to_fields())
     config.data.max_length = 128
     config.data.train_examples = 200
     config.data.validation_examples = 50

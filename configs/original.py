@@ -2,7 +2,7 @@
 
     moecl train --config=configs/original.py:base=PATH --workdir=runs/original
 
-Not a recommendation: docs/modes.md lists each choice beside the paper's and the default here.
+Not a recommendation: docs/howto/modes.md lists each choice beside the paper's and the default here.
 `base` is a Hugging Face folder, for example of Llama 2 7B. The order is the one of configs/mtl5.py.
 """
 
@@ -11,6 +11,7 @@ from mtl5 import get_config as mtl5_config
 
 
 def get_config(options: str = "") -> ConfigDict:
+    """MTL5 as the original code trains it."""
     config = mtl5_config(options)
     config.head = "classification"
     config.adversarial.objective = "original"  # the softmax taken twice

@@ -9,44 +9,38 @@ and runs of all four combinations.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import numpy as np
-from moecl_jax.config.experiment import build, load_tasks
-from moecl_jax.methods.state import look_up
-from moecl_jax.runs.resume import restore_task
 
 from moecl_jax.errors import UserError
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.workdir import load_config
-from moecl_jax.training.trainer import Run
+from moecl_jax.serving.session import open_stream
 
 COMBINATIONS = [(expert, gate) for expert in ("kept", "moved") for gate in ("kept", "moved")]
 
 
 def accuracies(workdir: Path, split: str) -> np.ndarray:
     """Accuracy of each combination on each task but the last, `[4, T - 1]`."""
-    config = load_config(workdir)
-    if config.method != "moe_cl" or config.moe_cl.snapshot:
+    evaluator, store = open_stream(workdir)
+    method = evaluator.method
+    if method.name != "moe_cl" or method.options.snapshot:
         raise SystemExit(f"{workdir} is no run of moe_cl with moe_cl.snapshot = False")
-    experiment = build(config)
-    run = Run(experiment, load_tasks(config, experiment), workdir)
-    checkpoints, names = TaskCheckpoints(workdir), experiment.names
-    ends = [restore_task(experiment, checkpoints, index, len(names)) for index in range(len(names))]
+    tasks, names = evaluator.load(), evaluator.names
+    ends = [store.restore_moment(index) for index in range(len(names))]
     rows = []
     for expert, gate in COMBINATIONS:
         row = []
         for index, name in enumerate(names[:-1]):
-            active = look_up(ends[index], name, experiment.initializer.classes)
-            moved = ends[-1].shared
+            parameters = evaluator.starting.task(ends[index], name, index)
+            kept, moved = parameters.shared, ends[-1].shared
             shared = {
-                **active.shared,
-                "expert": (active.shared if expert == "kept" else moved)["expert"],
-                "gate": (active.shared if gate == "kept" else moved)["gate"],
+                **kept,
+                "expert": (kept if expert == "kept" else moved)["expert"],
+                "gate": (kept if gate == "kept" else moved)["gate"],
             }
-            mixed = dataclasses.replace(active, shared=shared)
-            row.append(run.evaluate_active(mixed, index, split).accuracy)
+            mixed = parameters.replace(shared=shared)
+            examples = tasks[index].splits[split]
+            row.append(evaluator.evaluate(mixed, index, examples).accuracy)
         rows.append(row)
     return np.array(rows)
 

@@ -52,7 +52,7 @@ def datasets() -> Iterator[None]:
 
 
 def _is_warning_of_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno <= logging.WARNING and "orbax" in PurePath(record.pathname).parts
+    return record.levelno == logging.WARNING and "orbax" in PurePath(record.pathname).parts
 
 
 @contextlib.contextmanager

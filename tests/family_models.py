@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.models.experts import lora_ffn
+from moecl_jax.models.experts import lora_layer
 from moecl_jax.models.lora import TARGETS, lora_term, projection_sizes
 from moecl_jax.weights.families import FAMILIES, family_of
 from moecl_jax.weights.load import Backbone
@@ -258,7 +258,7 @@ def with_lora(config: DecoderConfig, dtype: Any = jnp.float32) -> tuple[Decoder,
     decoder = Decoder(
         config,
         dtype,
-        feed_forward=functools.partial(lora_ffn, **settings),
+        feed_forward=functools.partial(lora_layer, **settings),
         attention_term=functools.partial(lora_term, experts=("expert",), **settings),
     )
     return decoder, {"expert": expert}

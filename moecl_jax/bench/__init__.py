@@ -9,7 +9,7 @@ accuracy is not measured here (training/, report/).
     python -m moecl_jax.bench.tasks  cost of a step after 1, 10 and 100 finished tasks
     python -m moecl_jax.bench.plan   memory and time of a training on many chips
 
-docs/benchmark.md explains the first two, docs/scaling.md the third.
+docs/howto/benchmark.md explains the first two, docs/howto/scaling.md the third.
 
 flops.py    counts useful FLOPs by a formula
 gauges.py   measures time, memory and the machine's speed of matrix products

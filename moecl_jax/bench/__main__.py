@@ -2,7 +2,7 @@
 
 Measures matrix products and, in the same run, training steps, evaluation steps, generation and the
 data pipeline. Speeds count only real tokens and useful FLOPs, by the formula in
-moecl_jax/bench/flops.py. docs/benchmark.md explains each number.
+moecl_jax/bench/flops.py. docs/reference/benchmark.md explains each number.
 """
 
 import argparse
@@ -34,8 +34,7 @@ from moecl_jax.bench.parts import (
     measure_training,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QUANTIZATIONS
-from moecl_jax.models.attention import ATTENTIONS
+from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.sharding import ONE_DEVICE
 from moecl_jax.runs.log import plain
@@ -68,9 +67,9 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     inputs = build(arguments)
     device = jax.devices()[0]
     print(f"{device.device_kind}, {cores()} cores; {_describe(inputs)}", flush=True)
-    learner = inputs.learner
+    architecture = inputs.context.architecture
     gauge_ceiling = functools.partial(
-        measure_ceiling, learner.method.config, inputs.frozen, learner.dtype
+        measure_ceiling, architecture.sizes, inputs.frozen, architecture.dtype
     )
     before, rows = gauge_ceiling(), []
     for measure in _measurements(parts, arguments.layout, texts=inputs.texts):
@@ -91,7 +90,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
             "cores": cores(),
         },
         "versions": versions(),
-        "model": dataclasses.asdict(learner.method.config),
+        "model": dataclasses.asdict(architecture.sizes),
         "ceiling": dataclasses.asdict(ceiling),
         "parts": [dataclasses.asdict(row) for row in rows],
     }

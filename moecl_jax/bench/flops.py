@@ -38,7 +38,7 @@ import jax
 import numpy as np
 
 from moecl_jax.data.batching import Batch
-from moecl_jax.methods.base import Tree
+from moecl_jax.methods.parameters import Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import projection_sizes
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from moecl_jax.bench.flops import Work
 from moecl_jax.data.batching import Batch
-from moecl_jax.kernels.linear import dot, from_bits
-from moecl_jax.methods.base import Tree
+from moecl_jax.kernels import dot, from_bits
+from moecl_jax.methods.parameters import Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.runs.tables import align_columns
 

@@ -13,32 +13,37 @@ import numpy as np
 
 from moecl_jax.bench.flops import Formula
 from moecl_jax.bench.gauges import WARM_UP_STEPS
-from moecl_jax.config.default import get_config
 from moecl_jax.data.batching import (
     ROW_LENGTHS,
     Batch,
-    Layout,
+    BatchLayout,
     chunks,
     epoch_order,
     make_batch,
     make_mixed_batch,
 )
 from moecl_jax.data.catalog import MTL5_LABELS
-from moecl_jax.data.definition import TaskDefinition
-from moecl_jax.data.sources.reading import read_split
-from moecl_jax.data.tasks import Example, Task
+from moecl_jax.data.examples import Example, TaskExamples
+from moecl_jax.data.settings import BatchSettings
+from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import as_bits, one_by_one, quantize_layers
-from moecl_jax.methods import METHODS, MethodSettings
-from moecl_jax.methods.base import Tree
-from moecl_jax.methods.state import Initializer
+from moecl_jax.kernels import as_bits, quantize_layers
+from moecl_jax.methods import METHODS
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.mixed import together
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.stream import StartingValues
 from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.model import Architecture
+from moecl_jax.models.settings import Lora
 from moecl_jax.models.sharding import ONE_DEVICE
-from moecl_jax.training.steps import Active, Learner, together
-from moecl_jax.weights.load import load_backbone
+from moecl_jax.runs.settings import Settings
+from moecl_jax.training.steps import train_step
+from moecl_jax.training.trainer import optimizer_of
+from moecl_jax.weights.load import load_model
 
 SHAPES = {
     "smollm2-135m": DecoderConfig(
@@ -88,9 +93,12 @@ SHAPES = {
 # and the logarithm of the length has this standard deviation. The longest text for training needs a
 # row of 304 slots.
 MEDIAN_LENGTH, LOG_LENGTH_DEVIATION, SHORTEST_TEXT, LONGEST_TEXT = 58.0, 0.28, 16, 304
-# Tokens written after each prompt: one by reading the prompt, and two calls of the writer's loop.
+# Tokens written after each prompt: one by reading the prompt, and two calls of the loop.
 WRITTEN_TOKENS = 33
 STREAM_TASKS = 4  # tasks of the stream, and so classes of the discriminator
+
+# Of the training step, as a run with the default settings has it.
+OPTIMIZER = optimizer_of(Settings())
 
 # Token ids in place of the labels' texts and their end tokens, for a model without a tokenizer.
 RANDOM_ANSWERS = tuple(np.array(ids, np.int32) for ids in ([5, 2], [6, 2], [7, 2], [8, 9, 10, 2]))
@@ -101,9 +109,9 @@ class Inputs:
     """The model, the examples and the settings of a benchmark.
 
     Attributes:
-      learner: static parts of the training and evaluation steps.
+      context: static parts of the training and evaluation steps.
       frozen: parameters of the frozen decoder, on the device.
-      initializer: makes the trainable parameters.
+      starting: makes the trainable parameters.
       examples: tokenised examples, as many as all batches need.
       answers: token ids of each label's text.
       batch_size: number of examples in a batch.
@@ -113,9 +121,9 @@ class Inputs:
       tokenize: makes `examples` again, to be measured.
     """
 
-    learner: Learner
+    context: StepContext
     frozen: Tree
-    initializer: Initializer
+    starting: StartingValues
     examples: Sequence[TokenizedExample]
     answers: tuple[np.ndarray, ...]
     batch_size: int
@@ -131,29 +139,23 @@ class Inputs:
         needed = np.resize(order, (WARM_UP_STEPS + self.steps) * self.batch_size)
         return [[self.examples[i] for i in chunk] for chunk in chunks(needed, self.batch_size)]
 
-    def begin(self) -> Active:
+    def begin(self) -> TaskParameters:
         """Makes the trainable parameters for the first task of the stream."""
-        return self.initializer.begin(self.initializer.shared(STREAM_TASKS), 0)
+        return self.starting.begin(self.starting.shared(STREAM_TASKS), 0)
 
     @functools.cached_property
     def formula(self) -> Formula:
         """The formula that counts the useful FLOPs of a step."""
-        method = self.learner.method
-        active = jax.eval_shape(self.begin)
-        return Formula.of(
-            method.config,
-            method.adapter(active.shared, active.expert, active.memory),
-            active.shared,
-        )
+        return formula_of(self.context, jax.eval_shape(self.begin))
 
-    def begin_mixed(self, tasks: int) -> Active:
+    def begin_mixed(self, tasks: int) -> TaskParameters:
         """Stacks the trainable parameters of several tasks, to evaluate them in one batch.
 
         Args:
           tasks: number of tasks.
         """
-        shared = self.initializer.shared(STREAM_TASKS)
-        return together([self.initializer.begin(shared, task) for task in range(tasks)])
+        shared = self.starting.shared(STREAM_TASKS)
+        return together([self.starting.begin(shared, task) for task in range(tasks)])
 
     def make_batch(
         self, examples: Sequence[TokenizedExample], layout: str, *, training: bool
@@ -192,12 +194,11 @@ class Inputs:
             class_counts=[len(self.answers)] * tasks,
         )
 
-    def _layout(self, layout: str) -> Layout:
-        config = get_config()
-        return Layout(
+    def _layout(self, layout: str) -> BatchLayout:
+        return BatchLayout(
             self.batch_size,
             packed=layout == "packed",
-            row_length=config.batch.row_length,
+            row_length=BatchSettings().row_length,
             continuations=len(self.answers),
             answer_length=max(map(len, self.answers)),
             compact=ONE_DEVICE.one_cpu,
@@ -215,20 +216,18 @@ def build(arguments: argparse.Namespace) -> Inputs:
       UserError: if a value is out of range, or the model or the texts cannot be read.
     """
     _check(arguments)
-    definition = _definition(arguments.texts)
-    texts = _read_texts(definition) if arguments.texts else []
-    dtype = jnp.dtype(arguments.dtype)
-    backbone = load_backbone(arguments.model, dtype) if arguments.model else None
-    config = backbone.config if backbone else _shape(arguments)
-    tokenizer = backbone.tokenizer if backbone else None
+    task = _task(arguments.texts)
+    texts = _read_texts(task) if arguments.texts else []
+    architecture, params, tokenizer = _model(arguments)
+    sizes = architecture.sizes
     if texts and tokenizer is None:
         raise UserError(
             f"--texts={arguments.texts} needs a tokenizer: give a --model that has one, or leave "
             "--texts out for random token ids"
         )
-    answers = tokenize_answers(definition, tokenizer) if tokenizer else RANDOM_ANSWERS
+    answers = tokenize_answers(task, tokenizer) if tokenizer else RANDOM_ANSWERS
     fed = sum(len(ids) - 1 for ids in answers)
-    limit = min(config.context_length - WRITTEN_TOKENS, ROW_LENGTHS[-1] - WRITTEN_TOKENS)
+    limit = min(sizes.context_length, ROW_LENGTHS[-1]) - WRITTEN_TOKENS
     if not fed < (arguments.length or LONGEST_TEXT) <= limit:
         raise UserError(
             f"--length={arguments.length or LONGEST_TEXT} must be above {fed}, the tokens of all "
@@ -237,27 +236,19 @@ def build(arguments: argparse.Namespace) -> Inputs:
         )
     if not texts:
         count = (WARM_UP_STEPS + arguments.steps) * arguments.batch
-        texts = random_texts(count, config.vocabulary_size, arguments.length, fed)
+        texts = random_texts(count, sizes.vocabulary_size, arguments.length, fed)
     tokenize = functools.partial(
-        _tokenize, definition, texts, answers, tokenizer, arguments.length or LONGEST_TEXT
+        _tokenize, task, texts, answers, tokenizer, arguments.length or LONGEST_TEXT
     )
     examples = tokenize()
     longest = max(len(example.prompt) for example in examples) + max(map(len, answers)) - 1
-    check_attention(arguments.attention, config, arguments.dtype, devices=1)
-    learner = make_learner(
-        arguments.method,
-        config,
-        dropout=arguments.dropout,
-        dtype=arguments.dtype,
-        remat=arguments.remat,
-        attention=arguments.attention,
-    )
+    context = make_context(arguments.method, architecture, arguments.dropout)
+    if params is None:
+        params = random_frozen(sizes, architecture.dtype, arguments.quantization)
     return Inputs(
-        learner=learner,
-        frozen=_on_device(quantize_layers(backbone.params, arguments.quantization, one_by_one))
-        if backbone
-        else random_frozen(config, dtype, arguments.quantization),
-        initializer=Initializer(learner.method, 0, "lm", len(answers)),
+        context=context,
+        frozen=params,
+        starting=make_starting(context, len(answers)),
         examples=examples,
         answers=answers,
         batch_size=arguments.batch,
@@ -268,40 +259,50 @@ def build(arguments: argparse.Namespace) -> Inputs:
     )
 
 
-def random_frozen(config: DecoderConfig, dtype: Any, quantization: str) -> Tree:
+def _model(arguments: argparse.Namespace) -> tuple[Architecture, Tree | None, Any]:
+    """Loads the model that was named, with its tokenizer; a shape has no parameters yet."""
+    if arguments.model:
+        model = load_model(
+            arguments.model,
+            dtype=arguments.dtype,
+            quantization=arguments.quantization,
+            remat=arguments.remat,
+            attention=arguments.attention,
+        )
+        return model.architecture, model.params, model.tokenizer
+    sizes = SHAPES[arguments.shape]
+    sizes = dataclasses.replace(sizes, layers=arguments.layers or sizes.layers)
+    check_attention(arguments.attention, sizes, arguments.dtype, devices=1)
+    dtype = jnp.dtype(arguments.dtype)
+    return Architecture(sizes, dtype, arguments.remat, arguments.attention), None, None
+
+
+def random_frozen(sizes: DecoderConfig, dtype: Any, quantization: str) -> Tree:
     """Makes random parameters of a decoder on the device, without a copy in host memory.
 
     Args:
-      config: sizes of the decoder.
+      sizes: sizes of the decoder.
       dtype: dtype of the parameters.
       quantization: `none`, or the name of a quantisation of the layers.
     """
-    draw = functools.partial(draw_frozen, config, dtype, quantization)
+    draw = functools.partial(draw_frozen, sizes, dtype, quantization)
     return jax.jit(draw)(jax.random.key(0))
 
 
-def draw_frozen(config: DecoderConfig, dtype: Any, quantization: str, key: jax.Array) -> Tree:
+def draw_frozen(sizes: DecoderConfig, dtype: Any, quantization: str, key: jax.Array) -> Tree:
     """Makes random parameters of a decoder in the form in which a run keeps them.
 
     Use it inside `jax.jit`, or `jax.eval_shape` for shapes alone.
 
     Args:
-      config: sizes of the decoder.
+      sizes: sizes of the decoder.
       dtype: dtype of the parameters.
       quantization: `none`, or the name of a quantisation of the layers.
       key: key of the random numbers.
     """
     ids, membership = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))
-    params = Decoder(config, dtype).init(key, ids, ids, ids, ids, membership)["params"]
-    return _as_kept(quantize_layers(params, quantization))
-
-
-def _on_device(params: Tree) -> Tree:
-    return jax.device_put(_as_kept(params))
-
-
-def _as_kept(params: Tree) -> Tree:
-    """Converts frozen weights to the form in which a run keeps them, which is bits on CPU."""
+    params = Decoder(sizes, dtype).init(key, ids, ids, ids, ids, membership)["params"]
+    params = quantize_layers(params, quantization)
     return as_bits(params) if jax.default_backend() == "cpu" else params
 
 
@@ -345,9 +346,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--dropout={arguments.dropout} must be at least 0 and below 1")
 
 
-def _definition(texts: Path | None) -> TaskDefinition:
+def _task(texts: Path | None) -> Task:
     """A task with the labels of AG News and no template around the text."""
-    return TaskDefinition(
+    return Task(
         name="bench",
         source="json" if texts else "none",
         path=str(texts.parent) if texts else "",
@@ -357,75 +358,66 @@ def _definition(texts: Path | None) -> TaskDefinition:
     )
 
 
-def _read_texts(definition: TaskDefinition) -> list[Example]:
+def _read_texts(task: Task) -> list[Example]:
     """Reads the sentences of the file and gives them the labels in turn."""
     examples = []
-    for index, record in enumerate(read_split(definition, "train")):
+    for index, record in enumerate(task.records("train")):
         text = record.fields.get("sentence")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f'{record.where}: expected a text in "sentence", found {text!r}')
-        examples.append(Example(text, index % len(definition.labels), record.where))
+        examples.append(Example(text, index % len(task.labels), record.where))
     if not examples:
-        raise UserError(f"{Path(definition.path) / definition.train}: the list is empty")
+        raise UserError(f"{task.reader.location(task, 'train')}: the list is empty")
     return examples
 
 
 def _tokenize(
-    definition: TaskDefinition,
+    task: Task,
     texts: Sequence[Example],
     answers: Sequence[np.ndarray],
     tokenizer: Any,
     max_length: int,
 ) -> Sequence[TokenizedExample]:
-    task = Task(definition, train=tuple(texts), validation=(), test=())
+    examples = TaskExamples(task, train=tuple(texts), validation=(), test=())
     tokenized = tokenize_task(
-        task, answers, tokenizer, max_length=max_length, max_response=1, over_long="truncate"
+        examples, answers, tokenizer, max_length=max_length, max_response=1, over_long="truncate"
     )
     return tokenized.splits["train"]
 
 
-def _shape(arguments: argparse.Namespace) -> DecoderConfig:
-    """The sizes of the random model that was asked for."""
-    config = SHAPES[arguments.shape]
-    return dataclasses.replace(config, layers=arguments.layers or config.layers)
-
-
-def make_learner(
-    method: str,
-    config: DecoderConfig,
-    *,
-    dropout: float,
-    dtype: str,
-    remat: str,
-    attention: str = "xla",
-) -> Learner:
-    """Makes the static parts of the steps.
-
-    Settings without an argument here have the values of the default config.
+def make_context(method: str, architecture: Architecture, dropout: float) -> StepContext:
+    """Makes the static parts of the steps; all else is as a run with the default settings has it.
 
     Args:
       method: name of the method.
-      config: sizes of the decoder.
+      architecture: sizes and dtype of the frozen decoder, and how it is computed.
       dropout: dropout rate of the experts, from 0 to below 1.
-      dtype: name of the dtype of the model's products.
-      remat: what the backward pass computes again: `none`, or the name of a policy.
-      attention: name of the implementation of attention.
     """
-    defaults = get_config()
-    settings = MethodSettings(
-        rank=defaults.lora.rank,
-        lora_alpha=defaults.lora.alpha,
-        dropout=dropout,
-        targets=tuple(defaults.lora.targets),
-        objective=defaults.adversarial.objective,
-        adversarial_alpha=defaults.adversarial.alpha,
-    )
-    return Learner(
-        method=METHODS[method](settings, config),
-        head="lm",
-        dtype=jnp.dtype(dtype),
-        remat=remat,
-        weight_decay=defaults.optimizer.weight_decay,
-        clip_norm=defaults.optimizer.clip_norm,
-        attention=attention,
-    )
+    return StepContext(architecture, METHODS[method](Lora(dropout=dropout)), "lm")
+
+
+def make_starting(context: StepContext, classes: int) -> StartingValues:
+    """Makes what gives the trainable parameters of a stream.
+
+    Args:
+      context: static parts of the steps.
+      classes: number of labels of a task.
+    """
+    return StartingValues(context.method, context.architecture.sizes, 0, context.head, classes)
+
+
+def formula_of(context: StepContext, parameters: TaskParameters) -> Formula:
+    """Makes the formula that counts the useful FLOPs of a step.
+
+    Args:
+      context: static parts of the steps.
+      parameters: trainable parameters of a task with the method's memory, or their shapes.
+    """
+    adapter = context.method.adapter(parameters)
+    return Formula.of(context.architecture.sizes, adapter, parameters.shared)
+
+
+def jit_train_step(context: StepContext) -> Any:
+    """Jits the training step as a training does; it may overwrite the state that it is given."""
+    step = functools.partial(train_step, context=context, optimizer=OPTIMIZER)
+    return jax.jit(step, donate_argnums=0)

@@ -17,11 +17,13 @@ from moecl_jax.bench.gauges import (
     compile_shapes,
     steady,
 )
-from moecl_jax.bench.inputs import WRITTEN_TOKENS, Inputs
+from moecl_jax.bench.inputs import OPTIMIZER, WRITTEN_TOKENS, Inputs, jit_train_step
 from moecl_jax.data.batching import Batch, row_length
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.serving.generation import Writer, read_prompts, write_tokens
-from moecl_jax.training.steps import Active, evaluation_step, init_train_state, train_step
+from moecl_jax.methods.parameters import TaskParameters
+from moecl_jax.serving.generation import Generator, read_prompts, write_tokens
+from moecl_jax.serving.scoring import evaluation_step
+from moecl_jax.training.steps import init_train_state
 
 TOKENIZATION_RUNS = 5  # how often all texts are tokenised
 NO_END_TOKEN = -1  # no token has this id, so every text is written to its full length
@@ -38,9 +40,9 @@ def measure_training(inputs: Inputs, layout: str) -> list[Measurement]:
     Returns:
       A list of one measurement.
     """
-    step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
-    key = inputs.initializer.training_key(0)
-    state = init_train_state(inputs.learner, inputs.begin(), key)
+    step = jit_train_step(inputs.context)
+    key = inputs.starting.training_key(0)
+    state = init_train_state(inputs.context.method, OPTIMIZER, inputs.begin(), key)
     make = functools.partial(inputs.make_batch, layout=layout, training=True)
     batches = [make(examples) for examples in inputs.batches]
     compiled = compile_shapes(
@@ -72,13 +74,13 @@ def measure_evaluation(inputs: Inputs, layout: str, tasks: Sequence[int]) -> lis
     Returns:
       A measurement of each kind of batch.
     """
-    step = jax.jit(functools.partial(evaluation_step, learner=inputs.learner))
+    step = jax.jit(functools.partial(evaluation_step, context=inputs.context))
     kinds = [_evaluation(inputs, layout, step, count) for count in tasks]
 
     def run(turn: tuple[_Evaluation, Sequence[TokenizedExample]]) -> Any:
         kind, examples = turn
         batch = kind.make(examples)
-        return kind.compiled.calls[batch.shape](kind.active, inputs.frozen, batch)
+        return kind.compiled.calls[batch.shape](kind.parameters, inputs.frozen, batch)
 
     turns = [(kind, examples) for examples in inputs.batches for kind in kinds]
     seconds = steady(run, turns)[-inputs.steps * len(kinds) :].reshape(inputs.steps, len(kinds))
@@ -93,7 +95,7 @@ class _Evaluation:
     """One kind of evaluation batch, with what is needed to evaluate it."""
 
     name: str
-    active: Active
+    parameters: TaskParameters
     make: Callable[[Sequence[TokenizedExample]], Batch]
     batches: Sequence[Batch]
     compiled: CompiledFunction
@@ -102,14 +104,15 @@ class _Evaluation:
 def _evaluation(inputs: Inputs, layout: str, step: Any, tasks: int) -> _Evaluation:
     make: Callable[[Sequence[TokenizedExample]], Batch]
     if tasks == 1:
-        active, name = inputs.begin(), f"evaluate, {layout}"
+        parameters, name = inputs.begin(), f"evaluate, {layout}"
         make = functools.partial(inputs.make_batch, layout=layout, training=False)
     else:
-        active, name = inputs.begin_mixed(tasks), f"evaluate, {layout}, {tasks} tasks mixed"
+        parameters = inputs.begin_mixed(tasks)
+        name = f"evaluate, {layout}, {tasks} tasks mixed"
         make = functools.partial(inputs.make_mixed_batch, layout=layout, tasks=tasks)
     batches = [make(examples) for examples in inputs.batches]
-    compiled = compile_shapes(step, batches, lambda batch: (active, inputs.frozen, batch))
-    return _Evaluation(name, active, make, batches, compiled)
+    compiled = compile_shapes(step, batches, lambda batch: (parameters, inputs.frozen, batch))
+    return _Evaluation(name, parameters, make, batches, compiled)
 
 
 def _step_row(
@@ -145,15 +148,15 @@ def measure_generation(inputs: Inputs) -> list[Measurement]:
     Returns:
       A list of one measurement.
     """
-    static: dict[str, Any] = {"learner": inputs.learner, "end": NO_END_TOKEN}
+    static: dict[str, Any] = {"context": inputs.context, "end": NO_END_TOKEN}
     read = jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots"))
     go_on = jax.jit(
         functools.partial(write_tokens, **static),
         static_argnames=("sampling", "count"),
         donate_argnums=2,
     )
-    context_length = inputs.learner.method.config.context_length
-    writer = Writer(read, go_on, inputs.frozen, NO_END_TOKEN, context_length)
+    context_length = inputs.context.architecture.sizes.context_length
+    generator = Generator(read, go_on, inputs.frozen, NO_END_TOKEN, context_length)
     prompts = [[example.prompt for example in examples] for examples in inputs.batches]
     lengths = [[len(ids) for ids in rows] for rows in prompts]
     shapes = {
@@ -161,7 +164,7 @@ def measure_generation(inputs: Inputs) -> list[Measurement]:
         for batch, rows in zip(lengths, prompts, strict=True)
     }
     write = functools.partial(
-        writer.write, inputs.begin(), max_tokens=WRITTEN_TOKENS, batch_size=inputs.batch_size
+        generator.write, inputs.begin(), max_tokens=WRITTEN_TOKENS, batch_size=inputs.batch_size
     )
     begun = time.perf_counter()
     for rows in shapes.values():

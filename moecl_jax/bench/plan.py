@@ -6,7 +6,8 @@ r"""Plans the memory and time of a training on many chips: `python -m moecl_jax.
 The bytes of each chip follow from the shapes of all arrays (`jax.eval_shape`; nothing is allocated)
 and the table in moecl_jax/models/sharding.py. The time follows from the useful FLOPs
 (moecl_jax/bench/flops.py) and the speed of a chip. No chip is needed. With `--compile`, XLA reports
-the memory of the step on one device of this machine. docs/scaling.md explains what is counted.
+the memory of the step on one device of this machine. docs/howto/scaling.md explains what is
+counted.
 """
 
 import argparse
@@ -16,19 +17,31 @@ import math
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from moecl_jax.bench.flops import Formula, Work
 from moecl_jax.bench.gauges import step_memory
-from moecl_jax.bench.inputs import RANDOM_ANSWERS, SHAPES, STREAM_TASKS, draw_frozen, make_learner
-from moecl_jax.data.batching import Batch, Layout, make_batch
+from moecl_jax.bench.inputs import (
+    OPTIMIZER,
+    RANDOM_ANSWERS,
+    SHAPES,
+    STREAM_TASKS,
+    draw_frozen,
+    formula_of,
+    jit_train_step,
+    make_context,
+    make_starting,
+)
+from moecl_jax.data.batching import Batch, BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import QUANTIZATIONS
-from moecl_jax.methods.base import Tree
-from moecl_jax.methods.state import Initializer
+from moecl_jax.kernels import QUANTIZATIONS
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.parameters import Tree
+from moecl_jax.models.model import Architecture
 from moecl_jax.models.sharding import AXES, Placement
-from moecl_jax.training.steps import Learner, TrainState, init_train_state, train_step
+from moecl_jax.training.steps import TrainState, init_train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +79,7 @@ class PlannedTraining:
     """The shapes of a training of MoE-CL with rank 8, bfloat16 and full rematerialisation.
 
     Attributes:
-      learner: static parts of the training step.
+      context: static parts of the training step.
       frozen: shapes of the frozen decoder's parameters.
       state: shapes of the training state of one task.
       batch: a batch of examples of one length, without padding where rows of that length exist.
@@ -75,7 +88,7 @@ class PlannedTraining:
       work: work of a step.
     """
 
-    learner: Learner
+    context: StepContext
     frozen: Tree
     state: TrainState
     batch: Batch
@@ -96,19 +109,19 @@ class PlannedTraining:
           quantization: `none`, or the name of a quantisation of the frozen layers.
           parts: number of parts in which a batch is computed, one after another.
         """
-        config = SHAPES[shape]
-        learner = make_learner("moe_cl", config, dropout=0.05, dtype="bfloat16", remat="full")
-        initializer = Initializer(learner.method, 0, "lm", classes=4)
+        architecture = Architecture(SHAPES[shape], jnp.dtype("bfloat16"), remat="full")
+        context = make_context("moe_cl", architecture, dropout=0.05)
+        starting = make_starting(context, classes=len(RANDOM_ANSWERS))
 
         def begin() -> TrainState:
-            active = initializer.begin(initializer.shared(STREAM_TASKS), 0)
-            return init_train_state(learner, active, jax.random.key(0))
+            parameters = starting.begin(starting.shared(STREAM_TASKS), 0)
+            return init_train_state(context.method, OPTIMIZER, parameters, jax.random.key(0))
 
         state = jax.eval_shape(begin)
-        draw = functools.partial(draw_frozen, config, learner.dtype, quantization)
+        draw = functools.partial(draw_frozen, SHAPES[shape], architecture.dtype, quantization)
         answer = RANDOM_ANSWERS[0]
         prompt = np.zeros(length - len(answer) + 1, np.int32)
-        rows = Layout(
+        rows = BatchLayout(
             batch,
             packed=True,
             row_length=1,
@@ -117,17 +130,20 @@ class PlannedTraining:
             parts=parts,
         )
         examples = [TokenizedExample(prompt, 0)] * batch
-        active = state.active
-        adapter = learner.method.adapter(active.shared, active.expert, state.memory)
         return cls(
-            learner=learner,
+            context=context,
             frozen=jax.eval_shape(draw, jax.eval_shape(lambda: jax.random.key(0))),
             state=state,
             batch=make_batch(
-                examples, RANDOM_ANSWERS, rows, task_index=0, class_count=4, training=True
+                examples,
+                RANDOM_ANSWERS,
+                rows,
+                task_index=0,
+                class_count=len(RANDOM_ANSWERS),
+                training=True,
             ),
             parts=parts,
-            formula=Formula.of(config, adapter, active.shared),
+            formula=formula_of(context, state.answering),
             work=Work(np.tile(np.arange(length), batch), 2 * batch, batch),
         )
 
@@ -142,7 +158,8 @@ class PlannedTraining:
         axes = tuple(sizes[axis] for axis in AXES)
         mesh = AbstractMesh(axes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
         placement, one = Placement(mesh), Placement()
-        config, itemsize = self.learner.method.config, self.learner.dtype.itemsize
+        architecture = self.context.architecture
+        config, itemsize = architecture.sizes, architecture.dtype.itemsize
         tokens = -(-self.work.tokens // (placement.row_shards * self.parts))
         divided = mesh.shape["tensor"]
         flops = self.formula.training(self.work)
@@ -160,8 +177,7 @@ class PlannedTraining:
 
     def compiled_bytes(self) -> int:
         """Compiles the step for one device of this machine; returns its bytes by XLA's analysis."""
-        step = jax.jit(functools.partial(train_step, learner=self.learner), donate_argnums=0)
-        rate = np.float32(2e-4)
+        step, rate = jit_train_step(self.context), np.float32(2e-4)
         return step_memory(step.lower(self.state, self.frozen, self.batch, rate).compile())
 
 

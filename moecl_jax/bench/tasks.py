@@ -2,7 +2,7 @@
 
 Trains the next task of streams with 1, 10 and 100 finished tasks. Their steps take turns, so that
 other work of the machine slows all of them equally. The experts of finished tasks are kept as in a
-run, with random factors. docs/benchmark.md explains each column.
+run, with random factors. docs/howto/benchmark.md explains each column.
 """
 
 import argparse
@@ -19,16 +19,15 @@ import jax
 import numpy as np
 
 from moecl_jax.bench.gauges import WARM_UP_STEPS, step_memory
-from moecl_jax.bench.inputs import SHAPES, Inputs, build
+from moecl_jax.bench.inputs import OPTIMIZER, SHAPES, Inputs, build, jit_train_step
 from moecl_jax.bench.parts import LEARNING_RATE
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QUANTIZATIONS
-from moecl_jax.methods.base import Tree
-from moecl_jax.methods.state import Stream, finish
+from moecl_jax.kernels import QUANTIZATIONS
+from moecl_jax.methods.parameters import Tree
+from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.sharding import ONE_DEVICE
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.training.steps import init_train_state, train_step
-from moecl_jax.training.task_training import copy_tree
+from moecl_jax.training.steps import init_train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +66,15 @@ def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[StreamCos
     Returns:
       The cost of each stream.
     """
-    step = jax.jit(functools.partial(train_step, learner=inputs.learner), donate_argnums=0)
+    step, starting = jit_train_step(inputs.context), inputs.starting
     # Rows are padded to the longest example of all, so that all batches have one shape.
     batches = [inputs.make_batch(each, "padded_to_max", training=True) for each in inputs.batches]
     streams = [_stream(inputs, count, tasks or count + 1) for count in counts]
     states, calls = [], []
     for stream, count in zip(streams, counts, strict=True):
-        shared = copy_tree(stream.shared)  # the step may overwrite its arguments
-        active = inputs.initializer.begin(shared, count, memory=stream.memory)
-        state = init_train_state(inputs.learner, active, inputs.initializer.training_key(count))
+        parameters = starting.begin(stream.shared, count, memory=stream.memory)
+        key = starting.training_key(count)
+        state = init_train_state(inputs.context.method, OPTIMIZER, parameters, key)
         states.append(state)
         calls.append(step.lower(state, inputs.frozen, batches[0], LEARNING_RATE).compile())
     seconds = np.zeros((len(batches), len(counts)))
@@ -92,15 +91,14 @@ def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[StreamCos
     ]
 
 
-def _stream(inputs: Inputs, count: int, tasks: int) -> Stream:
+def _stream(inputs: Inputs, count: int, tasks: int) -> StreamState:
     """Makes a stream of `tasks` tasks, the first `count` of which are finished."""
-    stream = inputs.initializer.stream(tasks)
+    stream = inputs.starting.stream(tasks)
     for index in range(count):
-        active = inputs.initializer.begin(stream.shared, index, memory=stream.memory)
+        parameters = inputs.starting.begin(stream.shared, index, memory=stream.memory)
         noised = functools.partial(_noised, np.random.default_rng(index))
-        expert = jax.tree.map(noised, active.expert)
-        active = dataclasses.replace(active, expert=expert)
-        stream = finish(stream, f"task_{index}", active, len(inputs.answers))
+        parameters = parameters.replace(expert=jax.tree.map(noised, parameters.expert))
+        stream = stream.after(f"task_{index}", parameters, len(inputs.answers))
     return stream
 
 
@@ -110,7 +108,7 @@ def _noised(generator: np.random.Generator, leaf: jax.Array) -> np.ndarray:
     return np.asarray(leaf) + 0.01 * noise.astype(leaf.dtype)
 
 
-def _cost(stream: Stream, seconds: float, step_bytes: int) -> StreamCost:
+def _cost(stream: StreamState, seconds: float, step_bytes: int) -> StreamCost:
     last = list(stream.finished.values())[-1]
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = TaskCheckpoints(Path(folder))

@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _of_official(arguments: argparse.Namespace) -> int:
     if arguments.task is not None:
         raise UserError("--task is of 'moecl convert peft'; official has --tasks and --continue")
-    from moecl_jax.interchange.convert import convert_official
+    from moecl_jax.interchange.official import convert_official
 
     tasks = convert_official(
         arguments.base,
@@ -73,7 +73,7 @@ def _of_peft(arguments: argparse.Namespace) -> int:
         raise UserError(
             "--tasks and --continue are of 'moecl convert official'; for peft see --task"
         )
-    from moecl_jax.interchange.peft_workdir import convert_peft
+    from moecl_jax.interchange.peft import convert_peft
 
     task = "adapter" if arguments.task is None else arguments.task
     convert_peft(arguments.base, arguments.adapter, arguments.workdir, task=task)

@@ -29,15 +29,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.format == "peft":
-        from moecl_jax.interchange.peft_workdir import export_peft
+        from moecl_jax.interchange.peft import export_peft
 
         files = export_peft(arguments.workdir, arguments.output, expert=arguments.expert)
     elif arguments.expert is not None:
         raise UserError(f"--expert is of --format=peft; {arguments.format} has all experts")
     else:
-        from moecl_jax.interchange.export import export
+        from moecl_jax.interchange.official import export_official
 
-        files = export(arguments.workdir, arguments.format, arguments.output)
+        files = export_official(arguments.workdir, arguments.format, arguments.output)
     print(f"Written: {', '.join(map(str, files))}")
     return 0
 

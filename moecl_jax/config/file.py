@@ -3,7 +3,6 @@
 Importing this module is cheap: `moecl --help` does not wait for what reading a config needs.
 """
 
-import difflib
 import importlib.util
 import inspect
 import json
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moecl_jax.errors import UserError, one_line
+from moecl_jax.errors import UserError, one_line, suggestion
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -47,7 +46,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
 
     path = Path(file)
     config = read_json(path) if path.suffix == ".json" else _run_config_file(file)
-    _add_sections_of_method(config, overrides)
+    _complete(config, overrides)
     for override in overrides:
         _check_override(override, config)
     values = flags.FlagValues()
@@ -72,23 +71,34 @@ def load_settings(file: str, overrides: Sequence[str] = ()) -> "Settings":
     return from_config(load_config(file, overrides))
 
 
-def _add_sections_of_method(config: "ConfigDict", overrides: Sequence[str]) -> None:
-    """Gives a config the default options of a method from outside, so that they can be overridden.
+def _complete(config: "ConfigDict", overrides: Sequence[str]) -> None:
+    """Gives a config the keys that it lacks, with their defaults, so that they can be overridden.
+
+    A method from outside has a section of its own. Where an override names another method than the
+    file, the section of the file's goes.
 
     Raises:
       UserError: the method cannot be imported, or is no method.
     """
     from moecl_jax.config.default import get_config
 
-    method = config.get("method")
-    for override in overrides:
-        key, _, value = OVERRIDE.sub("", override, count=1).partition("=")
-        method = value if key == "method" else method
-    if isinstance(method, str) and ":" in method:
-        with config.unlocked():
-            for key, value in get_config(method).items():
-                if key not in config:
-                    config[key] = value
+    old = config.get("method", "moe_cl")
+    named = [OVERRIDE.sub("", override, count=1).partition("=") for override in overrides]
+    methods = [value for key, _, value in named if key == "method"]
+    defaults = get_config(methods[-1] if methods else old)
+    with config.unlocked():
+        if methods and ":" in str(old):
+            for key in set(get_config(old)) - set(defaults):
+                config.pop(key, None)
+        _add_missing(config, defaults)
+
+
+def _add_missing(config: "ConfigDict", defaults: "ConfigDict") -> None:
+    for key, value in defaults.items():
+        if key not in config:
+            config[key] = value
+        elif hasattr(value, "items") and hasattr(config[key], "items"):
+            _add_missing(config[key], value)
 
 
 def read_json(path: Path) -> "ConfigDict":
@@ -109,7 +119,7 @@ def read_json(path: Path) -> "ConfigDict":
     except FileNotFoundError as error:
         siblings = [str(other) for other in path.parent.glob("*.json")]
         raise UserError(
-            f"config file {path} does not exist{_suggestion(str(path), siblings)}"
+            f"config file {path} does not exist{suggestion(str(path), siblings)}"
         ) from error
     except (OSError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is broken: {one_line(error)}") from error
@@ -136,7 +146,7 @@ def _run_config_file(file: str) -> "ConfigDict":
     path = Path(name)
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py")]
-        raise UserError(f"config file {name} does not exist{_suggestion(name, siblings)}")
+        raise UserError(f"config file {name} does not exist{suggestion(name, siblings)}")
     spec = importlib.util.spec_from_file_location("moecl_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {name} is neither FILE.py nor a workdir's config.json")
@@ -180,9 +190,7 @@ def _check_override(override: str, config: "ConfigDict") -> None:
     paths = dict(_paths(config))
     container = key.partition("[")[0]  # KEY[0] is an element of a list
     if container not in paths:
-        last = key.rpartition(".")[2]
-        same_name = [path for path in paths if path.rpartition(".")[2] == last]
-        hint = _suggestion(key, same_name, cutoff=0.0) or _suggestion(key, list(paths))
+        hint = suggestion(key, paths)
         raise UserError(
             f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(paths))}"
         )
@@ -205,8 +213,3 @@ def _paths(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, bool]]
         yield f"{prefix}{key}", is_section
         if is_section:
             yield from _paths(value, f"{prefix}{key}.")
-
-
-def _suggestion(wrong: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""

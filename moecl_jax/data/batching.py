@@ -47,9 +47,9 @@ class Batch:
       answer_index: `[B, K, A]` place of each in `predicted`.
       answer_targets: `[B, K, A]` the token to predict.
       answer_mask: `[B, K, A]` 1 for an answer's token.
-      task_index: scalar, place of the task in the stream; or `[B]`, each example's place among the
-        tasks of a mixed batch.
-      class_count: scalar, classes of the task; or `[B]`.
+      task_index: scalar, place of the task in the stream; in a mixed batch `[B]`, each example's
+        place among the tasks of the batch.
+      class_count: scalar, classes of the task; in a mixed batch `[B]`, those of each example's.
       slots: `[N]` which of the R * S slots are computed, ascending: those that hold a token and a
         few more, so that few shapes are compiled. `None` for all.
     """
@@ -83,20 +83,22 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
-    """How examples become rows.
+    """How the examples of a batch become rows of slots, and the shapes of its arrays.
 
     Attributes:
-      batch_size: B.
-      packed: several examples a row, or one.
-      row_length: packed rows have at least this many slots, or up to half as many more.
-      continuations: K is padded to this in the evaluation of label tasks.
-      answer_length: A of label tasks. Examples with their own responses have a K of 1, and where
-        they need a longer A one out of `ROW_LENGTHS`.
-      padded_length: rows of one example have at least this many slots; where it is given, packed
-        rows are not longer than they must be.
-      row_multiple: the number of rows is one of this.
-      parts: in how many parts a batch is computed, one after another.
-      compact: where packed rows are empty, attention alone is computed; not with several parts.
+      batch_size: B, the number of examples of a full batch; a smaller one is filled up.
+      packed: True to put several examples into one row, False to give each a row of its own.
+      row_length: the least number of slots of a packed row. Rows may be up to half as long again
+        where that saves slots.
+      continuations: K in the evaluation of label tasks, at least the labels of the widest task.
+      answer_length: A of label tasks, the tokens of the longest label. Examples that bring their
+        own responses have a K of 1, and a longer A out of `ROW_LENGTHS` where they need it.
+      padded_length: the least number of slots of a row with one example. Where it is not 0, packed
+        rows are as short as they can be.
+      row_multiple: rows are padded up to a multiple of this, so that devices can share them.
+      parts: the number of parts that a batch is computed in, one after another.
+      compact: whether only attention is computed where packed rows are empty; not with several
+        parts.
     """
 
     batch_size: int
@@ -156,7 +158,7 @@ def make_batch(
     """Lays out up to B examples of one task.
 
     Args:
-      examples: between 1 and B of them; missing ones get weight 0 and no slots.
+      examples: between 1 and B examples; missing ones get weight 0 and no slots.
       answers: the answer's ids for each label; empty for a classification head or free-form
         examples, each of which has its own response as its one answer.
       layout: shapes and packing.
@@ -197,14 +199,19 @@ def make_mixed_batch(
     *,
     class_counts: Sequence[int],
 ) -> Batch:
-    """Lays out up to B examples of several tasks for evaluation.
+    """Lays out up to B examples of several tasks for evaluation: a mixed batch.
+
+    It differs from the batch of one task in the shapes of `task_index` and `class_count` alone.
 
     Args:
-      examples: between 1 and B of them.
-      tasks: each example's, as an index into what follows.
+      examples: between 1 and B examples; missing ones get weight 0, no slots and task 0.
+      tasks: for each example the place of its task in `answers` and `class_counts`.
       answers: for each task what `make_batch` takes.
-      layout: shapes and packing.
-      class_counts: for each task its classes.
+      layout: shapes and packing; its `parts` are left out of account.
+      class_counts: for each task the number of its classes.
+
+    Returns:
+      The batch, with `task_index` and `class_count` of shape `[B]`.
     """
     chosen = [_answers(e, answers[t], training=False) for e, t in zip(examples, tasks, strict=True)]
     sequences = [lay_out(e.prompt, own) for e, own in zip(examples, chosen, strict=True)]
@@ -229,7 +236,7 @@ def _assemble(
     training: bool,
     **of_task: Any,
 ) -> Batch:
-    """The arrays of laid-out examples; `of_task` are those that the tasks alone determine."""
+    """The batch of laid-out examples; `of_task` are `task_index` and `class_count`."""
     rows, offsets, shape = place([len(sequence.tokens) for sequence in sequences], layout)
 
     grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
@@ -305,7 +312,7 @@ def _split(
 
 
 def _layout_of_parts(layout: BatchLayout, longest: int) -> BatchLayout:
-    """Of each part, so that all have rows of one length."""
+    """The layout of each part, so that all parts have rows of one length."""
     slots = place([longest], layout)[2][1]
     size = -(-layout.batch_size // layout.parts)
     return dataclasses.replace(

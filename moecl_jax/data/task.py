@@ -9,11 +9,11 @@ from typing import Any
 
 from moecl_jax.data.labels import distinct_labels, label_key
 from moecl_jax.data.sources import (
-    SOURCES,
     Held,
     Record,
     Source,
     find_source,
+    known_sources,
     make_options,
     option_names,
     source_named,
@@ -58,8 +58,8 @@ class Task:
             "memory" where it is left out and a split is a sequence of examples.
         path: the folder of the files ("" for the working directory); with source "huggingface"
             a hub name or a local folder; with "quickstart" a key of `quickstart.DATASETS`.
-        subset: with source "huggingface", which of several data sets in `path` is meant ("mnli"
-            of "nyu-mll/glue"): the hub's configuration, or a folder in the local folder.
+        subset: which of several data sets in `path` is meant ("mnli" of "nyu-mll/glue"), with
+            source "huggingface": the hub's configuration, or a folder in the local folder.
         train, validation, test: file paths relative to `path`, or split names; all empty with
             source "none". With source "memory" an iterable of mappings, such as a list of
             dictionaries or a `datasets.Dataset`, or None. Without `train` a task cannot be trained,
@@ -145,14 +145,16 @@ class Task:
         Raises:
             UserError: a field is unknown, missing or wrong.
         """
-        source = find_source(values.get("source", ""), name)
-        options = option_names(source_named(source)) if source else []
+        options: list[str] = []
+        if values.get("source"):
+            options = option_names(source_named(find_source(values["source"], name)))
         known = [*_common_fields(), *options]
         for key in values:
             if key not in known:
+                hint = suggestion(key, known) or "."
                 raise UserError(
-                    f"task '{name}' has an unknown field '{key}'.{suggestion(key, known)} The "
-                    f"fields of a task are {', '.join(known)}."
+                    f"task '{name}' has an unknown field '{key}'{hint} The fields of a task are "
+                    f"{', '.join(known)}."
                 )
         if values.get("labels", ()) is None:
             raise UserError(f"task '{name}': labels = None must be a sequence, such as ('a', 'b').")
@@ -161,11 +163,11 @@ class Task:
         return cls(**{"name": name, **common, "options": own})
 
     def to_fields(self) -> dict[str, Any]:
-        """The configuration without the name: plain values, for `from_fields` and for JSON.
+        """The configuration: plain values, for `from_fields` and for JSON.
 
         Examples that were given in Python are not among them; see the class.
         """
-        common = {key: getattr(self, key) for key in _common_fields() if key != "name"}
+        common = {key: getattr(self, key) for key in _common_fields()}
         own = {key: getattr(self.options, key) for key in option_names(self.reader)}
         return {
             key: str(value) if isinstance(value, Held) else value
@@ -316,14 +318,13 @@ class Task:
         object.__setattr__(self, attribute, value)
 
     def _find_source(self) -> None:
-        known = f"{', '.join(SOURCES)}, or 'package.module:Class'"
         if not self.source:
             if all(isinstance(getattr(self, split), str | None) for split in SPLITS):
-                raise UserError(f"task '{self.name}' has no source; expected one of {known}.")
+                raise UserError(
+                    f"task '{self.name}' has no source; expected one of {known_sources()}."
+                )
             self._set("source", "memory")
         source = find_source(self.source, self.name)
-        if source is None:
-            raise self.error("source", f"must be one of {known}")
         self._set("source", source)
         self._set("options", make_options(source, self.options, self.name, _common_fields()))
 

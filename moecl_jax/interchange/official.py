@@ -1,392 +1,412 @@
-"""The original implementation's checkpoints: names and shapes of their tensors, and our trees.
+"""The original implementation's checkpoints, into workdirs and out of them.
 
-A checkpoint is PREFIX.bin or PREFIX.safetensors, tensors by name, and PREFIX.json, its settings.
-
-Axes: L layers, D width of the model, I and O input and output widths of a projection, r rank,
-T tasks, C classes of a task. Expert 0 is the shared one, expert e that of task e in order.
-
-    one a layer, named seq_module_.layer{l}.wrapper_module_. +           our leaf
-      mlp_.mlp_.w{1,2,3}_.loras_.expert{e}.lora_a_.weight       [r, I]   a [L, I, r]
-      mlp_.mlp_.w{1,2,3}_.loras_.expert{e}.lora_b_.weight       [O, r]   b [L, r, O]
-      self_attn_.w{q,k,v,o}_.loras_.expert0.lora_{a,b}_.weight  alike    shared expert's a, b
-      mlp_.moes_.gate_.weight                                   [2, D]   gate [L, 2, D]
-      mlp_.moes_.task_classifier_.weight                        [T, D]   discriminator [L, T, D]
-    named seq_module_.output.wrapper_module_.layers_. +
-      {task}_score_.weight, or score_.weight for all tasks      [C, D]   head [D, C]
-
-where w1 is the gate projection, w2 the down and w3 the up projection.
+`official_format` knows the names of their tensors and checks them.
 """
 
 import dataclasses
-import json
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from flax import traverse_util
 
-from moecl_jax.errors import UserError, one_line
+from moecl_jax.data.batching import ROW_LENGTHS
+from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.task import Task
+from moecl_jax.errors import UserError
+from moecl_jax.interchange import official_format, torch_file
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS, TARGETS, projection_sizes
-from moecl_jax.weights import TreePath
+from moecl_jax.models.lora import ATTENTION_TARGETS
+from moecl_jax.runs.history import History
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.workdir import (
+    Origin,
+    load_settings,
+    new_workdir,
+    note_other_base,
+    save_settings,
+    write_json,
+)
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import model_of, open_stream
+from moecl_jax.training.steps import init_train_state
+from moecl_jax.training.task_training import NO_SCORE, in_progress_tree
+from moecl_jax.training.trainer import optimizer_of
+from moecl_jax.weights import huggingface
+from moecl_jax.weights.safetensors_file import write_safetensors
 
-Tensors = dict[str, np.ndarray]
 
-MTL5_ORDER = ("agnews", "amazon", "dbpedia", "yahoo")
-"""The tasks of the original's code that have a head each, in the order of their experts."""
+def convert_official(
+    base: Path,
+    adapter: Path,
+    workdir: Path,
+    *,
+    tasks: Sequence[str] = (),
+    continue_task: str | None = None,
+) -> list[str]:
+    """Makes a workdir of a checkpoint of the original implementation.
 
-_LAYER = "seq_module_.layer{layer}.wrapper_module_."
-_OUTPUT = "seq_module_.output.wrapper_module_.layers_."
-_GATE = _LAYER + "mlp_.moes_.gate_.weight"
-_DISCRIMINATOR = _LAYER + "mlp_.moes_.task_classifier_.weight"
-_HEAD = re.compile(re.escape(_OUTPUT) + r"(?:(?P<task>.+)_)?score_\.weight")
-_LAYER_INDEX = re.compile(r"seq_module_\.layer(\d+)\.")
+    Every task becomes a finished one, in the order of the tasks' experts. A task to continue
+    becomes the last one and is not finished: training starts from its values.
 
-_PROJECTIONS = {
-    "gate_proj": "mlp_.mlp_.w1_",
-    "up_proj": "mlp_.mlp_.w3_",
-    "down_proj": "mlp_.mlp_.w2_",
-    **{f"{letter}_proj": f"self_attn_.w{letter}_" for letter in "qkvo"},
-}
-_SETTINGS_NAMES = {
-    "w1_proj": "gate_proj",
-    "w2_proj": "down_proj",
-    "w3_proj": "up_proj",
-    **{name: name for name in ATTENTION_TARGETS},
-}
-_HUGE = 1e9  # no setting reaches it
+    Args:
+      base: Hugging Face folder of the model that the checkpoint was trained on.
+      adapter: PREFIX of the checkpoint's files PREFIX.safetensors, or else PREFIX.bin, and
+        PREFIX.json.
+      workdir: folder to make. It must not exist, or be empty; it is written whole or not at all.
+      tasks: names of the tasks where the checkpoint has one head for all of them, and so no names.
+        As a default they are task1, task2 and so on.
+      continue_task: name of a task that is to be trained further, or None.
 
-# Settings that would change what the tensors compute, with the one value that is implemented.
-_ONLY_VALUE: dict[str, Any] = {"bias": "none", "use_dora": False, "use_rslora": False}
+    Returns:
+      The names of the tasks in the order of the workdir.
+
+    Raises:
+      UserError: a file is missing, damaged or does not fit, or a task is unknown; names the tensor
+        or the argument.
+    """
+    with new_workdir(workdir) as beside:
+        source = _read(base, adapter, tasks)
+        order = list(source.classes)
+        if continue_task is not None:
+            if continue_task not in order:
+                raise UserError(
+                    f"--continue={continue_task}: no such task; the tasks of {adapter} are "
+                    f"{', '.join(order)}"
+                )
+            order = [*(task for task in order if task != continue_task), continue_task]
+        settings = _settings(source, order, base)
+        model, method = model_of(settings), settings.method_object()
+        evaluator = Evaluator(model, method, settings.task_objects(), settings)
+        _write(source, evaluator, beside, continue_task)
+        save_settings(settings, beside)
+    known_base = source.settings.content.get("base_model_name_or_path")
+    if isinstance(known_base, str) and known_base and Path(known_base).name != base.name:
+        note_other_base(known_base, base)
+    return order
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What PREFIX.json says.
+class _Source:
+    """A checkpoint that was read and checked.
 
     Attributes:
-      rank: r.
-      lora_alpha: the scale is lora_alpha / r.
-      dropout: rate on the inputs of A, in training.
-      targets: adapted projections, out of `lora.TARGETS`.
-      task_count: T, the number of experts less the shared one.
-      content: all of the file.
+      trees: its parameters, as `official_format.to_trees` gives them.
+      classes: number of classes by task, in the order of the tasks' experts.
+      shared_head: whether one head is for all tasks.
+      settings: what its JSON file says.
+      dtypes: names of the tensors that are not float32, by dtype.
+      config: sizes of the base model.
     """
 
-    rank: int
-    lora_alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-    task_count: int
-    content: Mapping[str, Any]
+    trees: Any
+    classes: Mapping[str, int]
+    shared_head: bool
+    settings: official_format.AdapterSettings
+    dtypes: Mapping[str, Sequence[str]]
+    config: DecoderConfig
 
 
-def read_settings(file: Path) -> Settings:
-    """Reads PREFIX.json.
+def _read(base: Path, adapter: Path, tasks: Sequence[str]) -> _Source:
+    settings = official_format.read_settings(_beside(adapter, ".json"))
+    file = _beside(adapter, ".safetensors")
+    if file.exists():
+        tensors = {name: t.decode() for name, t in huggingface.open_safetensors(file).items()}
+    else:
+        file = _beside(adapter, ".bin")
+        tensors = torch_file.read_state(file)
+    if not base.is_dir():
+        raise UserError(f"--base={base} is no folder; expected a Hugging Face folder of the base")
+    config = huggingface.read_checkpoint(base).config
+    heads = official_format.head_classes(tensors, file)
+    classes = _classes(heads, tasks, settings, file)
+    shared_head = None in heads
+    names = official_format.tensor_names(settings.targets, list(classes), shared_head=shared_head)
+    official_format.check_tensors(tensors, names, config, settings, file=file, base=str(base))
+    dtypes: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            dtypes.setdefault(str(tensor.dtype), []).append(name)
+    trees = official_format.to_trees(tensors, names, config.layers, file)
+    return _Source(trees, classes, shared_head, settings, dtypes, config)
 
-    Raises:
-      UserError: it is missing, broken, or asks for something that is not implemented.
-    """
-    try:
-        # NaN and Infinity, which Python's json writes, are no JSON; null stands for them.
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file}: no such file. A checkpoint of the original is PREFIX.bin with PREFIX.json "
-            "beside it; name both by --adapter=PREFIX."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not valid JSON ({one_line(error)}). Copy it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object. Copy it again.")
-    for key, only in _ONLY_VALUE.items():
-        if content.get(key, only) not in (only, None):
+
+def _beside(prefix: Path, suffix: str) -> Path:
+    """PREFIX with a suffix added; dots in PREFIX stay."""
+    if not prefix.name:
+        raise UserError(f"--adapter={prefix} names no file; expected PREFIX of PREFIX.bin")
+    return prefix.with_name(prefix.name + suffix)
+
+
+def _classes(
+    heads: Mapping[str | None, int],
+    tasks: Sequence[str],
+    settings: official_format.AdapterSettings,
+    file: Path,
+) -> dict[str, int]:
+    """Number of classes by task, in the order of their experts."""
+    count = settings.task_count
+    if None in heads:
+        names = list(tasks) or [f"task{index + 1}" for index in range(count)]
+        if len(set(names)) != count or len(names) != count:
             raise UserError(
-                f"{file}: {key} is {content[key]!r}, which is not supported; expected {only!r}."
+                f"--tasks={','.join(names)} must name {count} different tasks: the num_experts of "
+                f"{file.stem}.json is {count + 1}, and one expert is shared"
             )
-    dropout = _number(content, "lora_dropout", file)
-    if not 0 <= dropout < 1:
-        raise UserError(f"{file}: lora_dropout is {dropout}; expected at least 0 and below 1.")
-    return Settings(
-        rank=_integer(content, "r", file, lowest=1),
-        lora_alpha=_number(content, "lora_alpha", file),
-        dropout=dropout,
-        targets=_targets(content, file),
-        task_count=_integer(content, "num_experts", file, lowest=2) - 1,
-        content=content,
+        return dict.fromkeys(names, heads[None])
+    own = {name: classes for name, classes in heads.items() if name is not None}
+    if tasks:
+        raise UserError(
+            f"--tasks names tasks that have names in {file}: {', '.join(own)}. Leave it out."
+        )
+    if len(own) != count:
+        raise UserError(
+            f"{file}: holds heads of {len(own)} tasks ({', '.join(own)}), but the num_experts of "
+            f"{file.stem}.json is {count + 1}: {count} tasks and the shared expert. Tensors are "
+            "missing or surplus; copy both files again, from one training."
+        )
+    return {task: own[task] for task in official_format.expert_order(list(own))}
+
+
+def _settings(source: _Source, order: Sequence[str], base: Path) -> Settings:
+    """The default settings, with all that the checkpoint says."""
+    known = source.settings
+    return Settings().changed(
+        {
+            "method": "moe_cl",
+            "head": "classification",
+            "shared_head": source.shared_head,
+            "tasks": tuple(order),
+            "definitions": {
+                task: _definition(task, source.classes[task]).to_fields() for task in order
+            },
+            "model": {"path": str(base.absolute()), "dtype": "float32"},
+            "lora": {
+                "rank": known.rank,
+                "alpha": known.lora_alpha,
+                "dropout": known.dropout,
+                "targets": known.targets,
+                "task_attention": not set(known.targets) & set(ATTENTION_TARGETS),
+            },
+            "adversarial": {"objective": "original"},
+            "data": {"max_length": min(source.config.context_length, ROW_LENGTHS[-1])},
+        }
     )
 
 
-def settings_content(settings: Settings, base: str) -> dict[str, Any]:
-    """The content of PREFIX.json: what was read once, and what may have changed since.
+def _definition(task: str, classes: int) -> Task:
+    """A task without data, which no adapter holds; with the catalog's labels where they fit."""
+    known = CATALOG.get(task)
+    numbers = tuple(range(classes))
+    if known is None or len(known.labels) != classes:
+        return Task(task, source="none", labels=tuple(map(str, numbers)))
+    return Task(
+        task,
+        source="none",
+        labels=known.labels,
+        raw_labels=numbers,
+        template=known.template,
+    )
+
+
+def _write(source: _Source, evaluator: Evaluator, workdir: Path, continue_task: str | None) -> None:
+    """Checkpoints of all tasks, through the same functions as those of a training."""
+    model, starting, names = evaluator.model, evaluator.starting, evaluator.names
+    store = DiskStore(workdir, evaluator.tasks, starting, model)
+    official_order = list(source.classes)
+    rows = np.array([official_order.index(name) for name in names])
+    shared = dict(source.trees["shared"])
+    shared["discriminator"] = shared["discriminator"][:, rows]
+
+    stream = StreamState(shared, {})
+    history = History([np.nan] * len(names), converted=len(names) - (continue_task is not None))
+    for index in range(history.converted):
+        parameters = _parameters(source, evaluator, shared, index)
+        stream = stream.after(names[index], parameters, source.classes[names[index]])
+        history.append_unknown_row()
+        history.validation.append(None)
+        store.save_finished(stream, history)
+    if continue_task is not None:
+        index = history.converted
+        tree = _untrained_tree(evaluator, index, _parameters(source, evaluator, shared, index))
+        store.save_in_progress(index, tree, {"step": 0, "best_score": list(NO_SCORE)})
+    origin = Origin(source.settings.content, official_order, history.converted, source.dtypes)
+    origin.save(workdir)
+
+
+def _untrained_tree(evaluator: Evaluator, index: int, parameters: TaskParameters) -> Tree:
+    """What a checkpoint inside a task holds before the task's first step."""
+    optimizer, key = optimizer_of(evaluator.settings), evaluator.starting.training_key(index)
+    state = init_train_state(evaluator.method, optimizer, parameters, key)
+    return in_progress_tree(state, parameters)
+
+
+def _parameters(source: _Source, evaluator: Evaluator, shared: Any, index: int) -> TaskParameters:
+    """The parameters of one task."""
+    task = evaluator.names[index]
+    head = source.trees["head"] if source.shared_head else source.trees["heads"][task]
+    padding = evaluator.starting.classes - head.shape[1]
+    expert = source.trees.get("experts", {}).get(task, {})
+    return TaskParameters(
+        shared=jax.tree.map(jnp.asarray, shared),
+        expert=jax.tree.map(jnp.asarray, expert),
+        head=jnp.pad(head, ((0, 0), (0, padding))),
+    )
+
+
+def export_official(workdir: Path, form: str, output: Path) -> list[Path]:
+    """Writes the state of a workdir after its last task as a checkpoint of the original.
 
     Args:
-      settings: with the content that the checkpoint was converted with, else empty.
-      base: name of the base model, where there is no such content.
-    """
-    known = {ours: theirs for theirs, ours in _SETTINGS_NAMES.items()}
-    whole = float(settings.lora_alpha).is_integer()
-    content = settings.content or {
-        "bias": "none",
-        "peft_type": "MIXLORA",
-        "r": settings.rank,
-        "lora_alpha": int(settings.lora_alpha) if whole else settings.lora_alpha,
-        "target_modules": sorted(known[name] for name in settings.targets),
-        "base_model_name_or_path": base,
-    }
-    changing = {"lora_dropout": settings.dropout, "num_experts": settings.task_count + 1}
-    return {**content, **changing}
-
-
-def tensor_names(
-    targets: Sequence[str], tasks: Sequence[str], *, shared_head: bool
-) -> dict[TreePath, str]:
-    """The name of the tensor behind each leaf of our trees; "{layer}" stands for the layer.
-
-    Args:
-      targets: adapted projections.
-      tasks: in the order of their experts.
-      shared_head: one head for all tasks, or one a task.
+      workdir: workdir of a training or a conversion.
+      form: a key of `FORMATS`: the kind of file that holds the tensors.
+      output: PREFIX of the files PREFIX.bin or PREFIX.safetensors, and PREFIX.json.
 
     Returns:
-      Names by path: `shared expert PROJECTION a`, `shared gate`, `shared discriminator`,
-      `experts TASK PROJECTION a`, and `heads TASK` or `head`.
-    """
-    names: dict[TreePath, str] = {}
-    for target in (target for target in TARGETS if target in targets):
-        owners: list[TreePath] = [("shared", "expert")]
-        if target in FFN_TARGETS:  # the LoRA on attention is one for all tasks
-            owners += [("experts", task) for task in tasks]
-        for expert, owner in enumerate(owners):
-            lora = f"{_LAYER}{_PROJECTIONS[target]}.loras_.expert{expert}.lora_"
-            for factor in "ab":
-                names[(*owner, target, factor)] = f"{lora}{factor}_.weight"
-    names["shared", "discriminator"] = _DISCRIMINATOR
-    names["shared", "gate"] = _GATE
-    if shared_head:
-        names["head",] = f"{_OUTPUT}score_.weight"
-    else:
-        names |= {("heads", task): f"{_OUTPUT}{task}_score_.weight" for task in tasks}
-    return names
-
-
-def head_classes(tensors: Tensors, file: Path) -> dict[str | None, int]:
-    """Number of classes of each head, by task; under None that of the head of all tasks.
+      The files written.
 
     Raises:
-      UserError: there is no head, or there are heads of both kinds.
+      UserError: a task has not been trained to its end, the workdir holds something that the format
+        has no place for, or torch is needed and not installed.
     """
-    found = {match["task"]: name for name in tensors if (match := _HEAD.fullmatch(name))}
-    if not found:
-        raise UserError(
-            f"{file}: tensor '{_OUTPUT}score_.weight' is missing, and so is every "
-            f"'{_OUTPUT}TASK_score_.weight'; expected one head for all tasks or one a task."
-        )
-    if None in found and len(found) > 1:
-        raise UserError(
-            f"{file}: holds '{found.pop(None)}', one head for all tasks, and also "
-            f"'{next(iter(found.values()))}', a task's own. Expected heads of one kind."
-        )
-    for name in found.values():
-        if tensors[name].ndim != 2:
-            shape = list(tensors[name].shape)
-            raise UserError(
-                f"{file}: tensor '{name}' has shape {shape}; expected [classes, width]."
-            )
-        if tensors[name].shape[0] < 2:
-            raise UserError(
-                f"{file}: tensor '{name}' is the head of {tensors[name].shape[0]} classes; "
-                "expected at least two."
-            )
-    return {task: tensors[name].shape[0] for task, name in found.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return FORMATS[form](workdir, output)
 
 
-def expert_order(tasks: Sequence[str]) -> list[str]:
-    """Tasks with a head each, in the order of their experts: MTL5's, or the given one."""
-    if set(tasks) <= set(MTL5_ORDER):
-        return [task for task in MTL5_ORDER if task in tasks]
-    return list(tasks)
+def _write_official(workdir: Path, output: Path) -> list[Path]:
+    """PREFIX.bin and PREFIX.json."""
+    tensors, content = _official_checkpoint(workdir)
+    file = output.with_name(output.name + ".bin")
+    torch_file.write_state(file, tensors)
+    return [file, _write_settings(output, content)]
 
 
-def check_tensors(
-    tensors: Tensors,
-    names: Mapping[TreePath, str],
-    config: DecoderConfig,
-    settings: Settings,
-    *,
-    file: Path,
-    base: str,
-) -> None:
-    """Refuses a checkpoint that is not exactly what its settings and its base ask for.
-
-    Args:
-      tensors: of the file; heads are two-dimensional.
-      names: what it should hold.
-      config: of the base.
-      settings: of PREFIX.json.
-      file: for messages.
-      base: for messages.
-
-    Raises:
-      UserError: names a tensor that is missing, surplus or misshapen, and whether the adapter was
-        made for another base.
-    """
-    expected = _expected_shapes(tensors, names, config, settings)
-    why = f"from {base} and r = {settings.rank} with num_experts = {settings.task_count + 1}"
-    missing = [name for name in expected if name not in tensors]
-    misshapen = [n for n in expected if n in tensors and tensors[n].shape != expected[n]]
-    surplus = [name for name in tensors if name not in expected]
-    if missing:
-        shape = list(expected[missing[0]])
-        problem = f"{_some(missing)} missing; expected it with shape {shape} {why}"
-    elif misshapen:
-        name = misshapen[0]
-        problem = (
-            f"{_some(misshapen)} misshapen: it has shape {list(tensors[name].shape)}, expected "
-            f"{list(expected[name])} {why}"
-        )
-    elif surplus:
-        problem = f"{_some(surplus)} unexpected {why} and target_modules {list(settings.targets)}"
-    else:
-        return
-    theirs, ours = _sizes(tensors), (config.layers, config.width, config.ffn_width)
-    if any(found not in (None, size) for found, size in zip(theirs, ours, strict=True)):
-        described = ", ".join(
-            f"{what} {found if found is not None else '?'} (here {size})"
-            for what, found, size in zip(("layers", "width", "FFN"), theirs, ours, strict=True)
-        )
-        raise UserError(
-            f"{file}: this adapter belongs to another base than {base}: {described}. Name the "
-            f"model that it was trained on as --base. ({problem}.)"
-        )
-    raise UserError(f"{file}: {problem}. Copy {file.name} and its .json again, from one training.")
+def _write_safetensors(workdir: Path, output: Path) -> list[Path]:
+    """PREFIX.safetensors, with the names of the original's format, and PREFIX.json."""
+    tensors, content = _official_checkpoint(workdir)
+    file = output.with_name(output.name + ".safetensors")
+    write_safetensors(file, tensors)
+    return [file, _write_settings(output, content)]
 
 
-def to_trees(tensors: Tensors, names: Mapping[TreePath, str], layers: int, file: Path) -> Any:
-    """Our trees, in float32, of checked tensors.
-
-    Raises:
-      UserError: a number is not finite.
-    """
-    leaves = {}
-    for path, name in names.items():
-        parts = []
-        for one in _each_layer(name, layers):
-            part = tensors[one].astype(np.float32)
-            if not np.isfinite(part).all():
-                raise UserError(f"{file}: tensor '{one}' holds numbers that are not finite.")
-            parts.append(part.T if _transposed(path) else part)
-        leaves[path] = np.stack(parts) if "{layer}" in name else parts[0]
-    return traverse_util.unflatten_dict(leaves)
+FORMATS: dict[str, Callable[[Path, Path], list[Path]]] = {
+    "official": _write_official,
+    "safetensors": _write_safetensors,
+}
+"""What writes the tensors of a workdir and the settings beside them, by kind of file."""
 
 
-def to_tensors(trees: Any, names: Mapping[TreePath, str], layers: int) -> Tensors:
-    """The inverse of `to_trees`, in float32; layer by layer."""
-    leaves = traverse_util.flatten_dict(trees)
-    tensors = {}
-    for layer in range(layers):
-        for path, name in names.items():
-            if "{layer}" in name:
-                tensors[name.format(layer=layer)] = _stored(leaves[path][layer], path)
-    return tensors | {
-        name: _stored(leaves[path], path) for path, name in names.items() if "{layer}" not in name
+def _write_settings(output: Path, content: Mapping[str, Any]) -> Path:
+    file = output.with_name(output.name + ".json")
+    write_json(file, content)
+    return file
+
+
+def _official_checkpoint(workdir: Path) -> tuple[official_format.Tensors, dict[str, Any]]:
+    """Tensors and settings in the original's format."""
+    settings = load_settings(workdir)
+    _refuse_what_has_no_place(settings, workdir)
+    evaluator, store = open_stream(workdir)
+    stream, origin = _whole_stream(evaluator, store, workdir), Origin.load(workdir)
+    names = evaluator.names
+    order = list(origin.tasks) if origin is not None else []
+    order += [name for name in names if name not in order]
+    if not settings.shared_head:
+        order = official_format.expert_order(order)
+    rows = np.array([names.index(name) for name in order])
+    trees: dict[str, Any] = {
+        "shared": {
+            **stream.shared,
+            "discriminator": np.asarray(stream.shared["discriminator"])[:, rows],
+        },
+        "experts": {name: stream.finished[name].expert for name in order},
     }
-
-
-def _targets(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
-    """`target_modules`, a list of names or a truth value by name."""
-    given = content.get("target_modules")
-    if isinstance(given, dict) and all(isinstance(value, bool) for value in given.values()):
-        given = [name for name, chosen in given.items() if chosen]
-    if not isinstance(given, list) or not given or not all(isinstance(g, str) for g in given):
-        raise UserError(
-            f"{file}: target_modules is {content.get('target_modules')!r}; expected a list of "
-            f"projections ({', '.join(_SETTINGS_NAMES)}) or an object of true and false by them."
-        )
-    for name in given:
-        if name not in _SETTINGS_NAMES:
-            raise UserError(
-                f"{file}: target_modules names {name!r}; expected {', '.join(_SETTINGS_NAMES)}."
-            )
-    chosen = {_SETTINGS_NAMES[name] for name in given}
-    return tuple(target for target in TARGETS if target in chosen)
-
-
-def _integer(content: Mapping[str, Any], key: str, file: Path, lowest: int) -> int:
-    value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise UserError(
-            f"{file}: {key} is {value!r}; expected an integer of at least {lowest}."
-            if key in content
-            else f"{file}: {key} is missing; expected an integer of at least {lowest}."
-        )
-    return value
-
-
-def _number(content: Mapping[str, Any], key: str, file: Path) -> float:
-    value = content.get(key)
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
-    if not 0 <= number < _HUGE:
-        found = repr(value) if key in content else "missing"
-        raise UserError(f"{file}: {key} is {found}; expected a number of at least 0.")
-    return float(number)
-
-
-def _transposed(path: TreePath) -> bool:
-    return path[0] in ("head", "heads") or path[-1] in ("a", "b")
-
-
-def _stored(leaf: np.ndarray, path: TreePath) -> np.ndarray:
-    array = np.asarray(leaf, np.float32)
-    return np.ascontiguousarray(array.T if _transposed(path) else array)
-
-
-def _each_layer(name: str, layers: int) -> Iterator[str]:
-    if "{layer}" not in name:
-        yield name
-        return
-    for layer in range(layers):
-        yield name.format(layer=layer)
-
-
-def _expected_shapes(
-    tensors: Tensors, names: Mapping[TreePath, str], config: DecoderConfig, settings: Settings
-) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; of heads, which may have any number of classes, the width is checked."""
-    sizes = projection_sizes(config)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, name in names.items():
-        shape: tuple[int, ...]
-        if path == ("shared", "gate"):
-            shape = (2, config.width)
-        elif path == ("shared", "discriminator"):
-            shape = (settings.task_count, config.width)
-        elif path[0] in ("head", "heads"):
-            shape = (len(tensors[name]) if name in tensors else 2, config.width)
-        else:
-            inputs, outputs = sizes[path[-2]]
-            shape = (settings.rank, inputs) if path[-1] == "a" else (outputs, settings.rank)
-        shapes.update(dict.fromkeys(_each_layer(name, config.layers), shape))
-    return shapes
-
-
-def _sizes(tensors: Tensors) -> tuple[int | None, int | None, int | None]:
-    """Layers, width and FFN width of the base an adapter was made for, as most tensors say."""
-    layers = [int(match[1]) for name in tensors if (match := _LAYER_INDEX.match(name))]
-    gate, up = _GATE.partition("{layer}")[2], f"{_PROJECTIONS['up_proj']}."
-    width = Counter(t.shape[-1] for name, t in tensors.items() if name.endswith(gate))
-    ffn = Counter(
-        tensor.shape[0]
-        for name, tensor in tensors.items()
-        if (up in name or f"{_PROJECTIONS['gate_proj']}." in name) and "lora_b_" in name
+    if settings.shared_head:
+        trees["head"] = stream.last_head
+    else:
+        trees["heads"] = {name: stream.finished[name].head for name in order}
+    targets = settings.lora.targets
+    layers = evaluator.model.sizes.layers
+    tensors = official_format.to_tensors(
+        trees,
+        official_format.tensor_names(targets, order, shared_head=settings.shared_head),
+        layers,
     )
-    commonest = [counts.most_common(1)[0][0] if counts else None for counts in (width, ffn)]
-    return (1 + max(layers) if layers else None, commonest[0], commonest[1])
+    stored = official_format.AdapterSettings(
+        rank=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        dropout=settings.lora.dropout,
+        targets=targets,
+        task_count=len(order),
+        content=origin.settings if origin is not None else {},
+    )
+    content = official_format.settings_content(stored, base=settings.model.path)
+    return _narrowed(tensors, origin), content
 
 
-def _some(names: Sequence[str]) -> str:
-    rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"tensor '{names[0]}'{rest} is"
+def _refuse_what_has_no_place(settings: Settings, workdir: Path) -> None:
+    """Raises unless the original's format has a name for all that this run trained."""
+    needed = {
+        "method": (settings.method, "moe_cl"),
+        "head": (settings.head, "classification"),
+    }
+    for key, (value, expected) in needed.items():
+        if value != expected:
+            raise UserError(
+                f"{workdir} was trained with {key} = {value!r}; the original's format has a place "
+                f"for {key} = {expected!r} alone"
+            )
+    options = settings.method_object().options
+    if options.adversarial.objective == "off":
+        raise UserError(
+            f"{workdir} was trained with adversarial.objective = 'off' and has no discriminator, "
+            "which the original's format asks for"
+        )
+    if options.snapshot:
+        raise UserError(
+            f"{workdir} was trained with moe_cl.snapshot = True and has a shared expert and gate "
+            "for each finished task; the original's format has a place for those of the moment "
+            "alone. One expert alone can be exported by --format=peft --expert=NAME"
+        )
+    attention = [name for name in settings.lora.targets if name in ATTENTION_TARGETS]
+    if attention and settings.lora.task_attention:
+        raise UserError(
+            f"{workdir} was trained with experts of each task on {', '.join(attention)}; the "
+            "original's format has one LoRA for all tasks there (lora.task_attention = False)"
+        )
+
+
+def _whole_stream(evaluator: Evaluator, store: DiskStore, workdir: Path) -> StreamState:
+    """The stream after its last task; one that was converted to be continued counts as it is."""
+    stream, _ = store.restore()
+    left = evaluator.names[len(stream.finished) :]
+    record = store.in_progress()
+    if left and record is not None and record["task"] == left[0] and record["step"] == 0:
+        index = len(stream.finished)
+        template = _untrained_tree(evaluator, index, evaluator.starting.begin(stream.shared, index))
+        parameters = store.restore_in_progress(template)["active"]
+        stream = stream.after(left.pop(0), parameters, len(evaluator.tasks[index].labels))
+    if left:
+        raise UserError(
+            f"task '{left[0]}' has not been trained to its end in {workdir}; finish it with "
+            "'moecl train' before the export"
+        )
+    return stream
+
+
+def _narrowed(tensors: official_format.Tensors, origin: Origin | None) -> official_format.Tensors:
+    """In the dtypes that were converted, where no bit is lost: where training changed nothing."""
+    dtypes = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+    narrowed = dict(tensors)
+    for dtype, names in (origin.dtypes if origin is not None else {}).items():
+        for name in names:
+            narrow = tensors[name].astype(dtypes[dtype])
+            if np.array_equal(narrow.astype(np.float32), tensors[name]):
+                narrowed[name] = narrow
+    return narrowed

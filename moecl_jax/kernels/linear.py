@@ -1,44 +1,42 @@
-"""Matrix products with a frozen or low-rank operand, and how frozen weights lie in memory."""
+"""Products of matrices of which one is frozen or low-rank.
+
+Axes: N tokens, B examples, I and O input and output widths of a projection, r rank, M hidden
+states, D width, V vocabulary.
+"""
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-PROJECTED = "projected"  # names what `kept` gives, and the first half of low-rank products
-QUANTIZATIONS = {"int8": 8, "int4": 4}  # bits of a weight
-_GROUP = 32  # inputs of one output that share a scale
+from moecl_jax.kernels.dispatch import kernel
+from moecl_jax.kernels.saved import named
+from moecl_jax.kernels.storage import QuantizedKernel, StoredKernel, from_bits
+
+Factors = Mapping[str, jax.Array]  # `a` [I, r], `b` [r, O], and optionally `weights` [N, r]
 
 
-@flax.struct.dataclass
-class QuantizedKernel:
-    """A frozen kernel `[I, O]` as small integers with a scale for each group of inputs.
-
-    Attributes:
-      values: of 8 bits: int8 `[I, O]`. Of 4 bits: uint8 `[I / 2, O]`, input i in the lower half of
-        the bytes in row i, input I / 2 + i in their upper half, both plus 8. (XLA's CPU backend
-        spends a byte on an int4, and would widen all layers' at once.)
-      scale: `[I / 32, O]`; groups are smaller where 32 does not divide I.
-    """
-
-    values: jax.Array
-    scale: jax.Array
+@kernel
+def dense(kernel: StoredKernel, dtype: Any) -> jax.Array:
+    """A kernel `[I, O]` in full, in `dtype`: integers times their scales where it is quantised."""
+    if not isinstance(kernel, QuantizedKernel):
+        return kernel.astype(dtype)
+    values = kernel.values
+    if values.dtype == jnp.uint8:
+        values = jnp.concatenate([values & 15, values >> 4]).astype(jnp.int8) - 8
+    grouped = values.reshape(len(kernel.scale), -1, values.shape[1]).astype(jnp.float32)
+    scale = from_bits(kernel.scale).astype(jnp.float32)
+    return (grouped * scale[:, None]).reshape(values.shape).astype(dtype)
 
 
-Kernel: TypeAlias = jax.Array | QuantizedKernel
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dot(x: jax.Array, kernel: Kernel, dtype: Any = None, kernel_axis: int = -2) -> jax.Array:
-    """Product of matrices that stays in the operands' dtype in the backward pass too.
+@kernel
+def dot(x: jax.Array, kernel: StoredKernel, dtype: Any = None, kernel_axis: int = -2) -> jax.Array:
+    """Product of matrices, summed in float32, whose backward pass stays in the operands' dtype.
 
     The default derivative of a bfloat16 product with a float32 accumulator multiplies float32
     by bfloat16, which has no fast kernel. Gradients that nobody asks for, such as a frozen
@@ -48,126 +46,142 @@ def dot(x: jax.Array, kernel: Kernel, dtype: Any = None, kernel_axis: int = -2) 
     Args:
       x: `[..., N, I]`.
       kernel: `[..., I, O]`; cast to the dtype of `x`.
-      dtype: of the result; the default is that of `x`.
+      dtype: dtype of the result; that of `x` by default.
       kernel_axis: -1 where the kernel is `[..., O, I]`.
 
     Returns:
       `[..., N, O]`.
     """
+    return _dot(x, kernel, dtype, kernel_axis)
+
+
+@kernel
+def affine(
+    x: jax.Array, kernel: StoredKernel, bias: jax.Array | None = None, dtype: Any = None
+) -> jax.Array:
+    """A frozen projection: x W, or x W + bias.
+
+    Args:
+      x: `[N, I]`.
+      kernel: W `[I, O]` as it is stored: an array, its bits, or quantised.
+      bias: `[O]`, an array or its bits, or `None`.
+      dtype: dtype of the result; that of `x` by default.
+
+    Returns:
+      `[N, O]`.
+    """
+    if bias is None:
+        return dot(x, from_bits(kernel), dtype)
+    out = dot(x, from_bits(kernel), jnp.float32) + from_bits(bias)[None].astype(jnp.float32)
+    return out.astype(dtype or x.dtype)
+
+
+@kernel
+def embedding(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a stored table: `[N, D]` of a table `[V, D]`, or its bits, and ids `[N]`."""
+    embedded: jax.Array = from_bits(table[tokens])
+    return embedded
+
+
+@kernel
+def vocabulary_logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
+    """Products of hidden states and all embeddings, for a decoder with tied embeddings.
+
+    XLA's CPU backend multiplies bfloat16 in loops alone. Elsewhere it would first make all of the
+    table float32, so a table of bits is multiplied block by block.
+
+    Args:
+      hidden: `[M, D]`.
+      table: the token embedding `[V, D]`, or its bits.
+
+    Returns:
+      `[M, V]` in float32.
+    """
+    if table.dtype != jnp.uint16:
+        return dot(hidden, table, jnp.float32, -1)
+    blocks = math.gcd(len(table), 64)
+    blocked = table.reshape(blocks, -1, table.shape[1])
+
+    @jax.checkpoint
+    def of_block(block: jax.Array) -> jax.Array:
+        return dot(hidden, from_bits(block), jnp.float32, -1)
+
+    parts = lax.map(of_block, blocked)
+    return parts.transpose(1, 0, 2).reshape(len(hidden), -1)
+
+
+@kernel
+def to_rank(x: jax.Array, factors: Factors) -> jax.Array:
+    """The first half of `low_rank`, x A, which is saved for the backward pass.
+
+    Args:
+      x: `[N, I]`.
+      factors: `a` `[I, r]`.
+
+    Returns:
+      `[N, r]` in float32.
+    """
+    return named(dot(x, factors["a"], jnp.float32))
+
+
+@kernel
+def from_rank(
+    middle: jax.Array, factors: Factors, scale: float, weight: jax.Array | None, dtype: Any
+) -> jax.Array:
+    """The second half of `low_rank`: scale * weight * middle B.
+
+    Args:
+      middle: x A, `[N, r]` in float32.
+      factors: `b` `[r, O]`, and optionally `weights` `[N, r]` for each token.
+      scale: lora_alpha / r.
+      weight: `[N, 1]`, applied to the r-wide middle, where it is cheapest, or `None`.
+      dtype: dtype of the product's operands.
+
+    Returns:
+      `[N, O]` in float32.
+    """
+    middle = middle * scale
+    for factor in (weight, factors.get("weights")):
+        middle = middle if factor is None else middle * factor
+    return dot(middle.astype(dtype), factors["b"], jnp.float32)
+
+
+@kernel
+def low_rank(
+    x: jax.Array, factors: Factors, scale: float, weight: jax.Array | None = None
+) -> jax.Array:
+    """A low-rank adapter's own term: scale * weight * (x A) B (LoRA, arXiv 2106.09685).
+
+    Args:
+      x: `[N, I]`.
+      factors: `a` `[I, r]` and `b` `[r, O]`, and optionally `weights` `[N, r]` for each token.
+      scale: lora_alpha / r.
+      weight: `[N, 1]`, or `None` for 1.
+
+    Returns:
+      `[N, O]` in float32.
+    """
+    return from_rank(to_rank(x, factors), factors, scale, weight, x.dtype)
+
+
+@kernel
+def mean_over_tokens(values: jax.Array, membership: jax.Array) -> jax.Array:
+    """Mean over each example's real tokens, as a product of matrices.
+
+    Args:
+      values: `[N, F]`.
+      membership: `[B, N]`, 1 where a token is a real token of an example, else 0.
+
+    Returns:
+      `[B, F]` in float32; 0 for an example without tokens.
+    """
+    total = dot(membership.astype(values.dtype), values, jnp.float32)
+    return total / jnp.maximum(membership.sum(axis=1, keepdims=True), 1.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dot(x: jax.Array, kernel: StoredKernel, dtype: Any, kernel_axis: int) -> jax.Array:
     return _product(x, dense(kernel, x.dtype), -1, kernel_axis).astype(dtype or x.dtype)
-
-
-def as_bits(tree: Any) -> Any:
-    """Frozen bfloat16 weights as their uint16 bits, for backends without bfloat16 arithmetic.
-
-    XLA's CPU backend rewrites a slice of a bfloat16 array as a slice of a float32 one, so that a
-    scan over layers converts every layer's weights to float32 in every step. Bits are sliced as
-    they are: on two cores that is 1.6 times the matrix product rate, and no float32 copy.
-    """
-
-    def view(leaf: jax.Array) -> jax.Array:
-        return leaf.view(jnp.uint16) if leaf.dtype == jnp.bfloat16 else leaf
-
-    return jax.tree.map(view, tree)
-
-
-def from_bits(tree: Any) -> Any:
-    """The bfloat16 arrays that `as_bits` stored; any other array as it is."""
-
-    def view(leaf: jax.Array) -> jax.Array:
-        return lax.bitcast_convert_type(leaf, jnp.bfloat16) if leaf.dtype == jnp.uint16 else leaf
-
-    return jax.tree.map(view, tree)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def kept(x: jax.Array, dtype: Any) -> jax.Array:
-    """`x` rounded to `dtype`, which `--remat=projections` keeps for the backward pass.
-
-    Bfloat16 is kept as its bits: to write one layer's bfloat16 into what is kept of all, XLA's CPU
-    backend would convert that of all to float32 and back, in every layer. The gradient is not
-    rounded.
-    """
-    return rounded_and_named(x, dtype)
-
-
-@kept.defjvp
-def _kept_jvp(
-    dtype: Any, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    return rounded_and_named(*primals, dtype), tangents[0]
-
-
-def rounded_and_named(x: jax.Array, dtype: Any) -> jax.Array:
-    """The value of `kept`: for a `custom_vjp`'s forward rule, which would hide `kept`'s name."""
-    return from_bits(checkpoint_name(as_bits(x.astype(dtype)), PROJECTED)).astype(x.dtype)
-
-
-def quantize(kernel: jax.Array, bits: int) -> QuantizedKernel:
-    """The nearest integers to a kernel's weights, group by group.
-
-        w ~ s q,   s = max |w| / (2^(bits - 1) - 1/2),   q in -2^(bits - 1) .. 2^(bits - 1) - 1
-
-    Args:
-      kernel: `[I, O]`; I even if `bits` is 4.
-      bits: 8 or 4.
-    """
-    inputs, outputs = kernel.shape
-    grouped = kernel.astype(jnp.float32).reshape(-1, math.gcd(inputs, _GROUP), outputs)
-    largest = 2.0 ** (bits - 1)
-    scale = (jnp.abs(grouped).max(axis=1) / (largest - 0.5)).astype(kernel.dtype)
-    steps = jnp.maximum(scale[:, None].astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
-    values = jnp.round(grouped / steps).clip(-largest, largest - 1).reshape(kernel.shape)
-    if bits == 8:
-        return QuantizedKernel(values.astype(jnp.int8), scale)
-    lower, upper = jnp.split((values + largest).astype(jnp.uint8), 2)
-    return QuantizedKernel(lower | upper << 4, scale)
-
-
-def quantize_layers(
-    params: Any, quantization: str, over_layers: Callable[..., Any] = lax.map
-) -> Any:
-    """A decoder's parameters with the kernels of all layers quantised, and nothing else.
-
-    Embedding, output projection, norms and biases stay as they are.
-
-    Args:
-      params: nested dict, as `weights.load.Backbone` has it.
-      quantization: a key of `QUANTIZATIONS`, or "none".
-      over_layers: maps a function over the leading axis of the kernels.
-    """
-    if quantization == "none":
-        return params
-    each = functools.partial(quantize, bits=QUANTIZATIONS[quantization])
-
-    def convert(tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        return {
-            name: over_layers(each, leaf) if name == "kernel" else convert(leaf)
-            for name, leaf in tree.items()
-        }
-
-    return {**params, "layers": convert(params["layers"])}
-
-
-def one_by_one(function: Callable[[Any], Any], arrays: Any) -> Any:
-    """As `lax.map`, from host to host memory with one slice at a time on the device."""
-    compiled = jax.jit(function)
-    parts = [jax.device_get(compiled(array)) for array in arrays]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-
-
-def dense(kernel: Kernel, dtype: Any) -> jax.Array:
-    """A kernel `[I, O]` in full."""
-    if not isinstance(kernel, QuantizedKernel):
-        return kernel.astype(dtype)
-    values = kernel.values
-    if values.dtype == jnp.uint8:
-        values = jnp.concatenate([values & 15, values >> 4]).astype(jnp.int8) - 8
-    grouped = values.reshape(len(kernel.scale), -1, values.shape[1]).astype(jnp.float32)
-    scale = from_bits(kernel.scale).astype(jnp.float32)
-    return (grouped * scale[:, None]).reshape(values.shape).astype(dtype)
 
 
 def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
@@ -190,13 +204,13 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 
 def _forward(
-    x: jax.Array, kernel: Kernel, dtype: Any, kernel_axis: int
-) -> tuple[jax.Array, tuple[jax.Array, Kernel]]:
-    return dot(x, kernel, dtype, kernel_axis), (x, kernel)
+    x: jax.Array, kernel: StoredKernel, dtype: Any, kernel_axis: int
+) -> tuple[jax.Array, tuple[jax.Array, StoredKernel]]:
+    return _dot(x, kernel, dtype, kernel_axis), (x, kernel)
 
 
 def _backward(
-    dtype: Any, kernel_axis: int, residuals: tuple[jax.Array, Kernel], cotangent: jax.Array
+    dtype: Any, kernel_axis: int, residuals: tuple[jax.Array, StoredKernel], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     del dtype
     x, kernel = residuals
@@ -212,4 +226,4 @@ def _backward(
     return x_cotangent, gradient.astype(kernel.dtype)
 
 
-dot.defvjp(_forward, _backward)
+_dot.defvjp(_forward, _backward)

@@ -27,7 +27,7 @@ from moecl_jax.data.batching import Batch
 from moecl_jax.data.rehearsal import ExamplePolicy, PastTask
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.experts import FeedForward, lora_ffn
+from moecl_jax.models.experts import FeedForward, lora_layer
 from moecl_jax.models.lora import (
     ATTENTION_TARGETS,
     AttentionTerm,
@@ -193,7 +193,7 @@ class Method(abc.ABC):
         """What the layers are given: a tree whose leaves have a leading axis L.
 
         Args:
-          parameters: of the task that is trained or answered for.
+          parameters: parameters of the task that is trained or answered for.
           query: where the method reads it, mean frozen word embedding of each token's prompt,
             `[N, D]` float32.
         """
@@ -201,7 +201,7 @@ class Method(abc.ABC):
     def feed_forward(self, training: bool) -> FeedForward:
         """The function of a layer's FFN, for training or evaluation; one LoRA as a default."""
         rate = self.lora.dropout if training else 0.0
-        return functools.partial(lora_ffn, scale=self.lora.scale, dropout_rate=rate)
+        return functools.partial(lora_layer, scale=self.lora.scale, dropout_rate=rate)
 
     def attention_term(self, training: bool) -> AttentionTerm:
         """What is added to attention's projections, for training or evaluation."""
@@ -237,7 +237,7 @@ class Method(abc.ABC):
         """What the parameters become when their task is finished.
 
         Args:
-          parameters: as trained, with the memory that the task trained with, as NumPy arrays.
+          parameters: trained parameters, with the memory that the task trained with, as NumPy.
           end: what else may be asked of the task.
 
         Returns:

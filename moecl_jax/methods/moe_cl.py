@@ -23,7 +23,7 @@ from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, Traits
 from moecl_jax.methods.losses import cross_entropy, weighted_mean
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.experts import FeedForward, moe_ffn
+from moecl_jax.models.experts import FeedForward, moe_layer
 from moecl_jax.settings import Section, setting
 
 INIT_DEVIATION = 0.02  # of gate and discriminator, as in the original's code
@@ -99,7 +99,7 @@ class MoeCl(Method):
     def feed_forward(self, training: bool) -> FeedForward:
         """The FFN with two experts; the discriminator's input is computed in training only."""
         return functools.partial(
-            moe_ffn,
+            moe_layer,
             scale=self.lora.scale,
             dropout_rate=self.lora.dropout if training else 0.0,
             adversarial=training and self.has_discriminator,

@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.kernels.linear import from_bits
+from moecl_jax.kernels import from_bits
 from moecl_jax.methods.base import Method, Traits, blank
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig

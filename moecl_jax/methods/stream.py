@@ -6,7 +6,7 @@ device memory.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -153,8 +153,8 @@ def in_corner(saved: Tree, fresh: Tree) -> Tree:
     Example: rows `[2, D]` of two tasks and fresh `[3, D]` give the two and the third fresh row.
     A tree of another structure than `fresh` stays as it is, and so does a leaf that does not fit.
     """
-    same_structure: bool = jax.tree.structure(saved) == jax.tree.structure(fresh)
-    if not same_structure:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (saved, fresh)]
+    if structures[0] != structures[1]:
         return saved
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -1,12 +1,10 @@
-"""Attention over rows in which several examples lie, and what its layers share.
+"""What layers of attention share: masks over rows of several texts, and rotary embedding.
 
 Axes: R rows, S slots a row, N slots that are computed, C keys a query may see, H query heads, G key
 and value heads, K head width.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -15,12 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import dot, rounded_and_named
+from moecl_jax.kernels import attention, rearranged
 from moecl_jax.models.config import AttentionKind, DecoderConfig
-
-_SPLASH_BLOCK = 128  # slots that splash attention takes at a time
-_LONG = 64  # slots of a row; of shorter ones, halves take longer to compile and save nothing
-_FEW_KEYS = 256  # with more, attention's weights would be more than all else that is kept
 
 
 @flax.struct.dataclass
@@ -48,11 +42,11 @@ class AttentionContext:
 
     def in_rows(self, x: jax.Array) -> jax.Array:
         """The computed slots' `[N, F]` in their rows, `[R * S, F]`; 0 in the others."""
-        return x if self.places is None else _rearranged(x, *self.places)
+        return x if self.places is None else rearranged(x, *self.places)
 
     def computed(self, x: jax.Array) -> jax.Array:
         """The computed slots' `[N, F]` out of their rows, `[R * S, F]`."""
-        return x if self.places is None else _rearranged(x, *self.places[::-1])
+        return x if self.places is None else rearranged(x, *self.places[::-1])
 
     def of_kind(self, kind: jax.Array | None) -> "AttentionContext":
         """That of the layers of one kind; `None` where there is but one."""
@@ -60,37 +54,6 @@ class AttentionContext:
             return self
         mask, cos, sin = self.mask[kind], self.cos[kind], self.sin[kind]
         return dataclasses.replace(self, mask=mask, cos=cos, sin=sin)
-
-
-@jax.custom_vjp
-def _rearranged(x: jax.Array, source: jax.Array, back: jax.Array) -> jax.Array:
-    """Rows of a matrix in another order: row i is row source[i] of `x`, or 0 if there is none.
-
-    The default gradient of this would add the rows one by one.
-
-    Args:
-      x: `[M, F]`.
-      source: `[P]`, each row of `x` at most once.
-      back: `[M]`, where in the result each row of `x` is, P if nowhere.
-    """
-    del back
-    return x.at[source].get(mode="fill", fill_value=0)
-
-
-def _rearrange(
-    x: jax.Array, source: jax.Array, back: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _rearranged(x, source, back), (source, back)
-
-
-def _rearrange_back(
-    places: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, None, None]:
-    source, back = places
-    return _rearranged(cotangent, back, source), None, None
-
-
-_rearranged.defvjp(_rearrange, _rearrange_back)
 
 
 def attention_context(
@@ -156,155 +119,57 @@ def rotary_frequencies(config: DecoderConfig, kind: AttentionKind) -> np.ndarray
     exponent = np.arange(0, config.head_width, 2) / config.head_width
     frequency: np.ndarray = (kind.rope_theta or config.rope_theta) ** -exponent
     if kind.scaling is not None:
-        kept = np.zeros_like(frequency)
+        unscaled = np.zeros_like(frequency)
         if kind.scaling.band is not None:
             shortest, longest = kind.scaling.band
             turns = frequency / (2 * np.pi)
-            kept = np.clip((turns - 1 / longest) / (1 / shortest - 1 / longest), 0, 1)
-        frequency = kept * frequency + (1 - kept) * frequency / kind.scaling.factor
+            unscaled = np.clip((turns - 1 / longest) / (1 / shortest - 1 / longest), 0, 1)
+        frequency = unscaled * frequency + (1 - unscaled) * frequency / kind.scaling.factor
     return frequency.astype(np.float32)[None]
 
 
-def attend_by_xla(
+def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     context: AttentionContext,
     config: DecoderConfig,
+    implementation: str = "xla",
 ) -> jax.Array:
-    """Scaled dot-product attention, softmax in float32.
-
-    The first half of a long row's queries leaves out the keys of the second, which they do not see.
-
-    Laid out for XLA's CPU backend: head first, the queries of a key's group in one product. There
-    it took 0.6 of the time of `jax.nn.dot_product_attention`, and takes less in halves: products of
-    many matrices keep one core busy, and those of both halves two.
+    """Scaled dot-product attention of one layer.
 
     Args:
       query: `[R, S, H, K]`.
       key: `[R, C, G, K]`.
       value: `[R, C, G, K]`.
-      context: with the mask of this kind of layer.
-      config: of the decoder, for the scale of the scores.
+      context: context with the mask of this kind of layer.
+      config: sizes and constants of the decoder.
+      implementation: a name of `kernels.ATTENTIONS`, which `check_attention` has let pass.
 
     Returns:
       `[R, S, H, K]`.
     """
-    slots = query.shape[1]
-    if context.cache_slots is not None or slots % 2 or slots < _LONG:
-        return _attend(query, key, value, context.mask, config)
-    halves = []
-    for start, stop in ((0, slots // 2), (slots // 2, slots)):
-        mask = context.mask[:, :, start:stop, :stop]
-        halves.append(_attend(query[:, start:stop], key[:, :stop], value[:, :stop], mask, config))
-    return jnp.concatenate(halves, axis=1)
-
-
-def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
-) -> jax.Array:
-    """`attend_by_xla` of queries that all may see each key, but for the mask `[R, 1, S, C]`."""
-    rows, slots, heads, width = query.shape
-    groups = key.shape[2]
-    grouped = query.reshape(rows, slots, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
-    grouped = grouped.reshape(rows * groups, -1, width)
-    key, value = (x.transpose(0, 2, 1, 3).reshape(rows * groups, -1, width) for x in (key, value))
-    scores = dot(grouped, key, jnp.float32, -1)
-    scores = _scale(config) * scores.reshape(rows, heads, slots, -1)
-    lowest = jnp.finfo(jnp.float32).min
-    few = scores.shape[-1] <= _FEW_KEYS
-    softmax = functools.partial(_softmax, dtype=value.dtype) if few else jax.nn.softmax
-    weights = softmax(jnp.where(mask, scores, lowest)).astype(value.dtype)
-    weights = weights.reshape(grouped.shape[0], grouped.shape[1], -1)
-    out = dot(weights, value).reshape(rows, heads, slots, width)
-    return out.transpose(0, 2, 1, 3)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax(scores: jax.Array, dtype: Any) -> jax.Array:
-    """Softmax of the last axis, rounded to `dtype`, which `--remat=projections` keeps."""
-    return rounded_and_named(jax.nn.softmax(scores), dtype)
-
-
-def _softmax_forward(scores: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    weights = rounded_and_named(jax.nn.softmax(scores), dtype)
-    return weights, weights
-
-
-def _softmax_backward(dtype: Any, weights: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    del dtype
-    products = weights * cotangent
-    return (products - weights * products.sum(axis=-1, keepdims=True),)
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
-def attend_by_cudnn(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    context: AttentionContext,
-    config: DecoderConfig,
-) -> jax.Array:
-    """As `attend_by_xla`, by cuDNN's fused kernel: on NVIDIA GPUs, in bfloat16."""
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=context.mask, scale=_scale(config), implementation="cudnn"
+    kinds = config.attention_kinds
+    return attention(
+        query,
+        key,
+        value,
+        context.mask,
+        scale=config.attention_scale or config.head_width**-0.5,
+        causal=context.cache_slots is None,
+        segments=context.segments,
+        window=kinds[0].window if len(kinds) == 1 else None,
+        implementation=implementation,
     )
-
-
-def attend_by_splash(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    context: AttentionContext,
-    config: DecoderConfig,
-) -> jax.Array:
-    """As `attend_by_xla`, by JAX's splash kernel for TPUs, which no score leaves.
-
-    It knows texts and windows, but not branches: each text must have at most one continuation. All
-    layers must be of one kind. Elsewhere than on a TPU it is interpreted, which is for tests.
-    """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import
-
-    segments = context.segments
-    assert segments is not None, "splash attention reads no cache"
-    (kind,) = config.attention_kinds
-    slots = query.shape[1]
-    filled = -slots % _SPLASH_BLOCK
-    shape = (slots + filled, slots + filled)
-    mask: splash.Mask = splash.CausalMask(shape)
-    if kind.window is not None:
-        mask = splash.LocalMask(shape, (kind.window - 1, 0), 0)
-    attend = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([mask] * query.shape[2]),
-        interpret=jax.default_backend() != "tpu",
-    )
-    query = (query.astype(jnp.float32) * _scale(config)).astype(query.dtype)
-    heads_first = [
-        jnp.pad(x, ((0, 0), (0, filled), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-        for x in (query, key, value)
-    ]
-    texts = jnp.pad(segments, ((0, 0), (0, filled)))
-    out = jax.vmap(attend)(*heads_first, splash.SegmentIds(texts, texts))
-    return out.transpose(0, 2, 1, 3)[:, :slots].astype(query.dtype)
-
-
-ATTENTIONS: dict[str, Callable[..., jax.Array]] = {
-    "xla": attend_by_xla,
-    "cudnn": attend_by_cudnn,
-    "splash": attend_by_splash,
-}
-MADE_FOR = {"cudnn": "gpu", "splash": "tpu"}  # JAX's backends
 
 
 def check_attention(name: str, config: DecoderConfig, dtype: Any, devices: int) -> None:
-    """Refuses what one of `ATTENTIONS` cannot do.
+    """Refuses what an implementation of attention cannot do.
 
     Args:
-      name: of `ATTENTIONS`.
-      config: of the decoder.
-      dtype: of activations.
+      name: key of `kernels.ATTENTIONS`.
+      config: sizes and constants of the decoder.
+      dtype: dtype of activations.
       devices: that the model is on.
 
     Raises:
@@ -321,11 +186,6 @@ def check_attention(name: str, config: DecoderConfig, dtype: Any, devices: int) 
         reason = f"is for one device, and the mesh has {devices}"
     if reason:
         raise UserError(f"attention '{name}' {reason}; set model.attention = 'xla'")
-
-
-def _scale(config: DecoderConfig) -> float:
-    """Of the scores."""
-    return config.attention_scale or config.head_width**-0.5
 
 
 def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:

@@ -11,7 +11,6 @@ another. Masks come from these alone, never from token ids.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,23 +18,22 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from moecl_jax.kernels.linear import PROJECTED, Kernel, dot, from_bits, kept
+from moecl_jax.kernels import SAVED, affine, embedding, save_for_backward, vocabulary_logits
 from moecl_jax.models.attention import (
-    ATTENTIONS,
     AttentionContext,
+    attend,
     attention_context,
     cached_attention_context,
     rotate,
 )
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.models.experts import ACTIVATIONS, FeedForward, FrozenFfn, frozen_ffn
+from moecl_jax.models.experts import ACTIVATIONS, FeedForward, FrozenFfn, frozen_layer
 from moecl_jax.models.lora import Adapter, AttentionTerm, LayerContext, no_term
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "projections": jax.checkpoint_policies.save_only_these_names(PROJECTED),
+    "projections": jax.checkpoint_policies.save_only_these_names(SAVED),
 }
 
 
@@ -89,12 +87,11 @@ class Projection(nn.Module):
         shape = (x.shape[-1], self.features)
         if self.is_initializing():
             self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
-        kernel: Kernel = self.get_variable("params", "kernel")
-        if not self.use_bias:
-            return dot(x, from_bits(kernel), dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
-        out = dot(x, from_bits(kernel), jnp.float32) + from_bits(bias)[None].astype(jnp.float32)
-        return out.astype(dtype or x.dtype)
+        kernel: Any = self.get_variable("params", "kernel")
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        return affine(x, kernel, bias, dtype)
 
 
 class Embedder(nn.Module):
@@ -112,25 +109,12 @@ class Embedder(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Embeds `[N]` ids to `[N, D]`."""
-        embedded = from_bits(self.embedding[tokens])
+        embedded = embedding(self.embedding, tokens)
         return embedded if self.scale == 1.0 else embedded * self.scale
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[M, V]` in float32 of `[M, D]` against the table itself (tied embeddings)."""
-        table = self.embedding
-        if table.dtype != jnp.uint16:
-            return dot(hidden, table, jnp.float32, -1)
-        # XLA's CPU backend multiplies bfloat16 in loops alone; elsewhere it would first make all
-        # of the table float32.
-        blocks = math.gcd(len(table), 64)
-        blocked = table.reshape(blocks, -1, table.shape[1])
-
-        @jax.checkpoint
-        def of_block(block: jax.Array) -> jax.Array:
-            return dot(hidden, from_bits(block), jnp.float32, -1)
-
-        parts = lax.map(of_block, blocked)
-        return parts.transpose(1, 0, 2).reshape(len(hidden), -1)
+        return vocabulary_logits(hidden, self.embedding)
 
 
 class Attention(nn.Module):
@@ -138,7 +122,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     term: AttentionTerm
-    kernel: str = "xla"
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(
@@ -164,10 +148,10 @@ class Attention(nn.Module):
 
         def positioned(states: jax.Array, norm: str) -> jax.Array:
             if config.qk_norm == "none":
-                # Kept in place of the projections: XLA's CPU backend rotates a layer's slice of
-                # what is kept nine times as slowly as an array.
-                return kept(rotate(states, context), x.dtype)
-            states = kept(states, states.dtype)
+                # Not saved before the rotation: XLA's CPU backend rotates a layer's slice of what
+                # is saved nine times as slowly as an array.
+                return save_for_backward(rotate(states, context), x.dtype)
+            states = save_for_backward(states, states.dtype)
             normalise = RMSNorm(config.norm_epsilon, name=norm)
             if config.qk_norm == "before_rotary":
                 return rotate(normalise(states), context)
@@ -179,14 +163,14 @@ class Attention(nn.Module):
 
         query = in_rows(positioned(heads("q_proj", config.heads), "q_norm"))
         key = in_rows(positioned(heads("k_proj", config.kv_heads), "k_norm"))
-        value = in_rows(kept(heads("v_proj", config.kv_heads), x.dtype))
+        value = in_rows(save_for_backward(heads("v_proj", config.kv_heads), x.dtype))
         if cache is not None and context.cache_slots is not None:
             cache = cache.write(key, value, context.cache_slots)
             key, value = cache.key, cache.value
-        out = ATTENTIONS[self.kernel](query, key, value, context, config)
+        out = attend(query, key, value, context, config, self.implementation)
         out = context.computed(out.reshape(rows * slots, -1))
         out = project("o_proj", config.width, out)
-        return kept(out, x.dtype).astype(x.dtype), cache
+        return save_for_backward(out, x.dtype).astype(x.dtype), cache
 
 
 class FeedForwardLayer(nn.Module):
@@ -236,11 +220,11 @@ class Block(nn.Module):
         kind: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], KeyValueCache | None]]:
         """Maps the residual stream `[N, D]`; gives the adapter's report and the layer's cache."""
-        x = kept(x, x.dtype)
+        x = save_for_backward(x, x.dtype)
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
         layer = LayerContext(membership, seed)
-        kernel = "xla" if cache is not None else self.attention
-        attention = Attention(self.config, self.attention_term, kernel, name="attention")
+        implementation = "xla" if cache is not None else self.attention
+        attention = Attention(self.config, self.attention_term, implementation, name="attention")
         normed = norm(name="input_norm")(x)
         out, cache = attention(normed, adapter, layer, attention_context.of_kind(kind), cache)
         out = norm(name="attention_output_norm")(out) if self.config.post_norms else out
@@ -256,17 +240,17 @@ class Decoder(nn.Module):
 
     Attributes:
       config: the architecture.
-      dtype: of activations and products; norms, softmax and logits are float32.
+      dtype: dtype of activations and products; norms, softmax and logits are float32.
       feed_forward: what happens inside the FFN; the default is the frozen model itself.
       attention_term: what is added to attention's projections; the default adds nothing.
       remat: "none", or a name of `REMAT_POLICIES`: what is recomputed in the backward pass.
       split: gives each device its part of the tokens' states `[N, D]`.
-      attention: a name of `ATTENTIONS`, where no cache is read.
+      attention: a name of `kernels.ATTENTIONS`, where no cache is read.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
-    feed_forward: FeedForward = frozen_ffn
+    feed_forward: FeedForward = frozen_layer
     attention_term: AttentionTerm = no_term
     remat: str = "none"
     split: Callable[[jax.Array], jax.Array] = whole
@@ -339,8 +323,8 @@ class Decoder(nn.Module):
         Args:
           tokens: `[R, S]` ids, one text a row.
           positions: `[R, S]`, ascending by one.
-          cache: of all layers.
-          adapter: as in a call.
+          cache: keys and values of all layers.
+          adapter: pytree of the experts, as `__call__` takes it.
 
         Returns:
           `[N, D]`, after the final norm, and the cache with the tokens in it.

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) and their dropout.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): their targets, sizes, first values and seeds.
 
 Axes: L layers, B examples, N tokens, I and O input and output widths of a projection, r rank.
 An expert is a dict from projection name to `{"a": [I, r], "b": [r, O]}`, stacked to
@@ -11,16 +11,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from moecl_jax.kernels.linear import PROJECTED, dot
+from moecl_jax.kernels import Factors, dropout, hash_bits, low_rank
 from moecl_jax.models.config import DecoderConfig
 
 FFN_TARGETS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = FFN_TARGETS + ATTENTION_TARGETS
 
-Factors = Mapping[str, jax.Array]
 Expert = Mapping[str, Factors]
 Adapter = Mapping[str, Any]  # what one layer is given: experts, gate
 
@@ -90,38 +88,6 @@ def init_expert(
     return expert
 
 
-def low_rank(
-    x: jax.Array, factors: Factors, scale: float, weight: jax.Array | None = None
-) -> jax.Array:
-    """The adapter's own term: scale * weight * (x A) B.
-
-    Args:
-      x: `[N, I]`.
-      factors: `a` `[I, r]` and `b` `[r, O]`, and optionally `weights` `[N, r]` for each token.
-      scale: lora_alpha / r.
-      weight: optional `[N, 1]`, applied to the r-wide middle, where it is cheapest.
-
-    Returns:
-      `[N, O]` in float32.
-    """
-    return from_rank(to_rank(x, factors), factors, scale, weight, x.dtype)
-
-
-def to_rank(x: jax.Array, factors: Factors) -> jax.Array:
-    """The first half of `low_rank`: x A, `[N, r]` in float32."""
-    return checkpoint_name(dot(x, factors["a"], jnp.float32), PROJECTED)
-
-
-def from_rank(
-    middle: jax.Array, factors: Factors, scale: float, weight: jax.Array | None, dtype: Any
-) -> jax.Array:
-    """The second half of `low_rank`, of x A; the product's operands are of `dtype`."""
-    middle = middle * scale
-    for factor in (weight, factors.get("weights")):
-        middle = middle if factor is None else middle * factor
-    return dot(middle.astype(dtype), factors["b"], jnp.float32)
-
-
 def no_term(name: str, x: jax.Array, adapter: Adapter, context: LayerContext) -> None:
     """Attention as it is in the frozen model."""
     del name, x, adapter, context
@@ -178,35 +144,4 @@ def site_seed(seed: jax.Array | None, expert: int, site: int) -> jax.Array | Non
     if seed is None:
         return None
     place = 2 * expert + site if site < 2 else 2**16 * (expert + 1) + site
-    return mix(seed + jnp.uint32(place + 1))
-
-
-def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
-    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate).
-
-    The mask is a hash of (seed, row, column), many times cheaper on CPU than threefry bits: what
-    Murmur3's finalizer makes of row and of column is added, and the sum mixed by one more
-    multiplication, the only one for each element.
-
-    Args:
-      x: `[N, I]`.
-      rate: in [0, 1).
-      seed: uint32 scalar; `None` (evaluation) returns `x`.
-    """
-    if seed is None or rate == 0.0:
-        return x
-    rows, columns = (jax.lax.iota(jnp.uint32, size) for size in x.shape)
-    # Both depend on the seed, and what is dropped is multiplied by 0, not chosen to be 0: a scan's
-    # derivative takes arrays that are the same in all layers out of the loop, for each to read.
-    rows, columns = mix(rows + mix(seed)), mix(columns) + seed
-    bits = rows[:, None] + columns[None, :]
-    keep = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B) >= jnp.uint32(round(rate * 2**32))
-    scaled = x.astype(jnp.float32) * (1.0 / (1.0 - rate))  # 1 / 0.95 is not a bfloat16
-    return (scaled * keep).astype(x.dtype)
-
-
-def mix(bits: jax.Array) -> jax.Array:
-    """Murmur3's 32-bit finalizer (public domain, A. Appleby), on uint32."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
+    return hash_bits(seed + jnp.uint32(place + 1))

@@ -19,6 +19,7 @@ from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.history import History
 from moecl_jax.runs.log import plain
+from moecl_jax.runs.workdir import refuse_other_tasks
 
 
 class Store(abc.ABC):
@@ -85,14 +86,21 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         """Empty; the tasks and the starting values are set by whoever trains."""
         self.tasks = ()
+        self._known: list[str] = []  # tasks of the stream when the last one was finished
         self._moments: list[StreamState] = []
         self._history: History | None = None
         self._features: TaskFeatures | None = None
 
     def restore(self) -> tuple[StreamState, History | None]:
-        """As `Store` says."""
+        """As `Store` says.
+
+        Raises:
+          UserError: the tasks do not begin with those of the training before.
+        """
         if self._history is None:
             return self.starting.stream(len(self.tasks)), None
+        names = [task.name for task in self.tasks]
+        refuse_other_tasks("this training", self._known, names, "Make another Trainer.")
         return self._ready(self._moments[-1]), copy.deepcopy(self._history)
 
     def restore_features(self, state: StreamState) -> TaskFeatures | None:
@@ -113,6 +121,7 @@ class MemoryStore(Store):
         self, state: StreamState, history: History, features: TaskFeatures | None = None
     ) -> None:
         """As `Store` says."""
+        self._known = [task.name for task in self.tasks]
         self._moments.append(state)
         self._history, self._features = copy.deepcopy(history), features
 
@@ -151,7 +160,7 @@ class DiskStore(Store):
           tasks: tasks of the stream in their order.
           starting: starting values of the stream.
           model: frozen model, whose fingerprint checkpoints must have.
-          keep_shared: with how many of the newest tasks shared trees are kept; 0: with all.
+          keep_shared: number of the newest tasks with which shared trees are kept; 0: all.
         """
         self.tasks, self.starting, self.model = tasks, starting, model
         self.checkpoints = TaskCheckpoints(workdir)
@@ -268,4 +277,6 @@ class DiskStore(Store):
         record = self.checkpoints.finished_record(index, self.names[index]) or {}
         if len(record["random_init"]) == len(self.tasks):
             return state
-        return jax.tree.map(np.asarray, self.starting.extended(state, len(self.tasks)))
+        state = self.starting.extended(state, len(self.tasks))
+        shared, memory = jax.tree.map(np.asarray, (state.shared, state.memory))
+        return StreamState(shared, {}, memory)

@@ -20,7 +20,7 @@ import jax
 from moecl_jax import reporting
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.models.attention import MADE_FOR
+from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
 from moecl_jax.runs.checkpoint import TaskCheckpoints
@@ -57,7 +57,7 @@ class Origin:
 
     Attributes:
       settings: the content of its JSON file; empty if nothing of it is to be written back.
-      tasks: in its order, by which its experts are numbered.
+      tasks: names of its tasks, in the order by which its experts are numbered.
       finished: how many tasks the conversion finished.
       dtypes: names of the tensors that were not float32, by dtype.
     """
@@ -191,11 +191,7 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
         return
     old, new = load_settings(workdir), settings
     known = list(old.tasks)
-    if list(new.tasks[: len(known)]) != known:
-        raise UserError(
-            f"{workdir} was begun with the tasks {', '.join(known)}; the list may only be "
-            f"extended at its end, and now it is {', '.join(new.tasks)}. Use another --workdir."
-        )
+    refuse_other_tasks(str(workdir), known, new.tasks, "Use another --workdir.")
     origin = Origin.load(workdir)
     free_to_choose = origin is not None and not _trained_since(workdir, origin)
     objective = new.options.get("adversarial", {}).get("objective")
@@ -212,6 +208,25 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
                 f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
                 f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with."
             )
+
+
+def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], remedy: str) -> None:
+    """Refuses a stream that does not begin with the tasks of an earlier training.
+
+    Args:
+      place: names the earlier training in the message.
+      known: names of its tasks.
+      now: names of the stream's tasks.
+      remedy: sentence that says what to do.
+
+    Raises:
+      UserError: they differ.
+    """
+    if list(now[: len(known)]) != list(known):
+        raise UserError(
+            f"{place} was begun with the tasks {', '.join(known)}; the list may only be extended "
+            f"at its end, and now it is {', '.join(now)}. {remedy}"
+        )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from flax import traverse_util
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QUANTIZATIONS, as_bits, one_by_one, quantize_layers
-from moecl_jax.models.attention import ATTENTIONS, check_attention
+from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS, as_bits, one_by_one, quantize_layers
+from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.model import Architecture, Model
@@ -195,7 +195,7 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
 
     Args:
       checkpoint: an opened checkpoint.
-      dtype: of all parameters but the norms' scales.
+      dtype: dtype of all parameters but the norms' scales.
 
     Returns:
       The tree described in `Backbone`, and the fingerprint.

@@ -10,13 +10,15 @@ import pytest
 from moecl_jax.bench.__main__ import main
 from moecl_jax.bench.flops import COUNTED_METHODS, Formula, Work
 from moecl_jax.bench.inputs import LONGEST_TEXT, SHAPES, STREAM_TASKS, random_frozen, random_texts
-from moecl_jax.data.batching import Layout, make_batch
+from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import from_bits
-from moecl_jax.methods import METHODS, MethodSettings
-from moecl_jax.methods.state import Initializer
+from moecl_jax.kernels import from_bits
+from moecl_jax.methods import METHODS
+from moecl_jax.methods.moe_cl import Adversarial, MoeCl
+from moecl_jax.methods.stream import StartingValues
 from moecl_jax.models.config import AttentionKind
 from moecl_jax.models.lora import FFN_TARGETS
+from moecl_jax.models.settings import Lora
 from moecl_jax.testing import write_model
 from moecl_jax.weights import gguf
 from moecl_jax.weights.load import smollm2_file
@@ -46,13 +48,12 @@ ROW_KEYS = {
 
 
 def formula_of(shape, method="moe_cl", objective="original"):
-    settings = MethodSettings(8, 16.0, 0.0, FFN_TARGETS, objective, 0.1)
-    chosen = METHODS[method](settings, SHAPES[shape])
-    initializer = Initializer(chosen, 0, "lm", 4)
-    active = jax.eval_shape(lambda: initializer.begin(initializer.shared(STREAM_TASKS), 0))
-    return Formula.of(
-        SHAPES[shape], chosen.adapter(active.shared, active.expert, {}), active.shared
-    )
+    lora, sizes = Lora(8, 16.0, 0.0, FFN_TARGETS), SHAPES[shape]
+    adversarial = {"adversarial": Adversarial(objective, 0.1)}
+    chosen = METHODS[method](lora, **(adversarial if METHODS[method] is MoeCl else {}))
+    starting = StartingValues(chosen, sizes, 0, "lm", 4)
+    parameters = jax.eval_shape(lambda: starting.begin(starting.shared(STREAM_TASKS), 0))
+    return Formula.of(sizes, chosen.adapter(parameters), parameters.shared)
 
 
 def batch_of(lengths, *, training, packed=True, row_length=32):
@@ -61,7 +62,7 @@ def batch_of(lengths, *, training, packed=True, row_length=32):
     examples = [
         TokenizedExample(np.arange(n, dtype=np.int32), i % 2) for i, n in enumerate(lengths)
     ]
-    layout = Layout(len(lengths) + 1, packed, row_length, 2, 3)
+    layout = BatchLayout(len(lengths) + 1, packed, row_length, 2, 3)
     return make_batch(examples, answers, layout, task_index=0, class_count=2, training=training)
 
 

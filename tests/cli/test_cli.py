@@ -57,8 +57,8 @@ def calls(monkeypatch):
         "train": "moecl_jax.training.trainer",
         "evaluate": "moecl_jax.serving.session",
         "predict": "moecl_jax.serving.session",
-        "convert_official": "moecl_jax.interchange.convert",
-        "export": "moecl_jax.interchange.export",
+        "convert_official": "moecl_jax.interchange.official",
+        "export_official": "moecl_jax.interchange.official",
     }
     modules = {home: ModuleType(home) for home in homes.values()}
     for name, module in modules.items():
@@ -77,7 +77,7 @@ def calls(monkeypatch):
     replace("evaluate", {"split": "test", "accuracy": {"spam": 0.5}})
     replace("predict", 0)
     replace("convert_official", ["spam", "irony"])
-    replace("export", [Path("p.bin"), Path("p.json")])
+    replace("export_official", [Path("p.bin"), Path("p.json")])
     recorded["replace"] = replace
     return recorded
 
@@ -382,12 +382,12 @@ def test_convert_names_the_command_that_goes_on(calls, capsys):
 
 def test_export_lists_its_files(calls, capsys):
     assert cli.main(["export", "--workdir=w", "--format=official", "--output=p"]) == 0
-    assert calls["export"] == (Path("w"), "official", Path("p"))
+    assert calls["export_official"] == (Path("w"), "official", Path("p"))
     assert capsys.readouterr().out == "Written: p.bin, p.json\n"
 
 
 def test_the_formats_of_export_are_those_that_there_are(capsys):
-    from moecl_jax.interchange.export import FORMATS
+    from moecl_jax.interchange.official import FORMATS
 
     with pytest.raises(SystemExit, match="2"):
         cli.main(["export", "--workdir=w", "--format=none", "--output=p"])

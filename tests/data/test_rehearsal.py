@@ -1,6 +1,9 @@
 """Examples of earlier tasks: what a memory holds, and what joins a batch."""
 
+from collections import Counter
+
 import numpy as np
+import pytest
 from streams import assert_bit_equal
 from tiny import (
     ANSWERS,
@@ -8,8 +11,18 @@ from tiny import (
 )
 
 from moecl_jax.data.batching import BatchLayout, make_batch
-from moecl_jax.data.rehearsal import replayed, reservoir, with_response
+from moecl_jax.data.rehearsal import (
+    AllTasks,
+    ClassBalanced,
+    ExamplePolicy,
+    PastTask,
+    Reservoir,
+    replayed,
+    reservoir,
+    with_response,
+)
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.errors import UserError
 
 
 def test_the_reservoir_is_a_uniform_sample():
@@ -72,3 +85,58 @@ def test_examples_of_several_tasks_bring_their_own_answers():
         for examples in ([example], [with_response(example, ANSWERS)])
     )
     assert_bit_equal(own, mixed)
+
+
+def past(*classes: list[int]) -> list[PastTask]:
+    """Tasks with so many examples of each class, the classes in turn as long as they last."""
+    return [
+        PastTask(f"t{index}", np.random.default_rng(index).permutation(np.repeat(range(len(c)), c)))
+        for index, c in enumerate(classes)
+    ]
+
+
+def test_the_policies_are_the_functions_they_are_named_after():
+    tasks = past([4, 6], [3, 3, 3])
+    alone, memory, joint = ExamplePolicy(), Reservoir(5, 2), AllTasks()
+    assert (alone.joined, alone.joint, alone.stored({}, tasks, 0)) == (0, False, [])
+    assert len(alone.draw(0, 1, 2, 0)) == 0
+    assert (joint.joined, joint.joint, joint.stored({}, tasks, 0)) == (0, True, [])
+    assert (memory.joined, memory.joint) == (2, False)
+    assert memory.stored({}, tasks, 3) == reservoir(3, [10, 9], 5)
+    np.testing.assert_array_equal(memory.draw(3, 1, 7, 5), replayed(3, 1, 7, 5, 2))
+    for wrong in ((-1, 2), (5, -2)):
+        with pytest.raises(UserError, match=r"Reservoir: .* must be at least 0"):
+            Reservoir(*wrong)
+
+
+def test_class_balanced_memory_holds_equal_shares():
+    tasks = past([30, 5], [1, 20, 40])
+    policy = ClassBalanced(17, 4)
+    kept = policy.stored({}, tasks, 0)
+    counts = Counter((task, int(tasks[task].labels[place])) for task, place in kept)
+    assert len(set(kept)) == len(kept) == 17
+    assert counts == {(0, 0): 4, (0, 1): 4, (1, 0): 1, (1, 1): 4, (1, 2): 4}
+    assert policy.stored({}, tasks, 0) == kept
+    assert policy.stored({}, tasks, 1) != kept
+    assert len(ClassBalanced(1000, 4).stored({}, tasks, 0)) == 96  # all there are
+    assert ClassBalanced(0, 4).stored({}, tasks, 0) == ClassBalanced(9, 4).stored({}, [], 0) == []
+
+
+def test_class_balanced_memory_only_forgets():
+    tasks = past([30, 5], [1, 20, 40], [9, 9])
+    for seed in range(20):
+        before = set(ClassBalanced(12, 4).stored({}, tasks[:2], seed))
+        after = ClassBalanced(12, 4).stored({}, tasks, seed)
+        assert {place for place in after if place[0] < 2} <= before
+
+
+def test_a_class_balanced_memory_draws_each_example_equally_often():
+    tasks, draws = past([8, 2]), 2000
+    seen: Counter = Counter()
+    for seed in range(draws):
+        seen.update(ClassBalanced(3, 1).stored({}, tasks, seed))
+    labels = tasks[0].labels
+    for (_, place), count in seen.items():
+        share = 2 / 8 if labels[place] == 0 else 1 / 2
+        assert abs(count - draws * share) < 4 * np.sqrt(draws * share * (1 - share))
+    assert len(seen) == 10

@@ -233,7 +233,11 @@ def test_saved_data_set_without_the_column(tmp_path: Path, rows: datasets.Datase
 
 @pytest.mark.parametrize("kind", ["parquet", "json", "csv"])
 def test_folder_of_files(
-    tmp_path: Path, kind: str, rows: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    kind: str,
+    rows: datasets.Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "folder"
@@ -246,7 +250,9 @@ def test_folder_of_files(
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         else:
             file.write_text("text,extra,label\none,1,1\ntwo,2,0\n,3,-1\n", encoding="utf-8")
+    capsys.readouterr()
     records = read_split(define("huggingface", folder, raw_labels=(0, 1)), "train")
+    assert capsys.readouterr() == ("", "")
     assert [record.fields["text"] for record in records] == ["one", "two", None]
     assert [record.fields["label"] for record in records] == [1, 0, -1]
 

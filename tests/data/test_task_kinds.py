@@ -1,6 +1,7 @@
 """Tiny streams of every kind of task: free-form, chat, token ids, without data or tokenizer."""
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -68,7 +69,8 @@ def mixed(tmp_path):
     return config
 
 
-def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, capsys):
+def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "moecl_jax")
     mixed.epochs = 6
     mixed.selection = "last"
     results = train(mixed, tmp_path / "run")
@@ -81,7 +83,7 @@ def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, capsys):
     by_task = evaluate(tmp_path / "run", "test")["tasks"]
     assert by_task["repeat"]["accuracy"] == results["accuracy_matrix"][1][1]
     assert by_task["repeat"]["log_likelihood"] < 0
-    assert "repeat: train 48, validation 12, test 12" in capsys.readouterr().err
+    assert "repeat: train 48, validation 12, test 12" in caplog.text
     with pytest.raises(UserError, match=r"task 'repeat' answers in free text.*moecl generate"):
         source = tmp_path / "data" / "repeat_test.jsonl"
         predict(tmp_path / "run", "repeat", source, tmp_path / "out.jsonl")
@@ -218,16 +220,16 @@ def test_a_task_without_test_data_scores_nothing(tmp_path):
     assert math.isnan(results["random_init"][0])
 
 
-def test_validation_can_be_the_test_split(tmp_path, capsys):
+def test_validation_can_be_the_test_split(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "moecl_jax")
     config = tiny_config(tmp_path, tasks=("two",), epochs=1)
     config.data.validation_from = "test"
     config.definitions.two.validation = ""
     results = train(config, tmp_path / "run")
     assert results["validation_accuracy"][0] == results["accuracy_matrix"][0][0]
     assert results["selection"].startswith("best test (a leak) accuracy")
-    err = capsys.readouterr().err
-    assert "two: train 48, validation 48, test 48" in err
-    assert "validation is the test split (data.validation_from)" in err
+    assert "two: train 48, validation 48, test 48" in caplog.text
+    assert "validation is the test split (data.validation_from)" in caplog.text
 
 
 def test_rows_are_padded_to_the_maximum_when_asked_for(tmp_path):

@@ -1,23 +1,26 @@
 """PEFT adapters to and from workdirs: the trained expert, further training, and refusals."""
 
 import json
+import logging
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from moecl_jax.config.experiment import build
-from moecl_jax.runs.resume import restore_stream
-from streams import assert_bit_equal, tiny_config
+from streams import assert_bit_equal, restored, tiny_config, tiny_settings
 from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli
 from moecl_jax.errors import UserError
-from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
-from moecl_jax.interchange.peft_workdir import convert_peft, export_peft
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.workdir import load_config
+from moecl_jax.interchange.peft import (
+    PeftAdapter,
+    convert_peft,
+    export_peft,
+    read_adapter,
+    write_adapter,
+)
+from moecl_jax.runs.workdir import load_settings, save_settings
 from moecl_jax.training.trainer import train
 from moecl_jax.weights.load import load_backbone
 from moecl_jax.weights.safetensors_file import write_safetensors
@@ -43,15 +46,14 @@ def blog_run(request, tmp_path_factory):
 
 
 def stream_of(workdir):
-    experiment = build(load_config(workdir))
-    stream, _ = restore_stream(experiment, TaskCheckpoints(workdir))
+    _, stream, _ = restored(workdir)
     return stream
 
 
 def exported(workdir, output, expert=None):
     argv = ["export", f"--workdir={workdir}", "--format=peft", f"--output={output}"]
     assert cli.main([*argv, *([f"--expert={expert}"] if expert else [])]) == 0
-    config = load_backbone(load_config(workdir).model.path).config
+    config = load_backbone(load_settings(workdir).model.path).config
     return read_adapter(output, config, "the base")
 
 
@@ -93,17 +95,17 @@ def test_a_mixture_is_not_exported_as_one_lora(blog_run, tmp_path):
 
 def test_a_workdir_without_a_finished_task_has_nothing_to_export(tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(tiny_config(tmp_path).to_json())
+    save_settings(tiny_settings(tmp_path), tmp_path / "run")
     with pytest.raises(UserError, match="holds no finished task yet; train it"):
         export_peft(tmp_path / "run", tmp_path / "out")
 
 
-def test_classification_heads_are_left_out_and_that_is_said(tmp_path, capsys):
+def test_classification_heads_are_left_out_and_that_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "moecl_jax")
     changes = {"method": "sequential_lora", "head": "classification", "tasks": ("two",)}
-    train(tiny_config(tmp_path, epochs=1, **changes), tmp_path / "run")
-    capsys.readouterr()
+    train(tiny_settings(tmp_path, epochs=1, **changes), tmp_path / "run")
     export_peft(tmp_path / "run", tmp_path / "out")
-    assert "note: the classification heads are left out" in capsys.readouterr().err
+    assert "note: the classification heads are left out" in caplog.text
     names = safetensors.numpy.load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert len(names) == 2 * 2 * 3  # layers, factors, projections
     assert all("lora_" in name for name in names)
@@ -111,22 +113,22 @@ def test_classification_heads_are_left_out_and_that_is_said(tmp_path, capsys):
 
 @pytest.fixture
 def imported(tmp_path):
-    """A workdir made of a random adapter, with the config of the tiny tasks beside it."""
-    config = tiny_config(tmp_path)
+    """A workdir made of a random adapter, with the settings of the tiny tasks beside it."""
+    settings = tiny_settings(tmp_path)
     base = tmp_path / "model"
     adapter = random_adapter(load_backbone(base).config, ("up_proj", "q_proj"), base=str(base))
     write_adapter(adapter, tmp_path / "adapter")
     argv = ["convert", "peft", f"--base={base}", f"--adapter={tmp_path / 'adapter'}"]
     assert cli.main([*argv, f"--workdir={tmp_path / 'run'}", "--task=chat"]) == 0
-    return tmp_path, adapter, config
+    return tmp_path, adapter, settings
 
 
 def test_an_imported_adapter_is_a_finished_task_and_comes_back_unchanged(imported):
     folder, adapter, _ = imported
-    config = load_config(folder / "run")
-    assert (config.method, config.head, config.tasks) == ("sequential_lora", "lm", ("chat",))
-    assert config.model.dtype == "float32"  # as the base is stored
-    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (4, 16.0, 0.05)
+    settings = load_settings(folder / "run")
+    assert (settings.method, settings.head, settings.tasks) == ("sequential_lora", "lm", ("chat",))
+    assert settings.model.dtype == "float32"  # as the base is stored
+    assert (settings.lora.rank, settings.lora.alpha, settings.lora.dropout) == (4, 16.0, 0.05)
     stream = stream_of(folder / "run")
     assert list(stream.finished) == ["chat"]
     assert_bit_equal(jax.tree.map(np.asarray, stream.shared["expert"]), adapter.expert)
@@ -144,19 +146,22 @@ def test_dtype_and_length_are_those_of_the_base(imported):
     content = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": 48}
     (base / "config.json").write_text(json.dumps(content))
     convert_peft(base, folder / "adapter", folder / "other")
-    config = load_config(folder / "other")
-    assert config.model.dtype == "bfloat16"
-    assert (config.data.max_length, config.data.max_response) == (48, 24)
+    settings = load_settings(folder / "other")
+    assert settings.model.dtype == "bfloat16"
+    assert (settings.data.max_length, settings.data.max_response) == (48, 24)
 
 
 def test_training_goes_on_from_an_imported_adapter(imported):
     folder, adapter, tiny = imported
-    config = load_config(folder / "run").copy_and_resolve_references()
-    with config.unlocked():
-        config.definitions.two = tiny.definitions.two
-        config.tasks = ("chat", "two")
-        config.batch.row_length, config.epochs, config.optimizer.learning_rate = 64, 1, 1e-2
-    results = train(config, folder / "run")
+    settings = load_settings(folder / "run")
+    changes = {
+        "definitions": {**settings.definitions, "two": tiny.definitions["two"]},
+        "tasks": ("chat", "two"),
+        "batch": {"row_length": 64},
+        "epochs": 1,
+        "optimizer": {"learning_rate": 1e-2},
+    }
+    results = train(settings.changed(changes), folder / "run")
     assert results["tasks"] == ["chat", "two"]
     assert [row[0] for row in results["accuracy_matrix"]] == [None, None]
     assert None not in [row[1] for row in results["accuracy_matrix"]]
@@ -169,11 +174,9 @@ def test_training_goes_on_from_an_imported_adapter(imported):
 
 def test_what_the_adapter_fixes_cannot_be_overridden(imported):
     folder, _, _ = imported
-    config = load_config(folder / "run").copy_and_resolve_references()
-    with config.unlocked():
-        config.lora.rank = 8
+    settings = load_settings(folder / "run").changed({"lora": {"rank": 8}})
     with pytest.raises(UserError, match=r"lora.rank = 4, and now it is 8"):
-        train(config, folder / "run")
+        train(settings, folder / "run")
 
 
 def test_a_workdir_in_use_is_not_overwritten(imported):
@@ -191,14 +194,16 @@ def test_a_failed_conversion_leaves_nothing_behind(imported):
     assert not [path for path in folder.iterdir() if "other" in path.name]
 
 
-def test_an_adapter_of_a_base_with_another_name_is_told(imported, capsys):
+def test_an_adapter_of_a_base_with_another_name_is_told(imported, caplog):
+    caplog.set_level(logging.INFO, "moecl_jax")
     folder, adapter, _ = imported
-    assert "note:" not in capsys.readouterr().err
+    convert_peft(folder / "model", folder / "adapter", folder / "same")
+    assert "note:" not in caplog.text
     renamed = PeftAdapter("some/other-model", *list(vars(adapter).values())[1:])
     write_adapter(renamed, folder / "adapter")
     convert_peft(folder / "model", folder / "adapter", folder / "other")
-    assert "note: the adapter was trained in 'some/other-model'" in capsys.readouterr().err
-    assert load_config(folder / "other").tasks == ("adapter",)
+    assert "note: the adapter was trained in 'some/other-model'" in caplog.text
+    assert load_settings(folder / "other").tasks == ("adapter",)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from official_files import OUTPUT, class_logits, random_tensors, write_adapter, write_base
-from streams import logged, tiny_config
+from streams import logged, tiny_settings
 
 from moecl_jax.cli.main import main
-from moecl_jax.runs.workdir import save_config
+from moecl_jax.runs.workdir import save_settings
 from moecl_jax.testing import write_model
 from moecl_jax.weights.huggingface import open_safetensors
 
@@ -414,10 +414,9 @@ def test_the_one_lora_on_attention_is_trained_on_and_exported(mtl, tmp_path):
 
 
 def test_experts_of_each_task_on_attention_have_no_place(tmp_path, capsys):
-    config = tiny_config(tmp_path, head="classification", tasks=("two",), epochs=1)
-    config.lora.targets = ("gate_proj", "q_proj")
+    changes = {"head": "classification", "lora__targets": ("gate_proj", "q_proj")}
     (tmp_path / "run").mkdir()
-    save_config(config, tmp_path / "run")
+    save_settings(tiny_settings(tmp_path, tasks=("two",), epochs=1, **changes), tmp_path / "run")
     assert export(tmp_path / "run", tmp_path / "out") == 1
     assert "trained with experts of each task on q_proj" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))

@@ -5,82 +5,83 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from moecl_jax.config.experiment import build
-from moecl_jax.methods.state import finish
-from moecl_jax.runs.resume import History, restore_stream, save_finished, task_trees
-from streams import assert_bit_equal, tiny_config
+from streams import assert_bit_equal, restored, tiny_settings
 from tiny import randomised
 
 from moecl_jax.data.batching import make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
-from moecl_jax.interchange.export import export
-from moecl_jax.interchange.peft import read_adapter
-from moecl_jax.interchange.peft_workdir import export_peft
-from moecl_jax.methods import SequentialLora
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.workdir import save_config
-from moecl_jax.training.steps import Active, forward, output_logits
+from moecl_jax.interchange.official import export_official
+from moecl_jax.interchange.peft import export_peft, read_adapter
+from moecl_jax.methods.forward import forward, output_logits
+from moecl_jax.methods.parameters import TaskParameters
+from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.runs.history import History
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.workdir import save_settings
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import model_of
 
 TASKS = ("two", "five", "fourteen")
 
 
 def workdir_of(folder, method, *, finished=2, **changes):
     """A workdir whose first tasks are finished with random trees, as if they had been trained."""
-    config = tiny_config(folder, method=method, tasks=TASKS, **changes)
-    experiment, workdir = build(config), folder / "run"
+    settings = tiny_settings(folder, method=method, tasks=TASKS, **changes)
+    model, tasks = model_of(settings), settings.task_objects()
+    evaluator = Evaluator(model, settings.method_object(), tasks, settings)
+    method, starting, workdir = evaluator.method, evaluator.starting, folder / "run"
     workdir.mkdir()
-    initializer = experiment.initializer
-    stream = initializer.stream(len(TASKS))
+    store = DiskStore(workdir, tasks, starting, model)
+    stream = starting.stream(len(TASKS))
     history = History([0.5] * len(TASKS))
     for index, name in enumerate(TASKS[:finished]):
-        active = initializer.begin(stream.shared, index, stream.last_head, stream.memory)
-        memory = experiment.learner.method.begin_task(active.shared, active.memory)
-        trained = jax.tree.map(lambda leaf, i=index: leaf * (1 + i), randomised(active, 0.2))
-        trained = dataclasses.replace(trained, memory=memory)
-        needed = experiment.learner.method.importance_examples
-        importance = jax.tree.map(np.square, trained.shared) if needed else {}
-        done = initializer.finish(trained, index, importance)
-        stream = finish(stream, name, done, len(experiment.definitions[index].labels))
+        begun = starting.begin(stream.shared, index, stream.last_head, stream.memory)
+        trained = jax.tree.map(lambda leaf, i=index: leaf * (1 + i), randomised(begun, 0.2))
+        trained = jax.tree.map(np.asarray, trained.replace(memory=method.begin_task(begun)))
+
+        def mean_of_gradients(_, transform, shared=trained.shared):
+            return jax.tree.map(transform, shared)
+
+        end = dataclasses.replace(starting.task_end(index), mean_of_gradients=mean_of_gradients)
+        stream = stream.after(name, method.finish_task(trained, end), len(tasks[index].labels))
         history.append_row([])
         history.accuracy[-1] = history.scored[-1] = [0.5] * len(TASKS)
         history.validation.append(None)
-        save_finished(experiment, TaskCheckpoints(workdir), stream, history)
-    save_config(config, workdir)
-    return workdir, experiment
+        store.save_finished(stream, history)
+    save_settings(settings, workdir)
+    return workdir, evaluator
 
 
-def state_of(experiment, workdir):
-    stream, _ = restore_stream(experiment, TaskCheckpoints(workdir))
+def state_of(workdir):
+    _, stream, _ = restored(workdir)
     return stream
 
 
-def exported(experiment, workdir, output, expert=None):
+def exported(evaluator, workdir, output, expert=None):
     export_peft(workdir, output, expert=expert)
-    return read_adapter(output, experiment.learner.method.config, "the base")
+    return read_adapter(output, evaluator.model.sizes, "the base")
 
 
-def logits(experiment, active, learner):
+def logits(evaluator, parameters, context):
     """Logits of a few answers' tokens, in float32."""
     generator = np.random.default_rng(0)
     examples = [
         TokenizedExample(ids[:5], 0, ids[5:])
         for ids in generator.integers(2, 60, (4, 9)).astype(np.int32)
     ]
-    layout = dataclasses.replace(experiment.evaluation_layout, batch_size=4, answer_length=4)
+    layout = dataclasses.replace(evaluator.evaluation_layout, batch_size=4, answer_length=4)
     batch = make_batch(examples, (), layout, task_index=0, class_count=0, training=False)
-    hidden, _ = forward(active, experiment.frozen, batch, learner, seeds=None)
-    return np.asarray(output_logits(active, hidden, experiment.frozen, batch, learner))
+    frozen = evaluator.model.params
+    hidden, _ = forward(parameters, frozen, batch, context, seeds=None)
+    return np.asarray(output_logits(parameters, hidden, frozen, batch, context))
 
 
-def logits_of_adapter(experiment, adapter):
+def logits_of_adapter(evaluator, adapter):
     """The same with a PEFT file as a plain LoRA of its own rank and alpha."""
-    settings = dataclasses.replace(
-        experiment.learner.method.settings, rank=adapter.rank, lora_alpha=adapter.lora_alpha
-    )
-    method = SequentialLora(settings, experiment.learner.method.config)
-    learner = dataclasses.replace(experiment.learner, method=method)
-    return logits(experiment, Active({"expert": adapter.expert}, {}, {}), learner)
+    lora = dataclasses.replace(evaluator.method.lora, rank=adapter.rank, alpha=adapter.lora_alpha)
+    context = dataclasses.replace(evaluator.context, method=SequentialLora(lora))
+    return logits(evaluator, TaskParameters({"expert": adapter.expert}, {}, {}), context)
 
 
 @pytest.mark.parametrize(
@@ -105,20 +106,20 @@ def test_the_exported_adapter_gives_the_logits_of_the_run(
     tmp_path, method, finished, expert, rank, alpha
 ):
     changes = {"o_lora__composed": False} if method == "o_lora alone" else {}
-    workdir, experiment = workdir_of(
+    workdir, evaluator = workdir_of(
         tmp_path, method.split()[0], finished=finished, lora__alpha=12.0, **changes
     )
-    adapter = exported(experiment, workdir, tmp_path / "out", expert)
+    adapter = exported(evaluator, workdir, tmp_path / "out", expert)
     assert (adapter.rank, adapter.lora_alpha) == (rank, alpha)
-    stream = state_of(experiment, workdir)
+    stream, starting = state_of(workdir), evaluator.starting
     for task in [expert] if expert else TASKS[:finished]:
-        active = task_trees(experiment, stream, TASKS.index(task))
-        ours = logits(experiment, active, experiment.learner)
-        theirs = logits_of_adapter(experiment, adapter)
+        parameters = starting.task(stream, task, TASKS.index(task))
+        ours = logits(evaluator, parameters, evaluator.context)
+        theirs = logits_of_adapter(evaluator, adapter)
         np.testing.assert_allclose(theirs, ours, atol=2e-5, rtol=0)
-    untrained = experiment.initializer.begin(experiment.initializer.shared(3), 0)
-    plain = dataclasses.replace(untrained, memory=experiment.learner.method.init_memory(len(TASKS)))
-    assert np.abs(ours - logits(experiment, plain, experiment.learner)).max() > 0.1
+    memory = evaluator.method.init_memory(evaluator.model.sizes, len(TASKS))
+    untrained = starting.begin(starting.shared(3), 0, memory=memory)
+    assert np.abs(ours - logits(evaluator, untrained, evaluator.context)).max() > 0.1
 
 
 @pytest.mark.oracle
@@ -128,15 +129,15 @@ def test_composed_loras_give_the_same_logits_in_peft(tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    workdir, experiment = workdir_of(tmp_path, "o_lora", lora__alpha=12.0)
+    workdir, evaluator = workdir_of(tmp_path, "o_lora", lora__alpha=12.0)
     export_peft(workdir, tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
     model = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     ids = np.random.default_rng(0).integers(2, 60, (4, 9))
     with torch.no_grad():
         theirs = model(torch.from_numpy(ids)).logits.numpy()[:, 4:8]
-    active = task_trees(experiment, state_of(experiment, workdir), 0)
-    ours = logits(experiment, active, experiment.learner)[:, 0]
+    parameters = evaluator.starting.task(state_of(workdir), TASKS[0], 0)
+    ours = logits(evaluator, parameters, evaluator.context)[:, 0]
     np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0)
 
 
@@ -173,18 +174,18 @@ def test_one_lora_for_all_tasks_has_no_name(tmp_path, method):
 
 
 def test_of_moe_cl_with_snapshots_single_experts_are_exported_and_no_more(tmp_path):
-    workdir, experiment = workdir_of(
+    workdir, evaluator = workdir_of(
         tmp_path, "moe_cl", head="classification", moe_cl__snapshot=True, finished=3
     )
-    stream = state_of(experiment, workdir)
-    adapter = exported(experiment, workdir, tmp_path / "two", "two")
+    stream = state_of(workdir)
+    adapter = exported(evaluator, workdir, tmp_path / "two", "two")
     assert_bit_equal(adapter.expert, dict(stream.finished["two"].expert["task"]))
-    shared = exported(experiment, workdir, tmp_path / "shared", "shared")
+    shared = exported(evaluator, workdir, tmp_path / "shared", "shared")
     assert_bit_equal(shared.expert, jax.tree.map(np.asarray, dict(stream.shared["expert"])))
     message = r"moe_cl\.snapshot = True and has a shared expert and gate for each finished task"
     for form in ("official", "safetensors"):
         with pytest.raises(UserError, match=message):
-            export(workdir, form, tmp_path / form)
+            export_official(workdir, form, tmp_path / form)
     assert not list(tmp_path.glob("official*")) and not list(tmp_path.glob("safetensors*"))
 
 
@@ -192,4 +193,4 @@ def test_of_moe_cl_with_snapshots_single_experts_are_exported_and_no_more(tmp_pa
 def test_other_methods_have_no_place_in_the_official_format(tmp_path, method):
     workdir, _ = workdir_of(tmp_path, method, head="classification", finished=1)
     with pytest.raises(UserError, match=f"method = '{method}'; the original's format has a place"):
-        export(workdir, "official", tmp_path / "out")
+        export_official(workdir, "official", tmp_path / "out")

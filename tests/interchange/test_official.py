@@ -12,7 +12,7 @@ import safetensors.numpy
 from official_files import random_tensors, settings_of
 
 from moecl_jax.errors import UserError
-from moecl_jax.interchange import official, torch_file
+from moecl_jax.interchange import official_format, torch_file
 from moecl_jax.weights.huggingface import open_safetensors
 from moecl_jax.weights.safetensors_file import write_safetensors
 
@@ -21,7 +21,7 @@ LAYER = "seq_module_.layer{layer}.wrapper_module_."
 
 def test_names_of_a_task_with_one_adapted_projection():
     expert = LAYER + "mlp_.mlp_.w2_.loras_.expert"
-    assert official.tensor_names(["down_proj"], ["news"], shared_head=False) == {
+    assert official_format.tensor_names(["down_proj"], ["news"], shared_head=False) == {
         ("shared", "expert", "down_proj", "a"): expert + "0.lora_a_.weight",
         ("shared", "expert", "down_proj", "b"): expert + "0.lora_b_.weight",
         ("experts", "news", "down_proj", "a"): expert + "1.lora_a_.weight",
@@ -42,7 +42,7 @@ def test_names_of_a_task_with_one_adapted_projection():
     ],
 )
 def test_each_projection_s_name_and_who_has_it(target, name):
-    names = official.tensor_names([target], ["x", "y"], shared_head=True)
+    names = official_format.tensor_names([target], ["x", "y"], shared_head=True)
     assert (
         names[("shared", "expert", target, "b")] == LAYER + name + ".loras_.expert0.lora_b_.weight"
     )
@@ -57,14 +57,14 @@ def test_each_projection_s_name_and_who_has_it(target, name):
 def test_trees_are_stacked_and_transposed_and_back(tmp_path):
     tensors = random_tensors({"x": 2, "y": 5}, attention="qv")
     targets = ("gate_proj", "up_proj", "down_proj", "q_proj", "v_proj")
-    names = official.tensor_names(targets, ["x", "y"], shared_head=False)
-    trees = official.to_trees(tensors, names, 2, tmp_path / "a.bin")
+    names = official_format.tensor_names(targets, ["x", "y"], shared_head=False)
+    trees = official_format.to_trees(tensors, names, 2, tmp_path / "a.bin")
     a = tensors["seq_module_.layer1.wrapper_module_.mlp_.mlp_.w1_.loras_.expert2.lora_a_.weight"]
     np.testing.assert_array_equal(trees["experts"]["y"]["gate_proj"]["a"][1], a.T)
     gate = tensors["seq_module_.layer0.wrapper_module_.mlp_.moes_.gate_.weight"]
     np.testing.assert_array_equal(trees["shared"]["gate"][0], gate)
     assert trees["heads"]["y"].shape == (24, 5)
-    back = official.to_tensors(trees, names, 2)
+    back = official_format.to_tensors(trees, names, 2)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -74,9 +74,9 @@ def test_a_number_that_is_not_finite_is_named(tmp_path):
     tensors = random_tensors({"": 2}, tasks=1)
     name = "seq_module_.layer1.wrapper_module_.mlp_.moes_.gate_.weight"
     tensors[name][0, 0] = np.nan
-    names = official.tensor_names(["gate_proj"], ["t"], shared_head=True)
+    names = official_format.tensor_names(["gate_proj"], ["t"], shared_head=True)
     with pytest.raises(UserError, match=f"a.bin: tensor '{name}' holds numbers that are not"):
-        official.to_trees(tensors, names, 2, tmp_path / "a.bin")
+        official_format.to_trees(tensors, names, 2, tmp_path / "a.bin")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_number_that_is_not_finite_is_named(tmp_path):
     ],
 )
 def test_order_of_the_experts(tasks, order):
-    assert official.expert_order(tasks) == order
+    assert official_format.expert_order(tasks) == order
 
 
 def test_target_modules_are_a_list_or_truth_values(tmp_path):
@@ -96,7 +96,7 @@ def test_target_modules_are_a_list_or_truth_values(tmp_path):
     chosen = {"q_proj": False, "w3_proj": True, "v_proj": True, "w1_proj": False}
     for modules in (["v_proj", "w3_proj"], chosen):
         (tmp_path / "a.json").write_text(json.dumps({**settings, "target_modules": modules}))
-        read = official.read_settings(tmp_path / "a.json")
+        read = official_format.read_settings(tmp_path / "a.json")
         assert read.targets == ("up_proj", "v_proj")
         assert (read.rank, read.lora_alpha, read.dropout, read.task_count) == (3, 6.0, 0.05, 1)
 
@@ -127,13 +127,13 @@ def test_settings_that_do_not_fit_are_named(tmp_path, change, message):
     file = tmp_path / "a.json"
     file.write_text(json.dumps(settings_of(random_tensors({"x": 2}), **change)))
     with pytest.raises(UserError, match=f"{file}: {message}"):
-        official.read_settings(file)
+        official_format.read_settings(file)
 
 
 def test_a_setting_that_is_no_json_and_means_nothing_here_becomes_null(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps(settings_of(random_tensors({"x": 2}), best_acc=float("nan"))))
-    assert official.read_settings(file).content["best_acc"] is None
+    assert official_format.read_settings(file).content["best_acc"] is None
 
 
 @pytest.mark.parametrize("key", ["r", "lora_alpha", "lora_dropout", "num_experts"])
@@ -142,7 +142,7 @@ def test_a_missing_setting_is_named(tmp_path, key):
     del settings[key]
     (tmp_path / "a.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"a.json: {key} is missing; expected"):
-        official.read_settings(tmp_path / "a.json")
+        official_format.read_settings(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_broken_settings_are_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=f"a.json: {message}"):
-        official.read_settings(tmp_path / "a.json")
+        official_format.read_settings(tmp_path / "a.json")
 
 
 def test_safetensors_keep_order_and_dtypes(tmp_path):

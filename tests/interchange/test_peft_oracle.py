@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from family_models import CASES, write_folder
-from moecl_jax.config.experiment import build
-from moecl_jax.runs.resume import restore_stream
-from streams import tiny_config
+from streams import restored, tiny_config
 from test_adapters import BLOG
 from test_decoder import logits_of
 from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli
 from moecl_jax.interchange.peft import read_adapter, write_adapter
-from moecl_jax.methods import MethodSettings, SequentialLora
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.parameters import TaskParameters
+from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS, TARGETS
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.workdir import load_config
-from moecl_jax.training.steps import Learner
+from moecl_jax.models.model import Architecture
+from moecl_jax.models.settings import Lora
 from moecl_jax.weights.load import load_backbone
 
 pytestmark = [
@@ -62,34 +61,26 @@ def torch_logits(model):
 
 def our_logits(backbone, adapter):
     """The same of the base with an adapter in it."""
-    settings = MethodSettings(
-        rank=adapter.rank,
-        lora_alpha=adapter.lora_alpha,
-        dropout=adapter.dropout,
-        targets=tuple(adapter.expert),
-        objective="off",
-        adversarial_alpha=0.0,
-    )
-    method = SequentialLora(settings, backbone.config)
-    learner = Learner(method, "lm", jnp.float32, remat="none", weight_decay=0.0, clip_norm=0.0)
-    return learner_logits(learner, backbone.params, adapter.expert)
+    lora = Lora(adapter.rank, adapter.lora_alpha, adapter.dropout, tuple(adapter.expert))
+    context = StepContext(Architecture(backbone.config), SequentialLora(lora), "lm")
+    return context_logits(context, backbone.params, adapter.expert)
 
 
-def learner_logits(learner, params, expert):
+def context_logits(context, params, expert):
     """The same of a sequential LoRA."""
     positions = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.shape)
-    hidden, _ = learner.decoder(training=False).apply(
+    hidden, _ = context.decoder(training=False).apply(
         {"params": params},
         TOKENS,
         positions,
         np.ones_like(TOKENS),
         np.zeros_like(TOKENS),
         jnp.ones((1, TOKENS.size)),
-        learner.method.adapter({"expert": expert}, {}, {}),
+        context.method.adapter(TaskParameters({"expert": expert}, {}, {})),
         None,
     )
     hidden = hidden.reshape(*TOKENS.shape, -1)
-    return np.asarray(logits_of(learner.method.config, params, hidden))
+    return np.asarray(logits_of(context.architecture.sizes, params, hidden))
 
 
 def assert_equal_logits(ours, theirs, plain):
@@ -189,9 +180,8 @@ def test_what_was_trained_by_the_blog_s_recipe_gives_the_same_logits_in_peft(tmp
     assert cli.main(["train", f"--config={tmp_path / 'tiny.json'}", f"--workdir={run}", *BLOG]) == 0
     assert cli.main(["export", f"--workdir={run}", "--format=peft", f"--output={output}"]) == 0
 
-    experiment = build(load_config(run))
-    stream, _ = restore_stream(experiment, TaskCheckpoints(run))
-    ours = learner_logits(experiment.learner, experiment.frozen, stream.shared["expert"])
+    evaluator, stream, _ = restored(run)
+    ours = context_logits(evaluator.context, evaluator.model.params, stream.shared["expert"])
     base = read_torch(tmp_path / "model")
     plain = torch_logits(base)
     theirs = torch_logits(PeftModel.from_pretrained(base, output).eval())

@@ -1,6 +1,7 @@
-"""Attention's kernels: XLA's halves against JAX's own, and accelerators' against XLA's."""
+"""Attention: XLA's halves against JAX's own, and accelerators' kernels against the reference."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -11,10 +12,11 @@ from streams import tiny_config
 from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
 
 from moecl_jax.errors import UserError
+from moecl_jax.kernels import use
 from moecl_jax.models.attention import (
-    ATTENTIONS,
     AttentionContext,
     AttentionKind,
+    attend,
     attention_context,
     check_attention,
 )
@@ -42,8 +44,17 @@ def inputs(slots: int, dtype: str, **changes) -> tuple[list[jax.Array], Attentio
     return states, context, config
 
 
+def reference(*given):
+    with use("reference"):
+        return values_and_gradients(attend, *given)
+
+
+def by(implementation):
+    return functools.partial(attend, implementation=implementation)
+
+
 def values_and_gradients(attend, states, context, config):
-    """Attention of real tokens, and gradients of a weighed sum of it."""
+    """Attention of real tokens, and gradients of a weighted sum of it."""
     real = (context.segments > 0)[:, :, None, None]
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(states[0].shape), jnp.float32)
 
@@ -65,20 +76,18 @@ def test_xla_s_halves_are_jax_s_attention(slots):
         del config
         return jax.nn.dot_product_attention(query, key, value, mask=context.mask)
 
-    found = values_and_gradients(ATTENTIONS["xla"], states, context, config)
+    found = values_and_gradients(attend, states, context, config)
     expected = values_and_gradients(by_jax, states, context, config)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("slots", "computed"), [(128, 2), (300, 3), (600, 4)])
-def test_weights_over_few_keys_are_kept_for_the_backward_pass(slots, computed):
+def test_weights_over_few_keys_are_saved_for_the_backward_pass(slots, computed):
     """Each half's softmax takes one exponential, and one more where it is computed again."""
     states, context, config = inputs(slots, "bfloat16")
     policy = REMAT_POLICIES["projections"]
-    attend = jax.checkpoint(
-        lambda *states: ATTENTIONS["xla"](*states, context, config), policy=policy
-    )
-    jaxpr = str(jax.make_jaxpr(jax.grad(lambda *states: attend(*states).sum()))(*states))
+    saving = jax.checkpoint(lambda *states: attend(*states, context, config), policy=policy)
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda *states: saving(*states).sum()))(*states))
     assert jaxpr.count("= exp ") == computed
 
 
@@ -88,10 +97,8 @@ def test_splash_is_the_reference(slots, window):
     """Interpreted; rows that its blocks do not fill are padded."""
     kinds = (AttentionKind(window),)
     given = inputs(slots, "float32", attention_kinds=kinds, attention_scale=0.3)
-    expected = values_and_gradients(ATTENTIONS["xla"], *given)
-    chex.assert_trees_all_close(
-        values_and_gradients(ATTENTIONS["splash"], *given), expected, atol=1e-5
-    )
+    expected = reference(*given)
+    chex.assert_trees_all_close(values_and_gradients(by("splash"), *given), expected, atol=1e-5)
 
 
 def test_cudnn_is_the_reference_by_what_it_is_given(monkeypatch):
@@ -104,20 +111,16 @@ def test_cudnn_is_the_reference_by_what_it_is_given(monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     given = inputs(48, "float32", attention_scale=0.3)
-    expected = values_and_gradients(ATTENTIONS["xla"], *given)
-    chex.assert_trees_all_close(
-        values_and_gradients(ATTENTIONS["cudnn"], *given), expected, atol=1e-5
-    )
+    expected = reference(*given)
+    chex.assert_trees_all_close(values_and_gradients(by("cudnn"), *given), expected, atol=1e-5)
     assert asked == ["cudnn"]
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
 def test_cudnn_is_the_reference_on_a_gpu():
     given = inputs(128, "bfloat16")
-    expected = values_and_gradients(ATTENTIONS["xla"], *given)
-    chex.assert_trees_all_close(
-        values_and_gradients(ATTENTIONS["cudnn"], *given), expected, atol=0.05
-    )
+    expected = reference(*given)
+    chex.assert_trees_all_close(values_and_gradients(by("cudnn"), *given), expected, atol=0.05)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`dot` and `kept`: values, gradients, and nothing widened to float32 on a CPU."""
+"""Products and what is saved: against float64, and nothing widened to float32 on a CPU."""
 
 import re
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moecl_jax.kernels.linear import PROJECTED, dot, kept
+from moecl_jax.kernels import SAVED, dot, save_for_backward
 
 # x [..., N, I] and kernel [..., I, O], wide and narrow; attention's two products are batched.
 SHAPES = [((6, 5), (5, 3)), ((6, 3), (3, 5)), ((2, 6, 5), (2, 5, 3)), ((2, 6, 3), (2, 3, 5))]
@@ -69,21 +69,21 @@ def test_no_product_s_operand_is_widened(shapes, axis):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_kept_is_rounded_and_its_gradient_is_not(dtype):
+def test_what_is_saved_is_rounded_and_its_gradient_is_not(dtype):
     x, _, cotangent = operands(((6, 5), (5, 5)), -2, jnp.float32)
-    out, pull = jax.vjp(lambda x: kept(x, dtype), x)
+    out, pull = jax.vjp(lambda x: save_for_backward(x, dtype), x)
 
     np.testing.assert_array_equal(out, x.astype(dtype).astype(jnp.float32))
     np.testing.assert_array_equal(pull(cotangent)[0], cotangent)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
-def test_what_layers_keep_in_bfloat16_is_never_widened_for_all_of_them():
-    policy = jax.checkpoint_policies.save_only_these_names(PROJECTED)
+def test_what_layers_save_in_bfloat16_is_never_widened_for_all_of_them():
+    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
 
     def layer(x, kernels):
-        wide = kept(x @ kernels[0], jnp.bfloat16)
-        return kept(jnp.sin(wide) @ kernels[1], jnp.float32), None
+        wide = save_for_backward(x @ kernels[0], jnp.bfloat16)
+        return save_for_backward(jnp.sin(wide) @ kernels[1], jnp.float32), None
 
     def loss(kernels):
         x, _ = jax.lax.scan(jax.checkpoint(layer, policy=policy), jnp.ones((96, 48)), kernels)

@@ -14,7 +14,7 @@ from streams import tiny_config
 from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import (
+from moecl_jax.kernels import (
     QuantizedKernel,
     as_bits,
     dense,

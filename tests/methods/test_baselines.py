@@ -1,85 +1,44 @@
 """Formulas of the baselines, in values and gradients, against hand-worked numbers and float64."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from moecl_jax.methods.state import Initializer
+from formulas import (
+    LENGTHS,
+    compiled_step,
+    context_with,
+    inputs_of,
+    loss_of,
+    method_with,
+    random_trees,
+    trees,
+    wide,
+)
 from streams import assert_bit_equal
 from tiny import (
-    ANSWERS,
     CONFIG,
-    SETTINGS,
-    TASK_INDEX,
+    OPTIMIZER,
     TASKS,
     batch_of,
     frozen_params,
-    learner,
+    method_of,
     random_examples,
-    randomised,
+    starting_of,
 )
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import as_bits
-from moecl_jax.methods import METHODS, Ewc, Lwf, SequentialFull
-from moecl_jax.methods.base import TaskEnd, View
-from moecl_jax.methods.lwf import distillation
+from moecl_jax.kernels import as_bits
+from moecl_jax.methods import METHODS, TaskEnd
+from moecl_jax.methods.ewc import Ewc
+from moecl_jax.methods.forward import forward, instruction_loss, output_logits
+from moecl_jax.methods.lwf import Lwf, distillation
+from moecl_jax.methods.sequential_full import SequentialFull
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.lora import TARGETS
-from moecl_jax.training.steps import (
-    evaluation_step,
-    forward,
-    importance_step,
-    init_train_state,
-    instruction_loss,
-    loss,
-    output_logits,
-    train_step,
-)
-
-LENGTHS = [3, 9, 1, 6]
-SCALE = SETTINGS.scale
-compiled_step = jax.jit(train_step, static_argnames="learner")
-
-
-def method_of(kind, **options):
-    return kind(SETTINGS, CONFIG, kind.Options(**options))
-
-
-def learner_of(method, head="lm"):
-    return dataclasses.replace(learner(head), method=method)
-
-
-def random_trees(learner, **memory):
-    """All trees random, the memory's too but for what is given; no B is zero."""
-    initializer = Initializer(learner.method, 0, learner.head, len(ANSWERS))
-
-    def begin():
-        start = initializer.stream(TASKS)
-        return initializer.begin(start.shared, TASK_INDEX, memory=start.memory)
-
-    active = randomised(jax.eval_shape(begin), 0.3)
-    return dataclasses.replace(active, memory={**active.memory, **memory})
-
-
-def loss_of(learner, active, batch):
-    """L and metrics as functions of what is trained, without a task's beginning."""
-    state = init_train_state(learner, active, jax.random.key(0))
-    state = dataclasses.replace(state, memory=active.memory)
-    return lambda trained: loss(trained, state, frozen_params(), batch, learner)
-
-
-def view(memory, **parts):
-    """A view with what a penalty needs alone."""
-    names = [field.name for field in dataclasses.fields(View)]
-    return View(**{**dict.fromkeys(names), "memory": memory, **parts})
-
-
-def wide(tree):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+from moecl_jax.serving.scoring import evaluation_step
+from moecl_jax.training.steps import gradient_step, init_train_state, loss, train_step
 
 
 @pytest.fixture(scope="module")
@@ -91,42 +50,57 @@ def batch():
 
 
 def test_ewc_penalty_and_gradient_by_hand():
-    method = method_of(Ewc, weight=2.0)
+    method = method_with(Ewc, weight=2.0)
     memory = {"fisher": {"x": jnp.array([3.0, 0.5])}, "anchor": {"x": jnp.array([0.0, 4.0])}}
     shared = {"x": jnp.array([1.0, 2.0])}
-    value, gradient = jax.value_and_grad(lambda s: method.penalty(s, view(memory))[0])(shared)
+
+    def penalty(shared):
+        found = method.penalty(trees(shared, memory), inputs_of())
+        assert found.reported is None and not found.metrics  # the term is what is logged
+        return found.term
+
+    value, gradient = jax.value_and_grad(penalty)(shared)
     assert float(value) == 0.5 * 2.0 * (3.0 * 1.0 + 0.5 * 4.0)
     np.testing.assert_array_equal(gradient["x"], [6.0, -2.0])
-    at_anchor = jax.grad(lambda s: method.penalty(s, view(memory))[0])(memory["anchor"])
+    at_anchor = jax.grad(penalty)(memory["anchor"])
     assert not np.any(at_anchor["x"])
 
 
 def test_ewc_fisher_information_runs_over_the_tasks():
-    method = method_of(Ewc, decay=0.5)
+    method = method_with(Ewc, decay=0.5, examples=7)
     memory = {"fisher": {"x": jnp.array([4.0])}, "anchor": {"x": jnp.array([0.0])}}
     shared = {"x": jnp.array([7.0])}
-    carried, _, memory = method.finish_task(
-        shared, {}, memory, TaskEnd(1, jax.random.key(0), {"x": jnp.array([3.0])})
-    )
-    assert carried is shared
-    assert float(memory["fisher"]["x"][0]) == 0.5 * 4.0 + 3.0
-    assert float(memory["anchor"]["x"][0]) == 7.0
+    asked = []
+
+    def mean_of_gradients(count, transform):
+        asked.append(count)
+        return jax.tree.map(lambda leaf: (transform(leaf) + transform(-leaf)) / 2, {"x": slope})
+
+    slope = jnp.array([-3.0])
+    end = TaskEnd(1, jax.random.key(0), CONFIG, mean_of_gradients=mean_of_gradients)
+    after = method.finish_task(trees(shared, memory), end)
+    assert asked == [7]
+    assert after.shared is shared
+    assert float(after.memory["fisher"]["x"][0]) == 0.5 * 4.0 + 9.0  # squares, not slopes
+    assert float(after.memory["anchor"]["x"][0]) == 7.0
 
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_importance_is_the_squared_slope_of_an_example_s_log_likelihood(head):
     """Against finite differences of the log-probability that the evaluation finds."""
-    ewc = learner_of(method_of(Ewc), head)
+    ewc = context_with(method_with(Ewc), head)
     active = random_trees(ewc)
     for example in random_examples([5, 3, 4])[1:]:  # labels 1 and 2, of several tokens
         alone = batch_of([example], head, training=True)
-        importance = importance_step(active, frozen_params(), alone, learner=ewc)
+        importance = gradient_step(
+            active, frozen_params(), alone, context=ewc, transform=jnp.square
+        )
         asked = batch_of([example], head, training=False)
 
         @jax.jit
         def log_probability(shared, asked=asked, label=example.label):
-            chosen = dataclasses.replace(active, shared=shared)
-            scores, _, _ = evaluation_step(chosen, frozen_params(), asked, learner=ewc)
+            chosen = active.replace(shared=shared)
+            scores, _, _ = evaluation_step(chosen, frozen_params(), asked, context=ewc)
             return scores[0, label] if head == "lm" else jax.nn.log_softmax(scores[0])[label]
 
         for name, factor, place in (
@@ -177,9 +151,9 @@ def test_distillation_by_hand():
 
 
 def test_lwf_s_first_task_has_no_teacher(batch):
-    lwf, plain = learner_of(method_of(Lwf)), learner_of(method_of(SequentialLora))
+    lwf, plain = (context_with(method_with(kind)) for kind in (Lwf, SequentialLora))
     active = random_trees(lwf, finished=jnp.zeros(()))
-    trained = dataclasses.replace(active, memory={})
+    trained = active.replace(memory={})
     gradients, metrics = jax.grad(loss_of(lwf, active, batch), has_aux=True)(trained)
     expected, _ = jax.grad(loss_of(plain, trained, batch), has_aux=True)(trained)
     assert float(metrics["loss"]) == float(metrics["loss_instruction"])  # the term is exactly 0
@@ -187,13 +161,13 @@ def test_lwf_s_first_task_has_no_teacher(batch):
 
 
 def test_lwf_s_teacher_is_the_model_before_the_task(batch):
-    lwf = learner_of(method_of(Lwf, weight=0.4, temperature=3.0))
+    lwf = context_with(method_with(Lwf, weight=0.4, temperature=3.0))
     active = random_trees(lwf, finished=jnp.ones(()))
-    trained = dataclasses.replace(active, memory={})
+    trained = active.replace(memory={})
     _, metrics = loss_of(lwf, active, batch)(trained)
     logits = []
     for shared in (active.memory["teacher"], active.shared):
-        chosen = dataclasses.replace(active, shared=shared)
+        chosen = active.replace(shared=shared)
         hidden, _ = forward(chosen, frozen_params(), batch, lwf, seeds=None)
         logits.append(output_logits(chosen, hidden, frozen_params(), batch, lwf))
     expected = 0.4 * float(distillation(*logits, batch.answer_mask, 3.0))
@@ -201,14 +175,13 @@ def test_lwf_s_teacher_is_the_model_before_the_task(batch):
     term = float(metrics["loss"] - metrics["loss_instruction"])
     assert term == pytest.approx(expected, abs=2e-6)
 
-    state = init_train_state(lwf, active, jax.random.key(0))
+    state = init_train_state(lwf.method, OPTIMIZER, active, jax.random.key(0))
     assert_bit_equal(state.memory["teacher"], active.shared)
     _, metrics = loss(state.active, state, frozen_params(), batch, lwf)
     assert float(metrics["loss"] - metrics["loss_instruction"]) == pytest.approx(0, abs=1e-6)
-    _, _, memory = lwf.method.finish_task(
-        active.shared, {}, state.memory, TaskEnd(0, jax.random.key(0), {})
-    )
-    assert float(memory["finished"]) == 2.0
+    end = TaskEnd(0, jax.random.key(0), CONFIG)
+    after = lwf.method.finish_task(trees(active.shared, state.memory), end)
+    assert float(after.memory["finished"]) == 2.0
 
 
 # All weights
@@ -216,11 +189,11 @@ def test_lwf_s_teacher_is_the_model_before_the_task(batch):
 
 @pytest.mark.slow
 def test_a_step_on_all_weights_is_adamw_s_own(batch):
-    full = learner_of(method_of(SequentialFull))
+    full = context_with(method_with(SequentialFull))
     frozen, active = frozen_params(), random_trees(full)
     shapes = jax.tree.map(jnp.zeros_like, active.shared)
     assert jax.tree.map(jnp.shape, shapes["difference"]) == jax.tree.map(jnp.shape, frozen)
-    active = dataclasses.replace(active, shared=shapes)
+    active = active.replace(shared=shapes)
 
     def plain_loss(parameters):
         hidden, _ = forward(active, parameters, batch, full, seeds=None)
@@ -228,12 +201,14 @@ def test_a_step_on_all_weights_is_adamw_s_own(batch):
 
     adam, weights = optax.adamw(1e-3, weight_decay=0.0), frozen
     moments = adam.init(weights)
-    state = init_train_state(full, active, jax.random.key(0))
+    state = init_train_state(full.method, OPTIMIZER, active, jax.random.key(0))
     for step in range(3):
         updates, moments = adam.update(jax.grad(plain_loss)(weights), moments, weights)
         weights = optax.apply_updates(weights, updates)
-        state, _ = train_step(state, frozen, batch, jnp.float32(1e-3), learner=full)
-        ours = full.method.parameters(frozen, state.active.shared)
+        state, _ = train_step(
+            state, frozen, batch, jnp.float32(1e-3), context=full, optimizer=OPTIMIZER
+        )
+        ours = full.method.llm_weights(frozen, state.active.shared)
         if step == 0:
             assert_bit_equal(ours, weights)
         for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(weights), strict=True):
@@ -243,12 +218,12 @@ def test_a_step_on_all_weights_is_adamw_s_own(batch):
 
 
 def test_steps_smaller_than_bfloat16_s_rounding_are_not_lost():
-    method = method_of(SequentialFull)
+    method = method_with(SequentialFull)
     ones = jnp.ones((3,), jnp.bfloat16)
     for loaded in (ones, as_bits({"x": ones})["x"]):
         for difference, expected in ((1e-3, 1.0), (8e-3, 1.0078125)):
             shared = {"difference": {"x": jnp.full((3,), difference)}}
-            weights = method.parameters({"x": loaded}, shared)["x"]
+            weights = method.llm_weights({"x": loaded}, shared)["x"]
             assert weights.dtype == jnp.bfloat16
             np.testing.assert_array_equal(weights.astype(jnp.float32), [expected] * 3)
 
@@ -259,18 +234,17 @@ def test_steps_smaller_than_bfloat16_s_rounding_are_not_lost():
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("joint", "replay")])
 def test_each_method_s_loss_falls_and_its_memory_stays(name):
     """Joint training and replay have the step of sequential LoRA."""
-    method = METHODS[name](dataclasses.replace(SETTINGS, targets=TARGETS), CONFIG)
-    chosen = learner_of(method)
-    initializer = Initializer(method, 0, "lm", len(ANSWERS))
-    stream = initializer.stream(TASKS)
-    state = init_train_state(
-        chosen, initializer.begin(stream.shared, 0, memory=stream.memory), jax.random.key(0)
-    )
+    method = method_of(METHODS[name], targets=TARGETS)
+    chosen = context_with(method)
+    starting = starting_of(chosen)
+    stream = starting.stream(TASKS)
+    begun = starting.begin(stream.shared, 0, memory=stream.memory)
+    state = init_train_state(method, OPTIMIZER, begun, jax.random.key(0))
     memory, batch = state.memory, batch_of(random_examples(LENGTHS), "lm", training=True)
     losses = []
     for _ in range(8):
         state, metrics = compiled_step(
-            state, frozen_params(), batch, jnp.float32(5e-2), learner=chosen
+            state, frozen_params(), batch, jnp.float32(5e-2), context=chosen, optimizer=OPTIMIZER
         )
         losses.append(float(metrics["loss_instruction"]))
     assert losses[-1] < 0.9 * losses[0]
@@ -280,13 +254,14 @@ def test_each_method_s_loss_falls_and_its_memory_stays(name):
 @pytest.mark.parametrize(
     ("name", "option", "message"),
     [
-        ("o_lora", {"weight": -1.0}, "weight = -1.0 must be at least 0"),
-        ("o_lora", {"form": "cubed"}, "form = 'cubed' is not one of absolute, squared"),
-        ("mocl", {"match": -1.0}, "match = -1.0 must be at least 0"),
-        ("replay", {"memory": -1}, "memory = -1 must be at least 0"),
-        ("ewc", {"decay": 2.0}, "decay = 2.0 must be between 0 and 1"),
-        ("ewc", {"examples": 0}, "examples = 0 must be at least 1"),
-        ("lwf", {"temperature": 0.0}, "temperature = 0.0 must be above 0"),
+        ("o_lora", {"weight": -1.0}, "o_lora.weight = -1.0 must be at least 0"),
+        ("o_lora", {"form": "cubed"}, "o_lora.form = 'cubed' is not one of absolute, squared"),
+        ("mocl", {"match": -1.0}, "mocl.match = -1.0 must be at least 0"),
+        ("replay", {"memory": -1}, "replay.memory = -1 must be at least 0"),
+        ("ewc", {"decay": 2.0}, "ewc.decay = 2.0 must be at most 1"),
+        ("ewc", {"decay": -0.5}, "ewc.decay = -0.5 must be at least 0"),
+        ("ewc", {"examples": 0}, "ewc.examples = 0 must be at least 1"),
+        ("lwf", {"temperature": 0.0}, "lwf.temperature = 0.0 must be above 0"),
     ],
 )
 def test_options_out_of_range_are_named(name, option, message):

@@ -6,40 +6,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_baselines import (
+from formulas import (
     LENGTHS,
     SCALE,
     compiled_step,
-    learner_of,
+    context_with,
+    inputs_of,
     loss_of,
-    method_of,
+    method_with,
     random_trees,
-    view,
+    trees,
     wide,
 )
 from tiny import (
     CONFIG,
+    OPTIMIZER,
     TASKS,
     batch_of,
     frozen_params,
+    generator_of,
     random_examples,
-    writer,
 )
 
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.kernels.linear import dot
-from moecl_jax.methods import Mocl, OLora, PerTask
-from moecl_jax.methods.base import TaskEnd
-from moecl_jax.methods.mocl import cosine
-from moecl_jax.methods.o_lora import side_by_side
+from moecl_jax.kernels import dot
+from moecl_jax.methods import TaskEnd
+from moecl_jax.methods.forward import prompt_query
+from moecl_jax.methods.mocl import Mocl, cosine
+from moecl_jax.methods.o_lora import OLora, side_by_side
+from moecl_jax.methods.per_task import PerTask
+from moecl_jax.methods.stream import in_corner
 from moecl_jax.models.experts import FrozenFfn
 from moecl_jax.models.lora import LayerContext
-from moecl_jax.training.steps import (
-    evaluation_step,
-    init_train_state,
-    prompt_query,
-)
+from moecl_jax.serving.scoring import evaluation_step
+from moecl_jax.training.steps import init_train_state
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +62,24 @@ def test_o_lora_overlap_by_hand(form, overlap):
     # Rows of the earlier A are (1, 2) and (3, -1), of the current one (2, 1): products 4 and 5.
     past = {"up_proj": {"a": jnp.array([[[1.0, 3.0], [2.0, -1.0]]])}}
     own = {"up_proj": {"a": jnp.array([[[2.0], [1.0]]]), "b": jnp.ones((1, 1, 3))}}
-    method = method_of(OLora, form=form)
-    term, metrics = method.penalty({"expert": own}, view({"expert": past}))
-    assert float(term) == 0.5 * overlap
-    assert (float(metrics["overlap"]), float(metrics["penalty"])) == (overlap, 0.5 * overlap)
-    assert float(metrics["loss_adversarial"]) == 0.0
+    method = method_with(OLora, form=form)
+    penalty = method.penalty(trees({"expert": own}, {"expert": past}), inputs_of())
+    assert float(penalty.term) == 0.5 * overlap
+    assert penalty.reported is None  # the term itself
+    assert {name: float(value) for name, value in penalty.metrics.items()} == {"overlap": overlap}
+    assert float(penalty.adversarial) == 0.0
 
 
 @pytest.mark.parametrize("form", ["absolute", "squared"])
 def test_o_lora_penalty_and_gradient_of_all_modules_and_layers(form):
-    method = method_of(OLora, form=form, weight=0.3)
-    trees = random_trees(learner_of(method))
+    method = method_with(OLora, form=form, weight=0.3)
+    parameters = random_trees(context_with(method))
 
     def penalty(shared):
-        return method.penalty(shared, view(trees.memory))[0]
+        return method.penalty(parameters.replace(shared=shared), inputs_of()).term
 
-    value, gradients = jax.value_and_grad(penalty)(trees.shared)
-    past, own = wide(trees.memory["expert"]), wide(trees.shared["expert"])
+    value, gradients = jax.value_and_grad(penalty)(parameters.shared)
+    past, own = wide(parameters.memory["expert"]), wide(parameters.shared["expert"])
     expected = 0.0
     for name, factors in own.items():
         for layer in range(CONFIG.layers):
@@ -95,19 +97,21 @@ def test_o_lora_penalty_and_gradient_of_all_modules_and_layers(form):
 
 
 def test_o_lora_without_earlier_loras_has_no_penalty_and_no_gradient():
-    method = method_of(OLora)
-    shared = random_trees(learner_of(method)).shared
-    memory = method.init_memory(TASKS)
-    value, gradients = jax.value_and_grad(lambda s: method.penalty(s, view(memory))[0])(shared)
+    method = method_with(OLora)
+    shared = random_trees(context_with(method)).shared
+    memory = method.init_memory(CONFIG, TASKS)
+    value, gradients = jax.value_and_grad(
+        lambda shared: method.penalty(trees(shared, memory), inputs_of()).term
+    )(shared)
     assert float(value) == 0.0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
 def test_o_lora_composes_by_the_sum_of_all_loras():
-    method = method_of(OLora)
-    trees = random_trees(learner_of(method))
-    composed = method.adapter(trees.shared, trees.expert, trees.memory)["expert"]
-    own, past = change_of_weights(trees.shared["expert"]), wide(trees.memory["expert"])
+    method = method_with(OLora)
+    parameters = random_trees(context_with(method))
+    composed = method.adapter(parameters)["expert"]
+    own, past = change_of_weights(parameters.shared["expert"]), wide(parameters.memory["expert"])
     for name, change in change_of_weights(composed).items():
         expected = own[name]
         for task in range(TASKS):
@@ -120,33 +124,33 @@ def test_o_lora_composes_by_the_sum_of_all_loras():
 
 @pytest.mark.parametrize("composed", [True, False])
 def test_finishing_an_o_lora_task_changes_no_answer(composed):
-    method = method_of(OLora, composed=composed)
-    shared = random_trees(learner_of(method)).shared
-    memory = method.init_memory(TASKS)
+    method = method_with(OLora, composed=composed)
+    shared = random_trees(context_with(method)).shared
+    memory = method.init_memory(CONFIG, TASKS)
     answers = []
     for index in range(TASKS):
         current = jax.tree.map(lambda leaf, i=index: leaf + 0.1 * i, shared)
-        before = method.adapter(current, {}, memory)["expert"]
-        _, own, memory = method.finish_task(
-            current, {}, memory, TaskEnd(index, jax.random.key(index), {})
-        )
-        fresh = method.init_shared(jax.random.key(9), TASKS)
-        after = method.adapter(fresh, own, memory)["expert"]
+        before = method.adapter(trees(current, memory))["expert"]
+        end = TaskEnd(index, jax.random.key(index), CONFIG)
+        finished = method.finish_task(trees(current, memory), end)
+        own, memory = finished.expert, finished.memory
+        fresh = method.init_shared(jax.random.key(9), CONFIG, TASKS)
+        after = method.adapter(trees(fresh, memory, own))["expert"]
         for name, change in change_of_weights(before).items():
             np.testing.assert_allclose(change_of_weights(after)[name], change, rtol=1e-12)
         answers.append((own, change_of_weights(before)))
     if not composed:  # an earlier task's answers are its own LoRA's, for ever
         for own, change in answers:
-            later = change_of_weights(method.adapter(fresh, own, memory)["expert"])
+            later = change_of_weights(method.adapter(trees(fresh, memory, own))["expert"])
             for name in change:
                 np.testing.assert_array_equal(later[name], change[name])
 
 
 def test_memory_for_more_tasks_holds_the_same_loras():
-    method = method_of(Mocl)
-    memory = random_trees(learner_of(method)).memory
-    longer = method.extend_memory(memory, TASKS + 2)
-    empty = method.init_memory(TASKS + 2)
+    method = method_with(Mocl)
+    memory = random_trees(context_with(method)).memory
+    empty = method.init_memory(CONFIG, TASKS + 2)
+    longer = in_corner(memory, empty)
     assert jax.tree.map(jnp.shape, longer) == jax.tree.map(jnp.shape, empty)
     before, after = (change_of_weights(tree["expert"]) for tree in (memory, longer))
     for name in before:
@@ -157,22 +161,25 @@ def test_memory_for_more_tasks_holds_the_same_loras():
 
 @pytest.mark.parametrize("composed", [True, False])
 def test_first_o_lora_task_with_weight_0_is_per_task_tuning(batch, composed):
-    per_task, own = learner_of(method_of(PerTask)), method_of(OLora, weight=0.0, composed=composed)
-    o_lora = learner_of(own)
+    own = method_with(OLora, weight=0.0, composed=composed)
+    per_task, o_lora = context_with(method_with(PerTask)), context_with(own)
     plain = random_trees(per_task)
     expert = plain.expert
-    active = dataclasses.replace(
-        plain, shared={"expert": expert}, expert={}, memory=own.init_memory(TASKS)
-    )
+    active = trees({"expert": expert}, own.init_memory(CONFIG, TASKS))
     states = [
-        init_train_state(chosen, start, jax.random.key(0))
+        init_train_state(chosen.method, OPTIMIZER, start, jax.random.key(0))
         for chosen, start in ((per_task, plain), (o_lora, active))
     ]
     for _ in range(3):
         losses = []
         for index, chosen in enumerate((per_task, o_lora)):
             states[index], metrics = compiled_step(
-                states[index], frozen_params(), batch, jnp.float32(1e-2), learner=chosen
+                states[index],
+                frozen_params(),
+                batch,
+                jnp.float32(1e-2),
+                context=chosen,
+                optimizer=OPTIMIZER,
             )
             losses.append(float(metrics["loss"]))
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -203,27 +210,31 @@ def test_cosine_by_hand():
     ],
 )
 def test_mocl_weights_are_a_softmax_over_the_experts_that_exist(training, finished, exists):
-    method = method_of(Mocl)
+    method = method_with(Mocl)
     memory = {"training": jnp.float32(training), "finished": jnp.float32(finished)}
-    trees = random_trees(learner_of(method), **memory)
+    parameters = random_trees(context_with(method), **memory)
     query = np.random.default_rng(2).standard_normal((5, CONFIG.width)).astype(np.float32)
-    vectors = wide(np.concatenate([trees.shared["vector"][None], trees.memory["vectors"]]))
+    vectors = wide(
+        np.concatenate([parameters.shared["vector"][None], parameters.memory["vectors"]])
+    )
     queries = wide(query)
     norms = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)[None]
     shares = np.exp(queries @ vectors.T / norms) * np.array([exists], np.float64)
-    weights = method.weights(trees.shared, trees.memory, query)
+    weights = method.weights(parameters, query)
     np.testing.assert_allclose(weights, shares / shares.sum(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_mocl_match_loss_and_its_gradient():
-    method = method_of(Mocl, match=0.7)
-    trees = random_trees(learner_of(method))
+    method = method_with(Mocl, match=0.7)
+    parameters = random_trees(context_with(method))
     query = np.random.default_rng(2).standard_normal((3, CONFIG.width)).astype(np.float32)
     real = np.array([1.0, 0.0, 1.0], np.float32)  # the second place is filled up
     one = batch_of(random_examples([2, 2, 2]), "lm", training=True)
-    seen = view(trees.memory, query=query, batch=dataclasses.replace(one, weights=real))
-    value, gradients = jax.value_and_grad(lambda s: method.penalty(s, seen)[0])(trees.shared)
-    q, v = wide(query)[[0, 2]], wide(trees.shared["vector"])
+    seen = inputs_of(query=query, batch=dataclasses.replace(one, weights=real))
+    value, gradients = jax.value_and_grad(
+        lambda shared: method.penalty(parameters.replace(shared=shared), seen).term
+    )(parameters.shared)
+    q, v = wide(query)[[0, 2]], wide(parameters.shared["vector"])
     units, norm = q / np.linalg.norm(q, axis=1, keepdims=True), np.linalg.norm(v)
     match = units @ v / norm
     np.testing.assert_allclose(value, 0.7 * np.mean(1 - match), rtol=1e-6)
@@ -233,21 +244,19 @@ def test_mocl_match_loss_and_its_gradient():
 
 
 def test_mocl_gives_each_token_its_own_sum_of_loras():
-    method = method_of(Mocl)
-    trees = random_trees(learner_of(method), training=jnp.ones(()), finished=jnp.float32(2))
+    method = method_with(Mocl)
+    parameters = random_trees(context_with(method), training=jnp.ones(()), finished=jnp.float32(2))
     generator = np.random.default_rng(3)
     x, query = generator.standard_normal((2, 6, CONFIG.width)).astype(np.float32)
-    layer = jax.tree.map(
-        lambda leaf: leaf[0], method.adapter(trees.shared, {}, trees.memory, query)
-    )
+    layer = jax.tree.map(lambda leaf: leaf[0], method.adapter(parameters, query))
     kernels = {
         name: frozen_params()["layers"]["feed_forward"][name]["kernel"][0]
         for name in ("gate_proj", "up_proj", "down_proj")
     }
     out = ffn_output(method, kernels, x, layer)
-    weights = wide(method.weights(trees.shared, trees.memory, query))
-    own = change_of_weights(trees.shared["expert"])
-    past = wide(trees.memory["expert"])
+    weights = wide(method.weights(parameters, query))
+    own = change_of_weights(parameters.shared["expert"])
+    past = wide(parameters.memory["expert"])
     for token in range(len(x)):
         merged = {}
         for name, kernel in wide(kernels).items():
@@ -276,7 +285,7 @@ def test_a_prompt_s_query_is_the_mean_of_its_words_without_its_answer():
     examples = random_examples(LENGTHS)
     words = wide(frozen_params()["embedder"]["embedding"])
     expected = [words[example.prompt].mean(axis=0) for example in examples]
-    mocl = learner_of(method_of(Mocl))
+    mocl = context_with(method_with(Mocl))
     for training in (True, False):
         chosen = batch_of(examples, "lm", training=training)
         query = prompt_query(frozen_params(), chosen, mocl)
@@ -287,14 +296,14 @@ def test_a_prompt_s_query_is_the_mean_of_its_words_without_its_answer():
 
 def test_mocl_s_loss_reaches_the_task_vector_through_the_weights_too(batch):
     """By finite differences of the instruction loss alone, along the gradient."""
-    mocl = learner_of(method_of(Mocl, match=0.0))
+    mocl = context_with(method_with(Mocl, match=0.0))
     active = random_trees(mocl, training=jnp.ones(()), finished=jnp.float32(2))
     whole = loss_of(mocl, active, batch)
 
     @jax.jit
     def of_vector(vector):
         shared = {**active.shared, "vector": vector}
-        return whole(dataclasses.replace(active, shared=shared, memory={}))[0]
+        return whole(active.replace(shared=shared, memory={}))[0]
 
     vector = active.shared["vector"]
     gradient = jax.grad(of_vector)(vector)
@@ -306,23 +315,24 @@ def test_mocl_s_loss_reaches_the_task_vector_through_the_weights_too(batch):
 
 
 def test_mocl_writes_what_one_pass_with_the_prompt_s_query_finds_most_probable():
-    mocl = learner_of(method_of(Mocl))
+    mocl = context_with(method_with(Mocl))
     active = random_trees(mocl, training=jnp.zeros(()), finished=jnp.float32(TASKS))
     # Experts so large, and so different, that the text depends on their weights.
     active = jax.tree.map(lambda leaf: leaf * 1.5, active)
     active.memory.update(training=jnp.zeros(()), finished=jnp.float32(TASKS))
     prompts = [example.prompt for example in random_examples(LENGTHS, seed=3)]
-    written = writer(mocl, frozen_params()).write(active, prompts, max_tokens=6, batch_size=8)
+    generator = generator_of(mocl, frozen_params())
+    written = generator.write(active, prompts, max_tokens=6, batch_size=8)
     examples = [
         TokenizedExample(prompt, 0, text) for prompt, text in zip(prompts, written, strict=True)
     ]
     layout = BatchLayout(len(examples), True, 32, 1, 6)
     one_pass = make_batch(examples, (), layout, task_index=0, class_count=0, training=False)
-    _, answered, _ = evaluation_step(active, frozen_params(), one_pass, learner=mocl)
+    _, answered, _ = evaluation_step(active, frozen_params(), one_pass, context=mocl)
     assert np.all(answered)
     other = dict(active.memory, vectors=-active.memory["vectors"])
-    changed = dataclasses.replace(active, memory=other)
-    rewritten = writer(mocl, frozen_params()).write(changed, prompts, max_tokens=6, batch_size=8)
+    changed = active.replace(memory=other)
+    rewritten = generator.write(changed, prompts, max_tokens=6, batch_size=8)
     assert any(np.any(a != b) for a, b in zip(written, rewritten, strict=True))
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from tiny import (
     CONFIG,
+    OPTIMIZER,
     TASK_INDEX,
     batch_of,
+    context_of,
     frozen_params,
-    learner,
-    random_active,
     random_examples,
+    random_parameters,
 )
 
-from moecl_jax.methods.base import View
-from moecl_jax.methods.losses import adversarial_losses, answer_loss, classification_loss
+from moecl_jax.methods import LossInputs
+from moecl_jax.methods.losses import answer_loss, classification_loss
+from moecl_jax.methods.moe_cl import adversarial_losses
 from moecl_jax.training.steps import init_train_state, loss
 
 ADVERSARIAL = ("paper", "original", "confusion")
@@ -204,25 +206,25 @@ def test_wrong_shapes_are_errors(call):
         call()
 
 
-@functools.partial(jax.jit, static_argnames="learner")
-def loss_and_gradients(active, frozen, learner):
-    state = init_train_state(learner, active, jax.random.key(0))
-    return jax.value_and_grad(loss, has_aux=True)(active, state, frozen, BATCH, learner)
+@functools.partial(jax.jit, static_argnames="context")
+def loss_and_gradients(active, frozen, context):
+    state = init_train_state(context.method, OPTIMIZER, active, jax.random.key(0))
+    return jax.value_and_grad(loss, has_aux=True)(active, state, frozen, BATCH, context)
 
 
 BATCH = batch_of(random_examples([5, 3]), "classification", training=True, batch_size=3)
 
 
-def whole_loss(active, learner):
+def whole_loss(active, context):
     """Value and metrics, and gradients, of the training loss."""
-    return loss_and_gradients(active, frozen_params(), learner)
+    return loss_and_gradients(active, frozen_params(), context)
 
 
 def test_alpha_0_is_plain_tuning():
     # Dropout is on: the discriminator must not change the masks either.
-    off = learner("classification", objective="off", dropout=0.3)
-    without = learner("classification", objective="paper", adversarial_alpha=0.0, dropout=0.3)
-    active = random_active(without)
+    off = context_of("classification", objective="off", dropout=0.3)
+    without = context_of("classification", objective="paper", adversarial_alpha=0.0, dropout=0.3)
+    active = random_parameters(without)
     shared = {name: active.shared[name] for name in ("expert", "gate")}
     (value, _), gradients = whole_loss(active, without)
     (value_off, _), gradients_off = whole_loss(active.replace(shared=shared), off)
@@ -233,13 +235,13 @@ def test_alpha_0_is_plain_tuning():
     )
 
 
-@functools.partial(jax.jit, static_argnames="learner")
-def penalty_gradients(active, frozen, learner):
+@functools.partial(jax.jit, static_argnames="context")
+def penalty_gradients(active, frozen, context):
     """Gradients of what is added to the instruction loss, and metrics."""
 
     def added(active):
-        state = init_train_state(learner, active, jax.random.key(0))
-        total, metrics = loss(active, state, frozen, BATCH, learner)
+        state = init_train_state(context.method, OPTIMIZER, active, jax.random.key(0))
+        total, metrics = loss(active, state, frozen, BATCH, context)
         return total - metrics["loss_instruction"], metrics
 
     return jax.grad(added, has_aux=True)(active)
@@ -247,8 +249,8 @@ def penalty_gradients(active, frozen, learner):
 
 @pytest.mark.parametrize("objective", ["paper", "original"])
 def test_descent_moves_discriminator_and_experts_against_each_other(objective):
-    chosen = learner("classification", objective=objective, adversarial_alpha=1.0)
-    active = random_active(chosen)
+    chosen = context_of("classification", objective=objective, adversarial_alpha=1.0)
+    active = random_parameters(chosen)
     gradients, metrics = penalty_gradients(active, frozen_params(), chosen)
     assert not gradients.head.any()
     stepped = jax.tree.map(lambda value, slope: value - 0.01 * slope, active, gradients)
@@ -263,31 +265,29 @@ def test_descent_moves_discriminator_and_experts_against_each_other(objective):
 
 
 def test_reported_loss_is_equation_10():
-    chosen = learner("classification", objective="paper", adversarial_alpha=1.0)
-    _, metrics = penalty_gradients(random_active(chosen), frozen_params(), chosen)
+    chosen = context_of("classification", objective="paper", adversarial_alpha=1.0)
+    _, metrics = penalty_gradients(random_parameters(chosen), frozen_params(), chosen)
     expected = metrics["loss_instruction"] - metrics["loss_adversarial"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_penalty_is_alpha_times_both_losses_of_the_current_task(reduction):
-    chosen = learner(
-        "classification",
-        objective="confusion",
-        adversarial_alpha=0.3,
-        adversarial_reduction=reduction,
+    chosen = context_of(
+        "classification", objective="confusion", adversarial_alpha=0.3, reduction=reduction
     )
-    active = random_active(chosen)
+    active = random_parameters(chosen)
     pooled = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, CONFIG.width)))
     reports = {"shared_pooled": pooled}
     phi = active.shared["discriminator"]
-    penalty, metrics = chosen.method.penalty(
-        active.shared, View({}, BATCH, reports, None, None, None)
-    )
+    penalty = chosen.method.penalty(active, LossInputs(BATCH, reports, None, None, None))
     gan, expert, accuracy = adversarial_losses(
         pooled, phi, jnp.int32(TASK_INDEX), jnp.array([1.0, 1.0, 0.0]), "confusion", reduction
     )
-    np.testing.assert_allclose(penalty, 0.3 * (gan + expert), rtol=1e-6)
-    assert metrics["loss_adversarial"] == gan
-    np.testing.assert_array_equal(metrics["discriminator_accuracy_by_layer"], accuracy)
-    assert metrics["discriminator_accuracy"] == accuracy.mean()
+    np.testing.assert_allclose(penalty.term, 0.3 * (gan + expert), rtol=1e-6)
+    # The discriminator's own loss is differentiated, and is no part of what the log has for L.
+    np.testing.assert_allclose(penalty.reported, 0.3 * expert, rtol=1e-6)
+    assert penalty.adversarial == gan
+    np.testing.assert_array_equal(penalty.metrics["discriminator_accuracy_by_layer"], accuracy)
+    assert penalty.metrics["discriminator_accuracy"] == accuracy.mean()
+    assert len(penalty.metrics) == 2

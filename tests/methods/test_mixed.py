@@ -1,20 +1,26 @@
 """Examples of several tasks in one batch score as each task's alone."""
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
-from moecl_jax.methods.state import Initializer, finish, look_up
-from moecl_jax.serving.evaluate import score, score_mixed
-from tiny import ANSWERS, TASKS, frozen_params, learner, random_examples, randomised
+from tiny import (
+    ANSWERS,
+    TASKS,
+    context_of,
+    frozen_params,
+    random_examples,
+    randomised,
+    starting_of,
+)
 
 from moecl_jax.data.batching import BatchLayout
-from moecl_jax.methods import METHODS, MoeCl
-from moecl_jax.methods.moe_cl import Options
+from moecl_jax.methods import METHODS
+from moecl_jax.methods.mixed import together
+from moecl_jax.methods.moe_cl import Adversarial, Options
 from moecl_jax.models.lora import TARGETS
-from moecl_jax.training.steps import evaluation_step, together
+from moecl_jax.serving.scoring import evaluation_step, score, score_mixed
 
 LENGTHS = [5, 3, 9, 1, 7, 4, 6]
 OF_EXAMPLE = [2, 0, 1, 1, 0, 2, 0]
@@ -24,15 +30,16 @@ LAYOUT = BatchLayout(4, True, 32, len(ANSWERS), max(map(len, ANSWERS)))
 
 def trained(chosen):
     """What answers for each of three tasks after the last, all weights random."""
-    initializer = Initializer(chosen.method, 0, chosen.head, len(ANSWERS))
-    stream = initializer.stream(TASKS)
+    starting = starting_of(chosen)
+    stream = starting.stream(TASKS)
     for task in range(TASKS):
-        active = initializer.begin(stream.shared, task, memory=stream.memory)
+        active = starting.begin(stream.shared, task, memory=stream.memory)
         shapes = jax.eval_shape(lambda: active)  # noqa: B023 -- called at once
         random = jax.tree.map(lambda leaf: leaf * (1 + task / 4), randomised(shapes, 0.3))  # noqa: B023
-        finished = initializer.finish(dataclasses.replace(random, memory=stream.memory), task, {})
-        stream = finish(stream, str(task), finished, CLASSES[task])
-    return [look_up(stream, str(task), len(ANSWERS)) for task in range(TASKS)]
+        begun = random.replace(memory=stream.memory)
+        finished = chosen.method.finish_task(begun, starting.task_end(task))
+        stream = stream.after(str(task), finished, CLASSES[task])
+    return [starting.task(stream, str(task), task) for task in range(TASKS)]
 
 
 @pytest.mark.parametrize(
@@ -47,11 +54,9 @@ def trained(chosen):
     ],
 )
 def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
-    chosen = learner(head, METHODS[name], targets=TARGETS)
-    if name == "moe_cl":
-        method = MoeCl(chosen.method.settings, chosen.method.config, Options(snapshot=snapshot))
-        chosen = dataclasses.replace(chosen, method=method)
-    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
+    options = Options(snapshot, Adversarial("paper")) if name == "moe_cl" else None
+    chosen = context_of(head, METHODS[name], options=options, targets=TARGETS)
+    step = jax.jit(functools.partial(evaluation_step, context=chosen))
     actives, examples = trained(chosen), random_examples(LENGTHS)
     answers = [ANSWERS, ANSWERS[1:], ANSWERS[::-1]] if head == "lm" else [()] * 3
     mixed = together(actives)

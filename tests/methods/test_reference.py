@@ -1,5 +1,6 @@
 """Parity with the original PyTorch implementation (see oracles/make_reference_fixture.py)."""
 
+import functools
 from pathlib import Path
 
 import chex
@@ -10,14 +11,20 @@ import pytest
 
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.methods import MethodSettings, MoeCl
+from moecl_jax.methods import TaskParameters
+from moecl_jax.methods.forward import StepContext, forward
+from moecl_jax.methods.moe_cl import Adversarial, MoeCl
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.heads import class_logits
-from moecl_jax.training.steps import Active, Learner, forward, init_train_state, loss, train_step
+from moecl_jax.models.lora import FFN_TARGETS
+from moecl_jax.models.model import Architecture
+from moecl_jax.models.settings import Lora
+from moecl_jax.training.steps import init_train_state, loss, make_optimizer, train_step
 
 CONFIG = DecoderConfig(97, 32, 64, 3, 4, 2, 8, rope_theta=10000.0, norm_epsilon=1e-5)
-SETTINGS = MethodSettings(4, 8.0, 0.0, ("gate_proj", "up_proj", "down_proj"), "original", 0.3)
-LEARNER = Learner(MoeCl(SETTINGS, CONFIG), "classification", jnp.float32, "none", 0.01, 0.0)
+METHOD = MoeCl(Lora(4, 8.0, 0.0, FFN_TARGETS), adversarial=Adversarial("original", 0.3))
+CONTEXT = StepContext(Architecture(CONFIG, jnp.float32), METHOD, "classification")
+OPTIMIZER = make_optimizer(weight_decay=0.01, clip_norm=0.0)
 PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 LAYER = "seq_module_.layer{}.wrapper_module_.mlp_."
 SHARED, TASK, TASK_INDEX = 0, 2, 1
@@ -70,7 +77,7 @@ def active_from(dump, prefix):
     phi = stack(dump, prefix + LAYER + "moes_.task_classifier_.weight").swapaxes(1, 2)
     head = dump[prefix + "seq_module_.output.wrapper_module_.layers_.amazon_score_.weight"].T
     shared = {"expert": expert(SHARED), "gate": gate, "discriminator": phi}
-    return Active(shared, expert(TASK), head)
+    return TaskParameters(shared, expert(TASK), head)
 
 
 def batch_from(dump, packed):
@@ -87,7 +94,7 @@ def batch_from(dump, packed):
 def test_forward_matches_the_original(dump, packed):
     active, batch = active_from(dump, "adapter0."), batch_from(dump, packed)
     hidden, reports = forward(
-        active, frozen_from(dump), batch, LEARNER, seeds=jnp.zeros(3, jnp.uint32)
+        active, frozen_from(dump), batch, CONTEXT, seeds=jnp.zeros(3, jnp.uint32)
     )
     logits = class_logits(hidden, batch.last_token, active.head, batch.class_count)
     np.testing.assert_allclose(logits, dump["out.pooled_logits"], atol=1e-5, rtol=0)
@@ -99,9 +106,9 @@ def test_forward_matches_the_original(dump, packed):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_every_gradient_matches_the_original(dump, packed):
-    state = init_train_state(LEARNER, active_from(dump, "adapter0."), jax.random.key(0))
+    state = init_train_state(METHOD, OPTIMIZER, active_from(dump, "adapter0."), jax.random.key(0))
     batch, frozen = batch_from(dump, packed), frozen_from(dump)
-    gradients, _ = jax.grad(loss, has_aux=True)(state.active, state, frozen, batch, LEARNER)
+    gradients, _ = jax.grad(loss, has_aux=True)(state.active, state, frozen, batch, CONTEXT)
     expected = active_from(dump, "grad.")
     chex.assert_trees_all_equal_structs(gradients, expected)
 
@@ -114,12 +121,12 @@ def test_every_gradient_matches_the_original(dump, packed):
 
 
 def test_three_training_steps_match_the_original(dump):
-    state = init_train_state(LEARNER, active_from(dump, "adapter0."), jax.random.key(0))
+    state = init_train_state(METHOD, OPTIMIZER, active_from(dump, "adapter0."), jax.random.key(0))
     batch, frozen = batch_from(dump, packed=False), frozen_from(dump)
-    step = jax.jit(train_step, static_argnames="learner")
+    step = jax.jit(functools.partial(train_step, context=CONTEXT, optimizer=OPTIMIZER))
     trajectory = []
     for _ in range(3):
-        state, metrics = step(state, frozen, batch, 2e-4, learner=LEARNER)
+        state, metrics = step(state, frozen, batch, 2e-4)
         trajectory.append([metrics["loss_instruction"], metrics["loss_adversarial"]])
     np.testing.assert_allclose(trajectory, dump["traj"], atol=1e-5, rtol=0)
     chex.assert_trees_all_close(state.active, active_from(dump, "adapter3."), atol=1e-6, rtol=0)

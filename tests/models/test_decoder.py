@@ -12,12 +12,12 @@ import pytest
 from backbone_files import write_folder
 from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples, writer
 
-from moecl_jax.kernels.linear import as_bits
+from moecl_jax.kernels import as_bits
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.attention import attention_context
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Block, Decoder
-from moecl_jax.models.experts import frozen_ffn
+from moecl_jax.models.experts import frozen_layer
 from moecl_jax.models.lora import no_term
 from moecl_jax.training.steps import Active, forward
 from moecl_jax.weights.load import load_backbone
@@ -181,7 +181,7 @@ def test_scan_equals_the_blocks_one_after_another():
         for layer in range(CONFIG.layers):
             block = {"params": jax.tree.map(lambda leaf: leaf[layer], params["layers"])}  # noqa: B023
             membership = jnp.ones((1, 5))
-            module = Block(CONFIG, frozen_ffn, no_term)
+            module = Block(CONFIG, frozen_layer, no_term)
             x, _ = module.apply(block, x, None, None, None, membership, context)
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + CONFIG.norm_epsilon)
         return x * params["final_norm"]["scale"][None]

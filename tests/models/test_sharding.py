@@ -116,6 +116,8 @@ def test_two_processes_train_as_one(runs, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "after five" in outputs[0][0]
     assert "after five" not in outputs[1][0]
+    assert "five: train 48" in outputs[0][1]
+    assert "five: train 48" not in outputs[1][1]
     assert_same_run(runs, tmp_path / "run", runs / "alone")
 
 

@@ -1,5 +1,6 @@
 """How library code tells what it does: the logger, silence, a reporter of one's own."""
 
+import ast
 import logging
 import threading
 
@@ -61,3 +62,16 @@ def test_the_silent_reporter_says_nothing(capfd, caplog):
         with reporting.current().task("spam", 2) as progress:
             progress.update(2, loss=1.0)
     assert (capfd.readouterr(), caplog.records) == (("", ""), [])
+
+
+def test_no_room_below_the_command_prints(repository):
+    package, printing = repository / "moecl_jax", {"__main__.py", "bench", "cli", "report"}
+    files = [p for p in package.rglob("*.py") if p.relative_to(package).parts[0] not in printing]
+    assert len(files) > 50
+    calls = [
+        f"{file}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert calls == []

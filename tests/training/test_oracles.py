@@ -13,7 +13,8 @@ from tiny import CONFIG, SETTINGS, randomised, writer
 
 from moecl_jax.methods.losses import adversarial_losses
 from moecl_jax.methods.sequential_lora import SequentialLora
-from moecl_jax.models.experts import FrozenFfn, moe_ffn
+from moecl_jax.models.experts import FrozenFfn
+from moecl_jax.models.experts import moe_layer as moe_layer
 from moecl_jax.models.lora import LayerContext, init_expert
 from moecl_jax.training.steps import Active, Learner
 from moecl_jax.weights.load import load_backbone, smollm2_file
@@ -132,7 +133,7 @@ def test_a_layer_and_its_adversarial_gradients_against_torch_autograd(objective)
     def ours(adapter, phi):
         frozen = FrozenFfn(*(lambda v, _, kernel=kernel: v @ kernel for kernel in kernels))
         context = LayerContext(jnp.asarray(membership), jnp.zeros((), jnp.uint32))
-        out, report = moe_ffn(
+        out, report = moe_layer(
             frozen, x, adapter, context, scale=scale, dropout_rate=0.0, adversarial=True
         )
         loss, expert_loss, _ = adversarial_losses(

@@ -26,7 +26,7 @@ from family_models import (
 from flax import traverse_util
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import as_bits
+from moecl_jax.kernels import as_bits
 from moecl_jax.models.attention import (
     attention_context,
     cached_attention_context,

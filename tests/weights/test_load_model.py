@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moecl_jax.errors import UserError
-from moecl_jax.kernels.linear import QuantizedKernel, as_bits, quantize_layers
-from moecl_jax.models.experts import frozen_ffn
+from moecl_jax.kernels import QuantizedKernel, as_bits, quantize_layers
+from moecl_jax.models.experts import frozen_layer
 from moecl_jax.models.lora import no_term
 from moecl_jax.models.model import Architecture
 from moecl_jax.models.sharding import ONE_DEVICE
@@ -66,8 +66,8 @@ def test_architectures_are_hashable_and_make_decoders(folder):
     assert len({model.architecture, again.architecture}) == 1
     ids = jnp.array([[1, 2, 3]])
     inputs = (ids, jnp.arange(3)[None], jnp.ones_like(ids), jnp.zeros_like(ids), jnp.ones((1, 3)))
-    training = model.decoder(frozen_ffn, no_term, training=True)
-    evaluation = model.decoder(frozen_ffn, no_term, training=False)
+    training = model.decoder(frozen_layer, no_term, training=True)
+    evaluation = model.decoder(frozen_layer, no_term, training=False)
     frozen = model.architecture.frozen_decoder()
     assert (training.remat, evaluation.remat, frozen.remat) == ("projections", "none", "none")
     states = [
@@ -82,7 +82,7 @@ def test_architectures_are_hashable_and_make_decoders(folder):
 def test_splash_attention_is_for_training_alone(folder):
     architecture = Architecture(load_backbone(folder).config, attention="splash")
     kernels = [
-        architecture.decoder(frozen_ffn, no_term, training=training).attention
+        architecture.decoder(frozen_layer, no_term, training=training).attention
         for training in (True, False)
     ]
     assert kernels == ["splash", "xla"]

@@ -36,6 +36,7 @@ __all__ = [
     "Record",
     "Source",
     "find_source",
+    "known_sources",
     "make_options",
     "open_document",
     "option_names",
@@ -60,7 +61,12 @@ SOURCES: dict[str, Source] = _found()
 """The sources of this package, by the names that definitions have for them."""
 
 
-def find_source(source: object, task: str) -> str | None:
+def known_sources() -> str:
+    """What a definition may call its source, for messages."""
+    return f"{', '.join(SOURCES)}, or 'package.module:Class'"
+
+
+def find_source(source: object, task: str) -> str:
     """The name of a source; one from outside the package is loaded, and its name holds it.
 
     Args:
@@ -68,11 +74,8 @@ def find_source(source: object, task: str) -> str | None:
             of one.
         task: the name of the task, for messages.
 
-    Returns:
-        The name, or None where a text is neither a key nor has a colon.
-
     Raises:
-        UserError: the class cannot be loaded, or it is no complete `Source`.
+        UserError: there is no such source, its class cannot be loaded, or is no complete `Source`.
     """
     what = f"task '{task}': source"
     if isinstance(source, Held):
@@ -80,7 +83,9 @@ def find_source(source: object, task: str) -> str | None:
     if isinstance(source, str):
         if ":" in source:
             return Held(source, _made(load_class(source, Source, what), f"{what} {source!r}"))
-        return source if source in SOURCES else None
+        if source not in SOURCES:
+            raise UserError(f"task '{task}': source = {source!r} must be one of {known_sources()}.")
+        return source
     made = source if isinstance(source, Source) else _made(check_class(source, Source, what), what)
     kind = type(made)
     if type(SOURCES.get(kind.name)) is kind:
@@ -156,7 +161,7 @@ def make_options(name: str, given: Any, task: str, taken: Collection[str]) -> An
     for key in given:
         if key not in names:
             raise UserError(
-                f"{where} has no field '{key}'.{suggestion(key, names)} Its own fields are "
+                f"{where} has no field '{key}'{suggestion(key, names) or '.'} Its own fields are "
                 f"{', '.join(names) or 'none'}."
             )
     default = dataclasses.MISSING

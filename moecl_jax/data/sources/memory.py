@@ -50,12 +50,11 @@ class Memory(Source):
         """
         value = getattr(task, split)
         if not isinstance(value, Held):
-            answer = "response" if task.free_form else "label"
             raise UserError(
                 f"task '{task.name}': its {split} examples were given in Python ({value}) and are "
                 "not part of a saved configuration. Pass a task with the same examples again: "
                 f"Task({task.name!r}, {split}=[{{{task.text_fields[0]!r}: ..., "
-                f"{task.answer_field!r}: {answer}}}, ...], ...), with the fields it had."
+                f"{task.answer_field!r}: ...}}, ...], ...), with the fields it had."
             )
         for index, fields in enumerate(value.held):
             yield Record(fields, f"{split}[{index}] of task '{task.name}'")
