@@ -88,8 +88,8 @@ def _complete(config: "ConfigDict", overrides: Sequence[str]) -> None:
     defaults = get_config(methods[-1] if methods else old)
     with config.unlocked():
         if methods and ":" in str(old):
-            for key in set(get_config(old)) - set(defaults):
-                config.pop(key, None)
+            for key in (set(get_config(old)) - set(defaults)) & set(config):
+                del config[key]
         _add_missing(config, defaults)
 
 
