@@ -13,10 +13,13 @@ from moecl_jax.config.file import load_config
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.runs.history import History
 from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.workdir import save_settings
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.session import open_stream
+from moecl_jax.serving.session import model_of, open_stream
 from moecl_jax.testing import write_model, write_task
 from moecl_jax.training.task_training import TaskTraining
+from moecl_jax.training.trainer import StreamTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {"two": 2, "five": 5, "fourteen": 14}
@@ -49,6 +52,22 @@ def tiny_config(folder: Path, **changes: Any) -> ConfigDict:
 def tiny_settings(folder: Path, **changes: Any) -> Settings:
     """The settings of `tiny_config`."""
     return from_config(tiny_config(folder, **changes))
+
+
+def evaluator_of(settings: Settings) -> Evaluator:
+    """Loads the model that settings name, and checks that model, method and tasks fit."""
+    method, tasks = settings.method_object(), settings.task_objects()
+    return Evaluator(model_of(settings), method, tasks, settings)
+
+
+def training_of(settings: Settings, workdir: Path) -> StreamTraining:
+    """The training of a stream in a workdir, to watch it from inside."""
+    evaluator = evaluator_of(settings)
+    model, keep = evaluator.model, settings.keep_shared
+    store = DiskStore(workdir, evaluator.tasks, evaluator.starting, model, keep)
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_settings(settings, workdir)  # so that it can be opened afterwards
+    return StreamTraining(evaluator, evaluator.load(), store, workdir)
 
 
 def stop_after(monkeypatch, steps: int) -> None:

@@ -127,7 +127,7 @@ def read_json(path: Path) -> "ConfigDict":
         if key not in known and not key.startswith("definitions."):
             raise UserError(
                 f"{path} has an unknown config key {key!r}; expected the config.json that "
-                "'moecl train' or 'moecl convert' writes into a workdir"
+                f"'moecl train' or 'moecl convert' writes into a workdir{suggestion(key, known)}"
             )
     return config
 

@@ -8,13 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import ANSWERS, frozen_params, learner, random_active, random_examples
+from tiny import (
+    ANSWERS,
+    OPTIMIZER,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+)
 
 from moecl_jax.data.batching import BatchLayout, computed_slots, make_batch, make_mixed_batch
+from moecl_jax.methods.mixed import together
 from moecl_jax.models.attention import attention_context
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.serving.scoring import evaluation_step
 from moecl_jax.serving.task_choice import feature_step
-from moecl_jax.training.steps import evaluation_step, init_train_state, together, train_step
+from moecl_jax.training.steps import init_train_state, train_step
 
 EXAMPLES = random_examples([40, 3, 41, 2, 39])
 GRID = BatchLayout(6, True, 64, len(ANSWERS), max(map(len, ANSWERS)))
@@ -68,11 +77,14 @@ def test_computed_slots_hold_every_token_and_positions_point_among_them(head, tr
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_step_is_that_of_all_slots(head):
-    chosen = dataclasses.replace(learner(head), remat="projections")
+    chosen = context_of(head)
+    architecture = dataclasses.replace(chosen.architecture, remat="projections")
+    chosen = dataclasses.replace(chosen, architecture=architecture)
 
     def stepped(batch):
-        state = init_train_state(chosen, random_active(chosen), jax.random.key(0))
-        step = jax.jit(functools.partial(train_step, learner=chosen))
+        parameters = random_parameters(chosen)
+        state = init_train_state(chosen.method, OPTIMIZER, parameters, jax.random.key(0))
+        step = jax.jit(functools.partial(train_step, context=chosen, optimizer=OPTIMIZER))
         state, metrics = step(state, frozen_params(), batch, np.float32(1e-3))
         return state.optimizer_state[1].mu, metrics  # a tenth of the gradient
 
@@ -83,20 +95,20 @@ def test_a_step_is_that_of_all_slots(head):
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_scores_answers_and_reports_are_those_of_all_slots(head):
-    chosen = learner(head)
-    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
+    chosen = context_of(head)
+    step = jax.jit(functools.partial(evaluation_step, context=chosen))
     grid, compact = (
-        step(random_active(chosen), frozen_params(), batch)
+        step(random_parameters(chosen), frozen_params(), batch)
         for batch in batches(head, training=False)
     )
     chex.assert_trees_all_close(compact, grid, rtol=1e-5, atol=1e-6)
 
 
 def test_scores_of_a_mixed_batch_are_those_of_all_slots():
-    chosen = learner("lm")
-    actives = together([random_active(chosen, deviation) for deviation in (0.2, 0.4)])
+    chosen = context_of("lm")
+    actives = together([random_parameters(chosen, deviation) for deviation in (0.2, 0.4)])
 
-    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
+    step = jax.jit(functools.partial(evaluation_step, context=chosen))
 
     def scores(layout):
         batch = make_mixed_batch(
@@ -109,7 +121,7 @@ def test_scores_of_a_mixed_batch_are_those_of_all_slots():
 
 
 def test_features_are_those_of_all_slots():
-    step = jax.jit(functools.partial(feature_step, learner=learner()))
+    step = jax.jit(functools.partial(feature_step, architecture=context_of().architecture))
     grid, compact = (
         step(frozen_params(), batch) for batch in batches("classification", training=True)
     )

@@ -7,14 +7,21 @@ import chex
 import jax
 import numpy as np
 import pytest
-from moecl_jax.config.experiment import build
-from streams import logged, tiny_config
-from tiny import ANSWERS, frozen_params, learner, random_active, random_examples
+from streams import evaluator_of, logged, tiny_settings
+from tiny import (
+    ANSWERS,
+    OPTIMIZER,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+)
 
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.errors import UserError
 from moecl_jax.training.steps import init_train_state, train_step
-from moecl_jax.training.trainer import train
+from moecl_jax.training.task_training import TrainingSteps
+from moecl_jax.training.trainer import optimizer_of, train
 
 EXAMPLES = random_examples([5, 3, 9, 1, 7])
 WHOLE = BatchLayout(6, True, 16, len(ANSWERS), max(map(len, ANSWERS)))
@@ -27,8 +34,8 @@ def batch(head, parts, count=5):
 
 
 @functools.cache
-def compiled_step(learner):
-    return jax.jit(functools.partial(train_step, learner=learner))
+def compiled_step(context):
+    return jax.jit(functools.partial(train_step, context=context, optimizer=OPTIMIZER))
 
 
 @pytest.mark.slow
@@ -36,10 +43,11 @@ def compiled_step(learner):
     ("head", "parts", "count"), [("lm", 4, 5), ("lm", 4, 1), ("classification", 2, 5)]
 )
 def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts, count):
-    chosen = learner(head)
+    chosen = context_of(head)
 
     def stepped(batch):
-        state = init_train_state(chosen, random_active(chosen), jax.random.key(0))
+        parameters = random_parameters(chosen)
+        state = init_train_state(chosen.method, OPTIMIZER, parameters, jax.random.key(0))
         step = compiled_step(chosen)
         state, metrics = step(state, frozen_params(), batch, np.float32(1e-3))
         return state.optimizer_state[1].mu, metrics  # a tenth of the gradient
@@ -63,17 +71,16 @@ def test_parts_are_near_equal_and_have_rows_of_one_length():
 
 @pytest.mark.slow
 def test_a_run_in_parts_is_the_same_run(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",), epochs=1, lora__dropout=0.0, batch__size=6)
-    train(config, tmp_path / "whole")
-    with config.unlocked():
-        config.batch.accumulation_steps = 3
-    train(config, tmp_path / "parts")
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1, lora__dropout=0.0, batch__size=6)
+    train(settings, tmp_path / "whole")
+    train(settings.changed({"batch": {"accumulation_steps": 3}}), tmp_path / "parts")
     for whole, parts in zip(logged(tmp_path / "whole"), logged(tmp_path / "parts"), strict=True):
         for name in ("loss", "loss_instruction", "gradient_norm"):
             np.testing.assert_allclose(parts[name], whole[name], rtol=1e-3, atol=1e-4)
 
 
 def test_more_parts_than_examples_are_refused(tmp_path):
-    config = tiny_config(tmp_path, batch__size=2, batch__accumulation_steps=3)
+    settings = tiny_settings(tmp_path, batch__size=2, batch__accumulation_steps=3)
+    evaluator = evaluator_of(settings)
     with pytest.raises(UserError, match="accumulation_steps = 3 exceeds the 2 examples of a"):
-        build(config)
+        TrainingSteps.compile(evaluator, (), optimizer_of(settings))

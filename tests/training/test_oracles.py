@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoders import SMOLLM2, logits_of, run
 from streams import ROOT
-from test_decoder import SMOLLM2, logits_of, run
-from tiny import CONFIG, SETTINGS, randomised, writer
+from tiny import CONFIG, LORA, generator_of, randomised
 
-from moecl_jax.methods.losses import adversarial_losses
+from moecl_jax.methods import TaskParameters
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.moe_cl import adversarial_losses
 from moecl_jax.methods.sequential_lora import SequentialLora
-from moecl_jax.models.experts import FrozenFfn
-from moecl_jax.models.experts import moe_layer as moe_layer
+from moecl_jax.models.experts import FrozenFfn, moe_layer
 from moecl_jax.models.lora import LayerContext, init_expert
-from moecl_jax.training.steps import Active, Learner
+from moecl_jax.models.model import Architecture
 from moecl_jax.weights.load import load_backbone, smollm2_file
 
 pytestmark = pytest.mark.oracle
@@ -73,9 +74,8 @@ def test_generated_tokens_are_those_of_transformers(oracle, tmp_path, stops):
     model = oracle.tiny_llama(tied=False)
     model.save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), np.dtype(np.float32))
-    settings = dataclasses.replace(SETTINGS, targets=())
-    method = SequentialLora(settings, backbone.config)
-    plain = Learner(method, "lm", jnp.float32, remat="none", weight_decay=0.0, clip_norm=0.0)
+    method = SequentialLora(dataclasses.replace(LORA, targets=()))
+    plain = StepContext(Architecture(backbone.config, jnp.float32), method, "lm")
     generator = np.random.default_rng(0)
     prompts = [generator.integers(0, 61, length).astype(np.int32) for length in (3, 11, 7)]
 
@@ -98,8 +98,8 @@ def test_generated_tokens_are_those_of_transformers(oracle, tmp_path, stops):
         rows = [by_transformers(prompt, end) for prompt in prompts]
         expected = [row[:-1] if row[-1] == end else row for row in rows]
         assert len(expected[1]) <= 6
-    active = Active({"expert": {}}, {}, {})
-    written = writer(plain, backbone.params, end).write(active, prompts, max_tokens=20)
+    active = TaskParameters({"expert": {}}, {}, {})
+    written = generator_of(plain, backbone.params, end).write(active, prompts, max_tokens=20)
     for got, wanted in zip(written, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
@@ -111,11 +111,11 @@ def test_a_layer_and_its_adversarial_gradients_against_torch_autograd(objective)
 
     rng = np.random.default_rng(0)
     tokens, width, ffn, tasks, task = 7, CONFIG.width, CONFIG.ffn_width, 3, 1
-    scale = SETTINGS.scale
+    scale = LORA.scale
     expert = {
         name: {factor: array[0] for factor, array in factors.items()}
         for name, factors in init_expert(
-            jax.random.key(0), dataclasses.replace(CONFIG, layers=1), 2, SETTINGS.targets
+            jax.random.key(0), dataclasses.replace(CONFIG, layers=1), 2, LORA.targets
         ).items()
     }
     adapter = {
