@@ -7,7 +7,7 @@
 # The data are read from ../shared/data/mtl5 (configs/mtl5_comparison.py says how to name another
 # folder). Takes hours. An interrupted comparison goes on where it stopped when run again. Arguments
 # given here hold over those below, but leave --workdir as it is. Delete runs/comparison to start
-# over. docs/comparison.md has the protocol.
+# over. docs/howto/comparison.md has the protocol.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" demo
 cd "$moecl_root"

@@ -40,7 +40,7 @@ Split = str | Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a task is and where its examples lie; docs/tasks.md explains it with examples.
+    """What a task is and where its examples lie; docs/howto/tasks.md explains it with examples.
 
     A label task chooses one of `labels`; a free-form task, which has a `response_field`, writes
     any text. A record may hold `input_ids`, the whole prompt in token ids, in place of its texts.

@@ -36,10 +36,11 @@ class Options(Section):
 
 
 class Mocl(OLora):
-    """As in O-LoRA the current expert is shared and the finished ones are in the memory.
+    """A LoRA a task, all of them weighed by how well their task vectors match the text.
 
-    Beside them the memory has the task vectors `[T, D]`, how many tasks are finished, and whether
-    a task is being trained, whose expert then is composed with the finished ones.
+    As in O-LoRA the current expert is shared and the finished ones are in the memory. Beside them
+    the memory has the task vectors `[T, D]`, how many tasks are finished, and whether a task is
+    being trained, whose expert then is composed with the finished ones.
     """
 
     name: ClassVar[str] = "mocl"

@@ -64,7 +64,7 @@ class Options(Section):
 
 
 class MoeCl(Method):
-    """Shared expert, gate and discriminator for all tasks; an expert a task."""
+    """A shared LoRA expert and one a task, mixed by a token-wise gate and trained adversarially."""
 
     name: ClassVar[str] = "moe_cl"
     Options: ClassVar[type[Any]] = Options

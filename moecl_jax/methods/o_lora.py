@@ -39,9 +39,10 @@ class Options(Section):
 
 
 class OLora(Method):
-    """The current task's LoRA is the shared tree; those of finished ones are in the memory.
+    """A LoRA a task, each in a subspace orthogonal to the earlier ones, all of them added.
 
-    The memory holds them side by side as one LoRA of rank T r, zero where a task is to come.
+    The current task's LoRA is the shared tree. The memory holds those of finished tasks side by
+    side as one LoRA of rank T r, zero where a task is to come.
     """
 
     name: ClassVar[str] = "o_lora"
