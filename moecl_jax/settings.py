@@ -52,11 +52,12 @@ class Section:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if isinstance(field.default, bool | int | float | str | tuple):
-                key = f"{self.KEY}.{field.name}" if self.KEY else field.name
-                value = typed(key, getattr(self, field.name), field.default)
-                object.__setattr__(self, field.name, value)
-                _check_range(key, value, field.metadata.get("limits", {}))
+            if field.default is dataclasses.MISSING:
+                continue
+            key = f"{self.KEY}.{field.name}" if self.KEY else field.name
+            value = typed(key, getattr(self, field.name), field.default)
+            object.__setattr__(self, field.name, value)
+            _check_range(key, value, field.metadata.get("limits", {}))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -74,23 +75,24 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
     Args:
       cls: a dataclass whose fields all have defaults.
       key: name of the section in messages.
-      values: by field; what is left out has its default. A field that is a section itself may be
-        given as a mapping too, and has its own name in messages.
+      values: values by field; what is left out has its default. A field that is a section itself
+        may be given as a mapping too, and has its own name in messages.
 
     Raises:
       UserError: `values` is no mapping, a key is unknown, or a value is not allowed.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"config: {key} = {values!r} must be a section of keys and values")
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    refuse_unknown([f"{key}.{name}" for name in values], [f"{key}.{name}" for name in defaults])
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    refuse_unknown([f"{key}.{name}" for name in values], [f"{key}.{name}" for name in fields])
     checked: dict[str, Any] = {}
     for name, value in values.items():
-        default = defaults[name]
+        place, default = f"{key}.{name}", fields[name].default
         if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
             checked[name] = section(type(default), name, value)
         else:
-            checked[name] = typed(f"{key}.{name}", value, default)
+            checked[name] = typed(place, value, default)
+            _check_range(place, checked[name], fields[name].metadata.get("limits", {}))
     try:
         return cls(**checked)
     except UserError as error:
@@ -117,15 +119,18 @@ def refuse_unknown(keys: Iterable[str], known: Sequence[str]) -> None:
 def typed(key: str, value: Any, default: Any) -> Any:
     """A value in the type of its default.
 
-    Whole numbers stand for floats and lists for tuples; nothing else is converted.
+    Whole numbers stand for floats, lists for tuples and mappings for sections; nothing else is
+    converted.
 
     Raises:
       UserError: the value has another type, or is a number that is not finite.
     """
     expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
     kind = type(default)
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
+    if dataclasses.is_dataclass(default):
+        return value if isinstance(value, kind) else section(kind, key.rpartition(".")[2], value)
+    if isinstance(default, tuple):
+        return _tuple(key, value, default)
     if kind not in expected or (type(value) is kind and kind is not float):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -133,6 +138,13 @@ def typed(key: str, value: Any, default: Any) -> Any:
             return float(value)
         raise UserError(f"config: {key} = {value} must be a finite number")
     raise UserError(f"config: {key} = {value!r} must be {expected[kind]}")
+
+
+def _tuple(key: str, value: Any, default: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list or tuple as a tuple, its values in the type of the default's first one."""
+    if not isinstance(value, list | tuple):
+        raise UserError(f"config: {key} = {value!r} must be a list of values, such as {default}")
+    return tuple(typed(key, each, default[0]) if default else each for each in value)
 
 
 def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:

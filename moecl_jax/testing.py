@@ -81,11 +81,11 @@ def write_task(
 
     Args:
       folder: gets `NAME_train.jsonl`, `NAME_validation.jsonl` and `NAME_test.jsonl`.
-      name: of the task.
+      name: name of the task.
       classes: number of labels; label c is the word `w{c}`, told by the word `w{c + classes}`.
-      examples: of each split.
+      examples: number of examples in each split.
       length: words of a text.
-      seed: of the texts.
+      seed: seed of the texts.
 
     Returns:
       The fields of a `moecl_jax.data.task.Task`.

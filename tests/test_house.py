@@ -1,6 +1,7 @@
 """The house: rooms import from rooms below alone, no library code prints, files are short."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,12 @@ def test_every_public_name_is_there():
         assert getattr(moecl_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'trainer'"):
         moecl_jax.trainer  # noqa: B018
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_the_description_of_an_argument_can_be_read_alone(file):
+    fragment = re.compile(r"^ +[a-z_]+(, [a-z_]+)*: (of|as|in|by|from|with) ", re.MULTILINE)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            found = fragment.search(ast.get_docstring(node) or "")
+            assert not found, f"{file.relative_to(PACKAGE)}: {found[0].strip()} ..."

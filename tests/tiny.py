@@ -69,6 +69,12 @@ def context_of(
     return StepContext(Architecture(CONFIG, jnp.float32), chosen, head)
 
 
+def with_architecture(context: StepContext, **changes: Any) -> StepContext:
+    """The context with changes to its architecture, such as `remat="full"`."""
+    architecture = dataclasses.replace(context.architecture, **changes)
+    return dataclasses.replace(context, architecture=architecture)
+
+
 def starting_of(context: StepContext, **values: Any) -> StartingValues:
     """Starting values for `ANSWERS`' task."""
     sizes = context.architecture.sizes

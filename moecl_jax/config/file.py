@@ -46,7 +46,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
 
     path = Path(file)
     config = read_json(path) if path.suffix == ".json" else _run_config_file(file)
-    _add_sections_of_method(config, overrides)
+    _complete(config, overrides)
     for override in overrides:
         _check_override(override, config)
     values = flags.FlagValues()
@@ -71,23 +71,34 @@ def load_settings(file: str, overrides: Sequence[str] = ()) -> "Settings":
     return from_config(load_config(file, overrides))
 
 
-def _add_sections_of_method(config: "ConfigDict", overrides: Sequence[str]) -> None:
-    """Gives a config the default options of a method from outside, so that they can be overridden.
+def _complete(config: "ConfigDict", overrides: Sequence[str]) -> None:
+    """Gives a config the keys that it lacks, with their defaults, so that they can be overridden.
+
+    A method from outside has a section of its own. Where an override names another method than the
+    file, the section of the file's goes.
 
     Raises:
       UserError: the method cannot be imported, or is no method.
     """
     from moecl_jax.config.default import get_config
 
-    method = config.get("method")
-    for override in overrides:
-        key, _, value = OVERRIDE.sub("", override, count=1).partition("=")
-        method = value if key == "method" else method
-    if isinstance(method, str) and ":" in method:
-        with config.unlocked():
-            for key, value in get_config(method).items():
-                if key not in config:
-                    config[key] = value
+    old = config.get("method", "moe_cl")
+    named = [OVERRIDE.sub("", override, count=1).partition("=") for override in overrides]
+    methods = [value for key, _, value in named if key == "method"]
+    defaults = get_config(methods[-1] if methods else old)
+    with config.unlocked():
+        if methods and ":" in str(old):
+            for key in (set(get_config(old)) - set(defaults)) & set(config):
+                del config[key]
+        _add_missing(config, defaults)
+
+
+def _add_missing(config: "ConfigDict", defaults: "ConfigDict") -> None:
+    for key, value in defaults.items():
+        if key not in config:
+            config[key] = value
+        elif hasattr(value, "items") and hasattr(config[key], "items"):
+            _add_missing(config[key], value)
 
 
 def read_json(path: Path) -> "ConfigDict":
@@ -116,7 +127,7 @@ def read_json(path: Path) -> "ConfigDict":
         if key not in known and not key.startswith("definitions."):
             raise UserError(
                 f"{path} has an unknown config key {key!r}; expected the config.json that "
-                "'moecl train' or 'moecl convert' writes into a workdir"
+                f"'moecl train' or 'moecl convert' writes into a workdir{suggestion(key, known)}"
             )
     return config
 

@@ -48,7 +48,7 @@ class Grid:
       overrides: flags `--config.KEY=VALUE` for all runs.
       variants: methods, each with its own settings, if any, after colons.
       orders: values of `order=` in the config file's argument; None to leave it as it is.
-      seeds: of the runs.
+      seeds: seeds of the runs.
 
     Raises:
       UserError: one of them is malformed, empty or given twice.
@@ -125,7 +125,7 @@ class Outcome:
 
     Attributes:
       finished: entries of `runs` in sweep.json that have results, by variant.
-      failures: of this call's runs, with the reasons.
+      failures: runs of this call that failed, with the reasons.
     """
 
     finished: list[dict[str, Any]]
@@ -346,7 +346,8 @@ def _check_variant(variant: str) -> None:
     try:
         find_method(method)
     except UserError as error:
-        raise UserError(f"--methods: {str(error).removeprefix('config: ')}") from error
+        reason = str(error).removeprefix("config: ").removeprefix("method = ")
+        raise UserError(f"--methods: {reason}") from error
     for setting in settings:
         _refuse_key_of_the_grid(setting, variant)
 

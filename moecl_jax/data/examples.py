@@ -26,7 +26,7 @@ class Example:
         text: what stands for "{text}" of the template; "" when there are `input_ids`.
         label: the class; 0 in a free-form task.
         where: "file:line" or "data set split row n".
-        response: of a free-form task, else "".
+        response: response of a free-form task, else "".
         input_ids: the whole prompt in token ids, in place of the text.
     """
 

@@ -47,7 +47,7 @@ class BatchSettings(Section):
 
     Attributes:
       size: examples of a training batch.
-      accumulation_steps: in how many parts a training batch is computed, one after another. Their
+      accumulation_steps: number of parts of a training batch, computed one after another. Their
         gradients are summed: less memory, the same step. Dropout draws other masks.
       evaluation_size: examples of an evaluation batch.
       layout: packed (several examples share a row of slots, so that few are padding), padded (one

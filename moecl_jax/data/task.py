@@ -58,8 +58,8 @@ class Task:
             "memory" where it is left out and a split is a sequence of examples.
         path: the folder of the files ("" for the working directory); with source "huggingface"
             a hub name or a local folder; with "quickstart" a key of `quickstart.DATASETS`.
-        subset: with source "huggingface", which of several data sets in `path` is meant ("mnli"
-            of "nyu-mll/glue"): the hub's configuration, or a folder in the local folder.
+        subset: which of several data sets in `path` is meant ("mnli" of "nyu-mll/glue"), with
+            source "huggingface": the hub's configuration, or a folder in the local folder.
         train, validation, test: file paths relative to `path`, or split names; all empty with
             source "none". With source "memory" an iterable of mappings, such as a list of
             dictionaries or a `datasets.Dataset`, or None. Without `train` a task cannot be trained,

@@ -44,9 +44,9 @@ class TokenizedExample:
     Attributes:
         prompt: token ids, int32 [P].
         label: class of the answer; 0 in a free-form task.
-        response: of a free-form task, ids of the response with its end of sequence, int32 [A];
+        response: ids of a free-form task's response with its end of sequence, int32 [A];
             a response that was cut has no end. None in a label task.
-        response_text: of a free-form task, the whole response.
+        response_text: whole response of a free-form task, else "".
         text: what stands in the template, whole; "" where the prompt was given as `input_ids`.
     """
 
@@ -64,9 +64,9 @@ class TokenizedTask:
     Attributes:
         definition: what was tokenised.
         splits: examples by "train", "validation" and "test".
-        truncated: by split, how many prompts were cut to fit.
-        truncated_responses: by split, how many responses were cut to fit.
-        dropped: by split, how many examples were left out because they did not fit.
+        truncated: number of prompts that were cut to fit, by split.
+        truncated_responses: number of responses that were cut to fit, by split.
+        dropped: number of examples that were left out because they did not fit, by split.
     """
 
     definition: Task
@@ -133,7 +133,7 @@ def prompt_limit(
     """The most tokens of a prompt, so that it fits in max_length with any answer of the task.
 
     Args:
-        definition: of the task.
+        definition: what the task is.
         answers: ids of each label's text; empty with a classification head.
         max_length: tokens of a prompt and an answer together.
         max_response: tokens of a free-form task's response.
@@ -319,7 +319,7 @@ def tokenize_prompt(
 
     Args:
         text: what stands for "{text}".
-        prompt_form: of the task.
+        prompt_form: how the task's prompts are written.
         tokenizer: a fast tokenizer.
         max_prompt: the most tokens of the result.
 

@@ -42,7 +42,7 @@ def attention(
       key: `[R, C, G, K]`.
       value: `[R, C, G, K]`.
       mask: `[R, 1, S, C]`, which keys each query sees; at least one.
-      scale: of the scores.
+      scale: factor of the scores.
       causal: whether the keys are those of the queries' own slots, and the mask hides later ones.
       segments: `[R, S]`, of which text a token is, 0 for padding. "splash" needs it, and hides by
         it what the mask hides.

@@ -17,7 +17,7 @@ def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
 
     Args:
       x: `[N, I]`.
-      rate: in [0, 1).
+      rate: probability in [0, 1).
       seed: uint32 scalar; `None` (evaluation) returns `x`.
     """
     if seed is None or rate == 0.0:

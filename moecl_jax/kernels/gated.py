@@ -26,7 +26,7 @@ def gated_activation(
       gate: `[N, F]` in float32.
       up: `[N, F]` in float32.
       activation: applied to each element, such as `jax.nn.silu`.
-      dtype: of the result, as the next product takes it.
+      dtype: dtype of the result, as the next product takes it.
 
     Returns:
       `[N, F]`.

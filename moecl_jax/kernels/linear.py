@@ -46,7 +46,7 @@ def dot(x: jax.Array, kernel: StoredKernel, dtype: Any = None, kernel_axis: int 
     Args:
       x: `[..., N, I]`.
       kernel: `[..., I, O]`; cast to the dtype of `x`.
-      dtype: of the result; the default is that of `x`.
+      dtype: dtype of the result; that of `x` by default.
       kernel_axis: -1 where the kernel is `[..., O, I]`.
 
     Returns:
@@ -65,7 +65,7 @@ def affine(
       x: `[N, I]`.
       kernel: W `[I, O]` as it is stored: an array, its bits, or quantised.
       bias: `[O]`, an array or its bits, or `None`.
-      dtype: of the result; the default is that of `x`.
+      dtype: dtype of the result; that of `x` by default.
 
     Returns:
       `[N, O]`.
@@ -135,7 +135,7 @@ def from_rank(
       factors: `b` `[r, O]`, and optionally `weights` `[N, r]` for each token.
       scale: lora_alpha / r.
       weight: `[N, 1]`, applied to the r-wide middle, where it is cheapest, or `None`.
-      dtype: of the product's operands.
+      dtype: dtype of the product's operands.
 
     Returns:
       `[N, O]` in float32.

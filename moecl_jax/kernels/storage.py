@@ -23,9 +23,9 @@ class QuantizedKernel:
     """A frozen kernel `[I, O]` as small integers with a scale for each group of inputs.
 
     Attributes:
-      values: of 8 bits: int8 `[I, O]`. Of 4 bits: uint8 `[I / 2, O]`, input i in the lower half of
-        the bytes in row i, input I / 2 + i in their upper half, both plus 8. (XLA's CPU backend
-        spends a byte on an int4, and would widen all layers' at once.)
+      values: integers of 8 bits: int8 `[I, O]`. Those of 4 bits: uint8 `[I / 2, O]`, input i in the
+        lower half of the bytes in row i, input I / 2 + i in their upper half, both plus 8. (XLA's
+        CPU backend spends a byte on an int4, and would widen all layers' at once.)
       scale: `[I / 32, O]`; groups are smaller where 32 does not divide I.
     """
 

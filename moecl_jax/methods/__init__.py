@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 from typing import Any
 
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, suggestion
 from moecl_jax.methods.base import (
     LossInputs,
     Method,
@@ -62,14 +62,16 @@ def find_method(name: str | type[Method]) -> type[Method]:
         method = check_method(name)
         _passed[spec_of(method)] = method
         return method
+    if not isinstance(name, str):
+        raise UserError(f"config: method = {name!r} must be a method's name, or its class")
     if name in _passed:
         return _passed[name]
     if ":" in name:
         return check_method(load_class(name, Method, "method"))
     if name not in METHODS:
         raise UserError(
-            f"config: method = {name!r} is not one of {', '.join(METHODS)}; one of your own is "
-            "named 'package.module:Class'"
+            f"config: method = {name!r} is not one of {', '.join(METHODS)}"
+            f"{suggestion(name, METHODS)}; one of your own is named 'package.module:Class'"
         )
     return METHODS[name]
 

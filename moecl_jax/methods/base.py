@@ -193,7 +193,7 @@ class Method(abc.ABC):
         """What the layers are given: a tree whose leaves have a leading axis L.
 
         Args:
-          parameters: of the task that is trained or answered for.
+          parameters: parameters of the task that is trained or answered for.
           query: where the method reads it, mean frozen word embedding of each token's prompt,
             `[N, D]` float32.
         """
@@ -237,7 +237,7 @@ class Method(abc.ABC):
         """What the parameters become when their task is finished.
 
         Args:
-          parameters: as trained, with the memory that the task trained with, as NumPy arrays.
+          parameters: trained parameters, with the memory that the task trained with, as NumPy.
           end: what else may be asked of the task.
 
         Returns:

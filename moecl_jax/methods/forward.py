@@ -62,7 +62,7 @@ def forward(
     """Final hidden states `[N, D]` and the layers' reports.
 
     Args:
-      parameters: of the task, or of several (`mixed.together`).
+      parameters: parameters of the task, or of several (`mixed.together`).
       frozen: parameters of the frozen decoder.
       batch: one batch.
       context: static parts.

@@ -54,7 +54,7 @@ def adapter(
 
     Args:
       method: method of all the tasks.
-      parameters: of E tasks, as `together` gives them.
+      parameters: parameters of E tasks, as `together` gives them.
       membership: `[B, N]`, 1 where a token is a real token of an example.
       task_index: `[B]`, each example's task, as an index into the E.
     """

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from moecl_jax.errors import UserError
 from moecl_jax.methods.base import Method
 from moecl_jax.settings import section
 
@@ -33,7 +34,10 @@ def from_sections(method: type[Method], sections: Mapping[str, Mapping[str, Any]
     Raises:
       UserError: a key is unknown, or a value is not allowed.
     """
-    values = dict(sections.get(method.name, {}))
+    values = sections.get(method.name, {})
+    if not isinstance(values, Mapping):
+        raise UserError(f"config: {method.name} = {values!r} must be a section of keys and values")
+    values = dict(values)
     for field in dataclasses.fields(method.Options):
         if dataclasses.is_dataclass(field.default) and field.name in sections:
             values[field.name] = sections[field.name]

@@ -142,8 +142,8 @@ def attend(
       query: `[R, S, H, K]`.
       key: `[R, C, G, K]`.
       value: `[R, C, G, K]`.
-      context: with the mask of this kind of layer.
-      config: of the decoder.
+      context: context with the mask of this kind of layer.
+      config: sizes and constants of the decoder.
       implementation: a name of `kernels.ATTENTIONS`, which `check_attention` has let pass.
 
     Returns:
@@ -167,9 +167,9 @@ def check_attention(name: str, config: DecoderConfig, dtype: Any, devices: int) 
     """Refuses what an implementation of attention cannot do.
 
     Args:
-      name: of `kernels.ATTENTIONS`.
-      config: of the decoder.
-      dtype: of activations.
+      name: key of `kernels.ATTENTIONS`.
+      config: sizes and constants of the decoder.
+      dtype: dtype of activations.
       devices: that the model is on.
 
     Raises:

@@ -50,7 +50,7 @@ class DecoderConfig:
       norm_epsilon: epsilon of RMSNorm.
       tied_embeddings: whether the output projection is the token embedding.
       context_length: positions the model was trained on.
-      activation: of the feed-forward network's gate.
+      activation: activation of the feed-forward network's gate.
       attention_bias: the attention projections that add a bias, of q_proj, k_proj, v_proj, o_proj.
       qk_norm: whether queries and keys are normalised, and on which side of the rotary embedding.
       post_norms: whether the outputs of attention and feed-forward network are normalised too.

@@ -240,7 +240,7 @@ class Decoder(nn.Module):
 
     Attributes:
       config: the architecture.
-      dtype: of activations and products; norms, softmax and logits are float32.
+      dtype: dtype of activations and products; norms, softmax and logits are float32.
       feed_forward: what happens inside the FFN; the default is the frozen model itself.
       attention_term: what is added to attention's projections; the default adds nothing.
       remat: "none", or a name of `REMAT_POLICIES`: what is recomputed in the backward pass.
@@ -323,8 +323,8 @@ class Decoder(nn.Module):
         Args:
           tokens: `[R, S]` ids, one text a row.
           positions: `[R, S]`, ascending by one.
-          cache: of all layers.
-          adapter: as in a call.
+          cache: keys and values of all layers.
+          adapter: pytree of the experts, as `__call__` takes it.
 
         Returns:
           `[N, D]`, after the final norm, and the cache with the tokens in it.

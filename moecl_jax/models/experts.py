@@ -105,7 +105,7 @@ def moe_layer(
         `[E, 2, D]` of several tasks and `choice` `[N, E]`, 1 for the task a token belongs to.
       context: membership of tokens and dropout seed.
       scale: c, lora_alpha / r.
-      dropout_rate: of both experts, each of which draws its own masks.
+      dropout_rate: dropout rate of both experts, each of which draws its own masks.
       adversarial: whether the discriminator's input is wanted.
 
     Returns:

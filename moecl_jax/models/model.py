@@ -21,7 +21,7 @@ class Architecture:
 
     Attributes:
       sizes: sizes and constants of the decoder.
-      dtype: of activations and products, float32 or bfloat16.
+      dtype: dtype of activations and products, float32 or bfloat16.
       remat: "none", or a key of `moecl_jax.models.decoder.REMAT_POLICIES`: what training
         recomputes in the backward pass.
       attention: a key of `moecl_jax.models.attention.ATTENTIONS`: what computes attention.

@@ -69,7 +69,7 @@ class Placement:
     """Where arrays lie.
 
     Attributes:
-      mesh: with the axes `AXES`; None for one device, where nothing has to be placed.
+      mesh: mesh with the axes `AXES`; None for one device, where nothing has to be placed.
     """
 
     mesh: Mesh | AbstractMesh | None = None

@@ -115,7 +115,7 @@ class TaskCheckpoints:
           own: its expert and head.
           shared: the shared trees and memory of the moment.
           record: JSON-serialisable facts, such as the accuracies so far.
-          features: of all tasks so far, which take the place of those saved with earlier tasks.
+          features: features of all tasks so far, which replace those saved with earlier tasks.
           keep_shared: how many of the newest tasks keep the shared trees of their moment; 0: all.
         """
         path = self._finished(index, name)

@@ -30,9 +30,9 @@ class TaskFeatures:
     """What is known of T tasks' features.
 
     Attributes:
-      names: of the tasks.
-      means: `[T, D]` float32.
-      counts: `[T]` int32, of texts.
+      names: names of the tasks.
+      means: `[T, D]` float32, mean of each task's features.
+      counts: `[T]` int32, number of each task's texts.
       scatter: `[D, D]` float32, sum of (x - mu)(x - mu)^T over the texts of all tasks, each about
         its own task's mean.
     """
@@ -100,7 +100,7 @@ def shrink(correlation: np.ndarray, count: int) -> np.ndarray:
     """Correlations `[D, D]` shrunk towards the identity by the module's rho.
 
     Args:
-      correlation: of a sample.
+      correlation: `[D, D]`, correlations of a sample.
       count: n, its degrees of freedom.
     """
     width = len(correlation)

@@ -19,7 +19,7 @@ class Evaluation:
       log_likelihood: mean log of the right label's share of exp(scores); in a free-form task mean
         log-probability of the responses.
       right: `[n]` bool, whether each example is answered rightly; empty in a free-form task.
-      shared_weight: in MoE-CL, mean weight of the shared expert in each layer; else empty.
+      shared_weight: mean weight of MoE-CL's shared expert in each layer; else empty.
     """
 
     accuracy: float
@@ -43,7 +43,7 @@ class History:
       validation: validation accuracy of the weights kept of each task.
       global_step: number of steps done in all finished tasks.
       wall_seconds: seconds spent until the last task was finished.
-      gate_weights: in MoE-CL, mean weight of the shared expert by task and layer, after the task
+      gate_weights: mean weight of MoE-CL's shared expert by task and layer, after the task
         that was finished last.
       converted: number of finished tasks that came with a converted checkpoint.
       task_free: after the last task of the stream, results where each text's task is chosen.

@@ -87,7 +87,8 @@ class Settings(Section):
       definitions: fields of tasks by name (docs: Tasks).
       model: how the frozen LLM is loaded and computed.
       lora: the low-rank experts.
-      options: the methods' own sections, each a mapping of keys and values.
+      options: the methods' own sections, each a mapping of keys and values; what is left out has
+        its default.
       data: which examples are read, and how they are cut.
       batch: sizes and layout of batches.
       mesh: the mesh of devices.
@@ -98,9 +99,9 @@ class Settings(Section):
       log_every: steps between two logged ones.
       checkpoint_every: steps between two checkpoints inside a task; the end of an epoch is always
         saved.
-      keep_shared: with how many of the newest finished tasks the shared trees and memory of their
-        moment are kept; 0: with all. Older ones serve to go back to that task, and to fill its row
-        of the matrix for tasks that are added to the stream.
+      keep_shared: number of the newest finished tasks with which the shared trees and memory of
+        their moment are kept; 0: all of them. Older ones serve to go back to that task, and to fill
+        its row of the matrix for tasks that are added to the stream.
     """
 
     seed: int = setting(0, least=0, below=2**63)
@@ -123,6 +124,12 @@ class Settings(Section):
     checkpoint_every: int = setting(200, least=1)
     keep_shared: int = setting(0, least=0)
 
+    def __post_init__(self) -> None:
+        """Checks all values, and completes `options`."""
+        super().__post_init__()
+        _check_definitions(self.definitions)
+        object.__setattr__(self, "options", _options(find_method(self.method), self.options))
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Settings out of a config's nested mapping; what is left out has its default.
@@ -132,22 +139,10 @@ class Settings(Section):
         """
         method = find_method(values.get("method", cls.method))
         defaults = _option_defaults(method)
-        top = {field.name for field in dataclasses.fields(cls)} - {"options"}
         known = {**SECTIONS, **defaults}
-        keys = list(_keys(values, known))
-        refuse_unknown(keys, sorted(_known_keys(top, defaults)))
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            if name in SECTIONS:
-                found[name] = SECTIONS[name].from_mapping(value)
-            elif name not in defaults:
-                found[name] = value
-        _check_definitions(found.get("definitions", {}))
-        options = {
-            name: {**default, **values.get(name, {})} for name, default in defaults.items()
-        }
-        for each in _methods(method):  # all sections are checked, not the method's alone
-            from_sections(each, options)
+        refuse_unknown(_keys(values, known), sorted(_known_keys(defaults)))
+        found = {name: value for name, value in values.items() if name not in defaults}
+        options = {name: value for name, value in values.items() if name in defaults}
         return cls(**found, options=options)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -156,9 +151,7 @@ class Settings(Section):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "options":
-                defaults = _option_defaults(find_method(self.method))
-                for name, keys in defaults.items():
-                    content[name] = {**keys, **value.get(name, {})}
+                content |= {name: dict(keys) for name, keys in value.items()}
             elif isinstance(value, Section):
                 content[field.name] = dataclasses.asdict(value)
             elif field.name == "definitions":
@@ -177,12 +170,16 @@ class Settings(Section):
           UserError: a key is unknown, or a value is not allowed.
         """
         content = self.to_mapping()
+        if "method" in changes:  # the sections of a method from outside go with it
+            known = _option_defaults(find_method(changes["method"]))
+            for name in self.options.keys() - known.keys():
+                del content[name]
         for key, value in changes.items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 value = dataclasses.asdict(value)
-            if isinstance(value, Mapping) and key != "definitions":
-                value = {**content.get(key, {}), **value}
-            content[key] = value
+            old = content.get(key)
+            partial = key != "definitions" and isinstance(value, Mapping)
+            content[key] = {**old, **value} if partial and isinstance(old, Mapping) else value
         return Settings.from_mapping(content)
 
     def method_object(self) -> Method:
@@ -238,16 +235,32 @@ def _methods(method: type[Method]) -> Sequence[type[Method]]:
 def _option_defaults(method: type[Method]) -> dict[str, dict[str, Any]]:
     """Sections of the options of all methods, with their default values."""
     sections: dict[str, dict[str, Any]] = {}
+    taken = {field.name for field in dataclasses.fields(Settings)}
     for each in _methods(method):
-        sections |= to_sections(each, each.Options())
-    taken = sorted(sections.keys() & (SECTIONS.keys() | {"definitions", "options"}))
-    if taken:
-        raise UserError(f"method {method.name!r}: {taken[0]!r} is a config section already")
+        for name, keys in to_sections(each, each.Options()).items():
+            if name in taken or sections.get(name, keys).keys() != keys.keys():
+                raise UserError(
+                    f"method {method.name!r}: {name!r} is a config key already; give the method, "
+                    "or the field of its Options, another name"
+                )
+            sections[name] = keys
     return sections
 
 
-def _known_keys(top: Iterable[str], defaults: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    yield from top
+def _options(
+    method: type[Method], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Complete sections of the options of all methods; all are checked, not the method's alone."""
+    defaults = _option_defaults(method)
+    refuse_unknown(_keys(given, defaults), sorted(_known_keys(defaults)))
+    sections: dict[str, dict[str, Any]] = {}
+    for each in _methods(method):
+        sections |= to_sections(each, from_sections(each, given))
+    return sections
+
+
+def _known_keys(defaults: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    yield from (field.name for field in dataclasses.fields(Settings) if field.name != "options")
     for name, cls in SECTIONS.items():
         yield from (f"{name}.{field.name}" for field in dataclasses.fields(cls))
     for name, keys in defaults.items():

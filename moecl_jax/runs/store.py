@@ -160,7 +160,7 @@ class DiskStore(Store):
           tasks: tasks of the stream in their order.
           starting: starting values of the stream.
           model: frozen model, whose fingerprint checkpoints must have.
-          keep_shared: with how many of the newest tasks shared trees are kept; 0: with all.
+          keep_shared: number of the newest tasks with which shared trees are kept; 0: all.
         """
         self.tasks, self.starting, self.model = tasks, starting, model
         self.checkpoints = TaskCheckpoints(workdir)

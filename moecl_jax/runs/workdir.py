@@ -57,7 +57,7 @@ class Origin:
 
     Attributes:
       settings: the content of its JSON file; empty if nothing of it is to be written back.
-      tasks: in its order, by which its experts are numbered.
+      tasks: names of its tasks, in the order by which its experts are numbered.
       finished: how many tasks the conversion finished.
       dtypes: names of the tensors that were not float32, by dtype.
     """

@@ -304,9 +304,7 @@ def _check_output(method: Method, head: str, shared_head: bool) -> None:
         raise UserError(f"config: method = '{method.name}' {needs[output]}")
 
 
-def _answers(
-    head: str, tasks: Sequence[Task], model: Model
-) -> tuple[tuple[np.ndarray, ...], ...]:
+def _answers(head: str, tasks: Sequence[Task], model: Model) -> tuple[tuple[np.ndarray, ...], ...]:
     """For each task the ids of its labels' texts where the LM head writes them, else none."""
     free_form = next((task.name for task in tasks if task.free_form), None)
     if head == "classification":

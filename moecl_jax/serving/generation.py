@@ -29,7 +29,7 @@ class Sampling:
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
       top_k: only the k most probable tokens are drawn; 0 for all.
-      top_p: of those, only the most probable ones that together reach this probability.
+      top_p: only the most probable of those are drawn that together reach this probability.
     """
 
     temperature: float = 0.0
@@ -53,7 +53,7 @@ class Continuation:
     """Texts being written.
 
     Attributes:
-      cache: of all tokens but the last one of each row.
+      cache: keys and values of all tokens but the last one of each row.
       tokens: `[R]`, the last ones.
       positions: `[R]`, theirs.
       done: `[R]`, whether the text has ended.
@@ -92,7 +92,7 @@ def read_prompts(
       context: static parts.
       end: id of end of sequence.
       sampling: how tokens are chosen.
-      slots: of the cache: at least S, and the tokens of the longest finished text.
+      slots: slots of the cache: at least S, and the tokens of the longest finished text.
     """
     rows, width = prompts.shape
     cache = empty_cache(context.architecture.sizes, rows, slots, context.architecture.dtype)
@@ -202,9 +202,9 @@ class Generator:
         Args:
           parameters: parameters of the task.
           prompts: ids of each prompt.
-          max_tokens: of a continuation.
+          max_tokens: largest number of tokens of a continuation.
           sampling: how tokens are chosen.
-          seed: with a prompt's place in `prompts` and the token's position it decides a draw.
+          seed: decides a draw, with a prompt's place in `prompts` and the token's position.
           batch_size: prompts at a time.
 
         Returns:

@@ -80,6 +80,8 @@ class PromptReader:
         """A record's text or ids, or what is wrong with it."""
         if isinstance(record, Exception):
             return str(record)
+        if not isinstance(record, Mapping):
+            return f"expected a text or a record of one, not {type(record).__name__}"
         text, ids = record.get("text"), record.get("input_ids")
         if isinstance(text, str) and text.strip() and ids is None:
             if LONE_SURROGATE.search(text):

@@ -88,7 +88,7 @@ def score(
       frozen: parameters of the decoder.
       examples: n of them.
       answers: ids of each label's text with the LM head of a label task, else empty.
-      layout: of evaluation batches.
+      layout: how evaluation batches are laid out.
       class_count: the task's labels; 0 in a free-form task.
     """
 
@@ -125,7 +125,7 @@ def score_mixed(
       examples: n of them.
       tasks: each example's, as an index into what follows.
       answers: for each task what `score` takes.
-      layout: of evaluation batches.
+      layout: how evaluation batches are laid out.
       class_counts: for each task its labels.
     """
 

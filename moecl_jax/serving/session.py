@@ -183,9 +183,7 @@ class Session:
                 shown = written
         yield self._text(np.array(ids))[len(shown) :]
 
-    def evaluate(
-        self, split: str = "test", tasks: Sequence[Task] | None = None
-    ) -> dict[str, Any]:
+    def evaluate(self, split: str = "test", tasks: Sequence[Task] | None = None) -> dict[str, Any]:
         """Scores the finished tasks on one of their splits.
 
         Args:

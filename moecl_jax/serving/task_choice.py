@@ -46,7 +46,7 @@ def extract(
       step: the compiled `feature_step`.
       frozen: parameters of the decoder.
       texts: int32 `[P]` each.
-      layout: of batches.
+      layout: how batches are laid out.
     """
     features = []
     for chunk in chunks(range(len(texts)), layout.batch_size):

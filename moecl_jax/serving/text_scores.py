@@ -25,9 +25,9 @@ def written_scores(
     Args:
       write: continues prompts, without end of sequence.
       read: the text of ids.
-      examples: of one task.
+      examples: examples of one task.
       answers: ids of each label's text with its end; empty in a free-form task.
-      metric: of a free-form task; in a label task the ids must be exactly the label's.
+      metric: metric of a free-form task; in a label task the ids must be exactly the label's.
     """
     written = write([example.prompt for example in examples])
     if answers:

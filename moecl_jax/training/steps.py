@@ -74,7 +74,7 @@ def init_train_state(
 
     Args:
       method: continual-learning method, which says with what memory the task trains.
-      optimizer: as `make_optimizer` gives it.
+      optimizer: optimizer that `make_optimizer` gives.
       parameters: those that the task begins with.
       key: PRNG key of the task's training.
     """
@@ -105,7 +105,7 @@ def train_step(
       batch: one training batch; parts of it on a leading axis are computed one after another.
       learning_rate: scalar of this step.
       context: static parts.
-      optimizer: as `make_optimizer` gives it.
+      optimizer: optimizer that `make_optimizer` gives.
 
     Returns:
       The new state, and the metrics `loss` (L of eq. 10: what experts, gate and head minimise),

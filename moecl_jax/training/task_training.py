@@ -43,7 +43,7 @@ class TrainingSteps:
     Attributes:
       evaluator: model, method and tasks.
       tasks: tokenised tasks in their order.
-      optimizer: as `steps.make_optimizer` gives it.
+      optimizer: optimizer that `steps.make_optimizer` gives.
       step: the compiled `steps.train_step`.
       schedule: learning rate over a task's steps.
       layout: how training batches are laid out.

@@ -82,8 +82,7 @@ class Trainer:
             "dtype": jax.numpy.dtype(model.dtype).name,
             "quantization": model.quantization,
         }
-        given = changes.get("model", {})
-        self.settings = known.changed({**changes, "model": {**section, **given}})
+        self.settings = known.changed({**changes, "model": section})
         self.model, self.method = model, self.settings.method_object()
         self.workdir = None if workdir is None else Path(workdir)
         self._memory = MemoryStore()

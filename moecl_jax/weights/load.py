@@ -195,7 +195,7 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
 
     Args:
       checkpoint: an opened checkpoint.
-      dtype: of all parameters but the norms' scales.
+      dtype: dtype of all parameters but the norms' scales.
 
     Returns:
       The tree described in `Backbone`, and the fingerprint.

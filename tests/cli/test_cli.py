@@ -1,5 +1,6 @@
 """The moecl command in process: help, overrides, and errors in one line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from types import ModuleType
 
 import pytest
 
+import moecl_jax
 from moecl_jax.cli import main as cli
+from moecl_jax.config.file import load_config
 from moecl_jax.errors import UserError
 
 CONFIG = """
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 def get_config(argument="a=1"):
     name, value = argument.split("=")
@@ -20,13 +23,12 @@ def get_config(argument="a=1"):
         raise ValueError(f"the argument must be a=NUMBER,\\n  but it is {argument!r}")
     return ConfigDict({
         "seed": 0,
-        "argument": int(value),
+        "epochs": int(value),
         "method": "moe_cl",
-        "resume": True,
-        "steps": config_dict.placeholder(int),
+        "shared_head": True,
         "tasks": ("spam", "irony"),
-        "names": ["spam"],
-        "optimizer": {"learning_rate": 2e-4, "schedule": {"warmup": 10}},
+        "definitions": {"spam": {"labels": ["no"], "chat": {"warmup": 10}}},
+        "optimizer": {"learning_rate": 2e-4},
     })
 """
 
@@ -55,8 +57,9 @@ def calls(monkeypatch):
 
     homes = {
         "train": "moecl_jax.training.trainer",
-        "evaluate": "moecl_jax.serving.session",
-        "predict": "moecl_jax.serving.session",
+        "open_run": "moecl_jax.serving.session",
+        "check_files": "moecl_jax.serving.files",
+        "predict_file": "moecl_jax.serving.files",
         "convert_official": "moecl_jax.interchange.official",
         "export_official": "moecl_jax.interchange.official",
     }
@@ -71,18 +74,21 @@ def calls(monkeypatch):
                 raise result
             return result
 
-        setattr(modules[homes[name]], name, function)
+        setattr(modules[homes[name]] if name in homes else session, name, function)
 
+    session = recorded["session"] = ModuleType("session")
     replace("train", RESULTS)
+    replace("open_run", session)
     replace("evaluate", {"split": "test", "accuracy": {"spam": 0.5}})
-    replace("predict", 0)
+    replace("check_files", None)
+    replace("predict_file", 0)
     replace("convert_official", ["spam", "irony"])
     replace("export_official", [Path("p.bin"), Path("p.json")])
     recorded["replace"] = replace
     return recorded
 
 
-def trained_config(calls, config_file, *overrides):
+def trained_settings(calls, config_file, *overrides):
     assert cli.main(["train", f"--config={config_file}", "--workdir=w", *overrides]) == 0
     return calls["train"][0]
 
@@ -143,7 +149,7 @@ def test_module_is_the_command(repository):
         text=True,
         check=True,
     )
-    assert run.stdout == "moecl 0.1.0\n"
+    assert run.stdout == f"moecl {moecl_jax.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -169,10 +175,11 @@ def test_overrides_of_a_command_that_has_no_config_are_refused(capsys):
     assert capsys.readouterr().err.endswith(message)
 
 
-def test_train_gets_the_locked_config_and_prints_the_matrix(calls, config_file, capsys):
-    config = trained_config(calls, config_file)
-    assert config.is_locked
-    assert config.seed == 0
+def test_train_gets_settings_that_cannot_change_and_prints_the_matrix(calls, config_file, capsys):
+    settings = trained_settings(calls, config_file)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.seed = 1
+    assert settings.seed == 0
     assert calls["train"][1] == Path("w")
     output = capsys.readouterr().out
     assert "after irony" in output
@@ -180,38 +187,58 @@ def test_train_gets_the_locked_config_and_prints_the_matrix(calls, config_file, 
     assert str(Path("w") / "results.json") in output
 
 
+def test_a_config_that_was_loaded_is_locked(config_file):
+    config = load_config(str(config_file))
+    assert config.is_locked
+    assert config.optimizer.schedule == "constant"  # what the file leaves out has its default
+
+
 @pytest.mark.parametrize(
     ("overrides", "path", "value"),
     [
         (["--config.seed=7"], "seed", 7),
         (["--config.seed", "7"], "seed", 7),
-        (["--config.seed", "-7"], "seed", -7),
+        (["--config.optimizer.clip_norm", "7"], "optimizer.clip_norm", 7.0),
+        (["--config.mesh.data", "-1"], "mesh.data", -1),
         (["--config.seed=7", "--config.seed=8"], "seed", 8),
-        (["--config.method=a b=c --d"], "method", "a b=c --d"),
-        (["--config.steps=3"], "steps", 3),
-        (["--config.resume=false"], "resume", False),
-        (["--config.resume", "false"], "resume", False),
-        (["--noconfig.resume"], "resume", False),
+        (["--config.model.path=a b=c --d"], "model.path", "a b=c --d"),
+        (["--config.shared_head=false"], "shared_head", False),
+        (["--config.shared_head", "false"], "shared_head", False),
+        (["--noconfig.shared_head"], "shared_head", False),
         (["--config.tasks=('a', 'b', 'c')"], "tasks", ("a", "b", "c")),
-        (["--config.names[0]=irony"], "names", ["irony"]),
+        (["--config.definitions.spam.labels[0]=irony"], "definitions.spam.labels", ["irony"]),
         (["--config.optimizer.learning_rate=1e-3"], "optimizer.learning_rate", 1e-3),
         (["--config.optimizer.learning_rate=1"], "optimizer.learning_rate", 1.0),
-        (["--config.optimizer.schedule.warmup=0"], "optimizer.schedule.warmup", 0),
+        (["--config.definitions.spam.chat.warmup=0"], "definitions.spam.chat.warmup", 0),
+        (["--config.lora.rank=4"], "lora.rank", 4),  # a key that the file leaves out
+        (["--config.replay.memory=4"], "replay.memory", 4),
     ],
 )
 def test_overrides(calls, config_file, overrides, path, value):
-    config = trained_config(calls, config_file, *overrides)
+    found = trained_settings(calls, config_file, *overrides).to_mapping()
     for key in path.split("."):
-        config = config[key]
-    assert config == value
-    assert type(config) is type(value)
+        found = found[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_placeholder_gets_its_value(calls, tmp_path, capsys):
+    path = tmp_path / "placeholder.py"
+    path.write_text(
+        "from ml_collections import ConfigDict, config_dict\n"
+        "def get_config(): return ConfigDict({'log_every': config_dict.placeholder(int)})\n"
+    )
+    assert trained_settings(calls, path, "--config.log_every=3").log_every == 3
+    capsys.readouterr()
+    error = error_of(capsys, "train", f"--config={path}", "--workdir=w")
+    assert error == "config: log_every = None must be a whole number"
 
 
 def test_overrides_may_stand_anywhere(calls, config_file):
     argv = ["train", "--config.seed=7", "--workdir", "w", "--config", f"{config_file}:a=5"]
     assert cli.main(argv) == 0
-    config, workdir = calls["train"]
-    assert (config.seed, config.argument, workdir) == (7, 5, Path("w"))
+    settings, workdir = calls["train"]
+    assert (settings.seed, settings.epochs, workdir) == (7, 5, Path("w"))
 
 
 @pytest.mark.parametrize(
@@ -223,15 +250,22 @@ def test_overrides_may_stand_anywhere(calls, config_file):
             "unknown config key 'optimizer.learning_rat'; did you mean 'optimizer.learning_rate'?",
         ),
         (
-            "--config.warmup=1",
-            "unknown config key 'warmup'; did you mean 'optimizer.schedule.warmup'?",
+            "--config.warmup_fraction=1",
+            "unknown config key 'warmup_fraction'; did you mean 'optimizer.warmup_fraction'?",
+        ),
+        (
+            "--config.optimizer.lr=1",
+            "unknown config key 'optimizer.lr'; did you mean 'optimizer.learning_rate'?",
         ),
         (
             "--config.seed.x=1",
             "unknown config key 'seed.x'; did you mean 'seed'?",
         ),
         ("--config.items=1", "unknown config key 'items'"),
-        ("--config.zzzzzz=1", "unknown config key 'zzzzzz'; the keys are argument, method,"),
+        (
+            "--config.zzzzzz=1",
+            "unknown config key 'zzzzzz'; the keys are adversarial, adversarial.alpha,",
+        ),
         ("--config.=1", "unknown config key ''"),
         (
             "--config.optimizer={}",
@@ -240,9 +274,15 @@ def test_overrides_may_stand_anywhere(calls, config_file):
         ("--config.seed=one", "--config.seed=one: invalid literal for int()"),
         ("--config.seed=1.5", "--config.seed=1.5: invalid literal for int()"),
         ("--config.seed", "Missing value for flag --config.seed"),
-        ("--config.names=a", "Type <class 'list'> of field config.names is not supported"),
-        ("--config.names[4]=a", "config key 'names[4]': list index out of range"),
-        ("--config.names[=a", "config key 'names[': Could not parse"),
+        (
+            "--config.definitions.spam.labels=a",
+            "Type <class 'list'> of field config.definitions.spam.labels is not supported",
+        ),
+        (
+            "--config.definitions.spam.labels[4]=a",
+            "config key 'definitions.spam.labels[4]': list index out of range",
+        ),
+        ("--config.tasks[=a", "config key 'tasks[': Could not parse"),
     ],
 )
 def test_wrong_override_is_named(calls, config_file, capsys, override, message):
@@ -300,15 +340,11 @@ def test_a_workdir_s_config_json_is_a_config(calls, tmp_path):
     }
     path.write_text(json.dumps(content))
     overrides = ["--config.lora.alpha=2", "--config.definitions.spam.labels=('ham', 'spam')"]
-    config = trained_config(calls, path, *overrides)
-    assert (config.seed, config.tasks, config.lora.rank, config.lora.alpha) == (
-        3,
-        ("spam",),
-        4,
-        2.0,
-    )
-    assert config.definitions.spam.labels == ("ham", "spam")
-    assert config.epochs == 3  # a key that the file lacks has its default
+    settings = trained_settings(calls, path, *overrides)
+    assert (settings.seed, settings.tasks) == (3, ("spam",))
+    assert (settings.lora.rank, settings.lora.alpha) == (4, 2.0)
+    assert settings.definitions["spam"]["labels"] == ("ham", "spam")
+    assert settings.epochs == 3  # a key that the file lacks has its default
 
 
 @pytest.mark.parametrize(
@@ -349,23 +385,19 @@ def test_user_error_is_one_line_and_interrupt_says_how_to_resume(calls, config_f
 
 def test_evaluate_prints_json(calls, capsys):
     assert cli.main(["evaluate", "--workdir=w", "--split=validation"]) == 0
-    assert calls["evaluate"] == (Path("w"), "validation")
+    assert (calls["open_run"], calls["evaluate"]) == ((Path("w"),), ("validation",))
     assert json.loads(capsys.readouterr().out) == {"split": "test", "accuracy": {"spam": 0.5}}
 
 
 @pytest.mark.parametrize(("bad_lines", "status"), [(0, 0), (3, 1)])
 def test_predict_fails_when_a_line_was_bad(calls, capsys, bad_lines, status):
-    calls["replace"]("predict", bad_lines)
+    calls["replace"]("predict_file", bad_lines)
     argv = ["predict", "--workdir=w", "--task=spam", "--input=i.jsonl", "--output=o.jsonl"]
     assert cli.main(argv) == status
-    assert calls["predict"] == (Path("w"), "spam", Path("i.jsonl"), Path("o.jsonl"))
+    files = (Path("i.jsonl"), Path("o.jsonl"))
+    assert (calls["open_run"], calls["check_files"]) == ((Path("w"),), files)
+    assert calls["predict_file"] == (calls["session"], "spam", *files)
     assert capsys.readouterr().out == f"Predictions: o.jsonl; bad lines: {bad_lines}\n"
-
-
-def test_evaluate_prints_null_for_what_is_not_known(calls, capsys):
-    calls["replace"]("evaluate", {"accuracy": float("nan")})
-    assert cli.main(["evaluate", "--workdir=w"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"accuracy": None}
 
 
 def test_convert_names_the_command_that_goes_on(calls, capsys):

@@ -15,10 +15,10 @@ from moecl_jax import quiet
 TRAIN = """
 import sys
 from pathlib import Path
-from moecl_jax.config.file import load_config
+from moecl_jax.config.file import load_settings
 from moecl_jax.training.trainer import train
 for config in sys.argv[2:]:
-    train(load_config(config), Path(sys.argv[1]))
+    train(load_settings(config), Path(sys.argv[1]))
 """
 
 

@@ -1,51 +1,79 @@
 """The configs: every leaf is read, every file loads, mistakes are named."""
 
 import ast
-from collections.abc import Mapping
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
-from moecl_jax.config.experiment import Schedule, build
-from streams import ROOT, tiny_config
+from streams import ROOT, tiny_config, tiny_settings
 
+from moecl_jax.config.default import from_config
 from moecl_jax.config.file import load_config
+from moecl_jax.data.batching import BatchLayout
 from moecl_jax.errors import UserError
+from moecl_jax.methods import METHODS, Traits
+from moecl_jax.methods.forward import StepContext
+from moecl_jax.methods.options import to_sections
+from moecl_jax.methods.stream import StartingValues
+from moecl_jax.models.sharding import AXES
+from moecl_jax.runs.settings import SECTIONS, Settings, leaves
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.session import model_of
+from moecl_jax.settings import Section
+from moecl_jax.training.schedule import Schedule
+from moecl_jax.training.task_training import TrainingSteps
 from moecl_jax.training.trainer import train
 
 CONFIGS = ROOT / "configs"
 
 
-class Recorder:
-    """A config that notes which leaves were read."""
-
-    def __init__(self, config, seen, prefix=""):
-        self._config, self._seen, self._prefix = config, seen, prefix
-
-    def __getattr__(self, name):
-        if name.startswith("to_"):  # copies and comparisons of the whole do not use a value
-            return getattr(self._config, name)
-        value = self._config[name]
-        if isinstance(value, ConfigDict):
-            return Recorder(value, self._seen, f"{self._prefix}{name}.")
-        self._seen.add(self._prefix + name)
-        return value
+def option_classes() -> Iterator[type[Any]]:
+    """The dataclasses of the methods' options, those inside others too."""
+    for method in METHODS.values():
+        yield method.Options
+        for field in dataclasses.fields(method.Options):
+            if dataclasses.is_dataclass(field.default):
+                yield type(field.default)
 
 
-def leaves(tree, prefix=""):
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+SECTION_CLASSES = [Settings, *SECTIONS.values(), *dict.fromkeys(option_classes())]
 
 
-def test_every_leaf_of_the_default_config_is_read(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",), epochs=1)
+def handed_on(frame: Any) -> bool:
+    """Whether a value is read only to check, copy or save it, by the innermost function."""
+    while frame.f_globals["__name__"] in ("dataclasses", "copy"):
+        frame = frame.f_back
+    place = (frame.f_globals["__name__"], frame.f_code.co_name)
+    return place[0] in ("moecl_jax.settings", "moecl_jax.methods.options") or place in (
+        ("moecl_jax.runs.settings", "__post_init__"),
+        ("moecl_jax.runs.settings", "to_mapping"),
+        ("moecl_jax.runs.workdir", "load_settings"),
+    )
+
+
+def test_every_leaf_of_the_default_config_is_read(tmp_path, monkeypatch):
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1)
+    own = {"moe_cl", "adversarial"}  # those of other methods: the test below
+    others = {name for each in METHODS.values() for name in to_sections(each, each.Options())} - own
     seen = set()
-    train(Recorder(config, seen), tmp_path / "run")
+
+    def noted(self, name):
+        if name in type(self).__dataclass_fields__ and not handed_on(sys._getframe(1)):
+            key = type(self).KEY
+            seen.add(f"{key}.{name}" if key else name)
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(Section, "__getattribute__", noted)
+    train(settings, tmp_path / "run")
+    monkeypatch.undo()
     default = load_config(str(CONFIGS / "default.py")).to_dict()
-    assert set(leaves(default)) - seen == set()
+    unread = {key for key, _ in leaves(default)} - seen
+    assert {key for key in unread if key.partition(".")[0] not in others} == set()
 
 
 def test_every_setting_that_was_read_is_used():
@@ -57,14 +85,29 @@ def test_every_setting_that_was_read_is_used():
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    from moecl_jax.config.experiment import Experiment, Training
-
-    from moecl_jax.data.batching import BatchLayout
-    from moecl_jax.methods import MethodSettings
-    from moecl_jax.training.steps import Learner
-
-    for settings in (MethodSettings, Learner, Training, Experiment, Schedule, BatchLayout):
+    read |= set(AXES)  # a mesh's sizes are read by the names of its axes
+    parts = (StepContext, StartingValues, TrainingSteps, Schedule, BatchLayout, Traits)
+    for settings in (*SECTION_CLASSES, *parts):
         assert set(settings.__dataclass_fields__) - read == set(), settings
+
+
+@pytest.mark.parametrize("section", SECTION_CLASSES, ids=lambda cls: cls.__qualname__)
+def test_every_key_is_explained_in_its_section_s_docstring(section):
+    _, _, attributes = (inspect.getdoc(section) or "").partition("Attributes:\n")
+    lines = [line for line in attributes.splitlines() if line.startswith("  ") and line[2] != " "]
+    explained = [line.strip().partition(": ") for line in lines]
+    assert [name for name, _, _ in explained] == [f.name for f in dataclasses.fields(section)]
+    assert all(len(text) > 10 for _, _, text in explained)
+
+
+def test_every_leaf_of_the_default_config_is_in_a_section_that_explains_it():
+    explained = {
+        f"{cls.KEY}.{field.name}" if cls.KEY else field.name
+        for cls in SECTION_CLASSES
+        for field in dataclasses.fields(cls)
+    }
+    default = load_config(str(CONFIGS / "default.py")).to_dict()
+    assert {key for key, _ in leaves(default)} - explained == set()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +146,7 @@ def test_a_wrong_argument_is_named(argument):
     ("change", "message"),
     [
         ({"head": "regression"}, "head = 'regression' is not one of lm, classification"),
-        ({"method": "magic"}, "method = 'magic' is not one of moe_cl, per_task, "),
+        ({"method": "magic"}, "method = 'magic' is not one of ewc, joint, "),
         ({"model__remat": "some"}, "model.remat = 'some' is not one of auto, none, full, pro"),
         ({"model__dtype": "int8"}, "model.dtype = 'int8'"),
         ({"lora__targets": ("w1_proj",)}, "lora.targets = 'w1_proj' is not one of gate_proj"),
@@ -124,6 +167,14 @@ def test_values_out_of_range_are_named(tmp_path, change, message):
         build(tiny_config(tmp_path, **change))
 
 
+def build(config):
+    """Model, method and tasks of a config, as they meet for a training."""
+    settings = from_config(config)
+    return Evaluator(
+        model_of(settings), settings.method_object(), settings.task_objects(), settings
+    )
+
+
 def test_schedules():
     constant = Schedule(1.0, "constant", 0.0)
     assert [constant(step, 4) for step in range(4)] == [1.0] * 4
@@ -133,14 +184,11 @@ def test_schedules():
     assert [cosine(step, 4) for step in (0, 2)] == pytest.approx([2.0, 1.0])
 
 
-def test_configs_are_the_only_users_of_the_config():
-    """Below experiment.py nothing takes a ConfigDict apart but what hands it on."""
-    allowed = {"default_config.py", "config_file.py", "workdir.py", "experiment.py"}
-    allowed |= {"train.py", "inference.py", "convert.py", "export.py"}
-    allowed |= {"adapters.py", "prompts.py", "sweep.py"}
+def test_config_is_the_only_room_that_knows_the_config():
+    """Below it nothing takes a ConfigDict."""
     users = {
-        Path(path).name
+        path.relative_to(ROOT / "moecl_jax").parent
         for path in (ROOT / "moecl_jax").rglob("*.py")
-        if "ml_collections" in path.read_text()
+        if "ml_collections" in path.read_text(encoding="utf-8")
     }
-    assert users <= allowed
+    assert users == {Path("config")}

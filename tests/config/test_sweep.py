@@ -14,6 +14,7 @@ from moecl_jax.cli import main as cli
 from moecl_jax.config import sweep
 from moecl_jax.config.sweep import Grid, plan, run_folder, time_left
 from moecl_jax.errors import UserError
+from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.workdir import claimed
 from moecl_jax.testing import write_model, write_task
 from moecl_jax.training.trainer import train as real_train
@@ -63,21 +64,21 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces training by a stand-in that writes results at once; lists the workdirs."""
     from moecl_jax.runs.names import RESULTS_NAME
-    from moecl_jax.runs.workdir import save_config, write_json
+    from moecl_jax.runs.workdir import save_settings, write_json
 
     begun: list[str] = []
 
-    def train(config: Any, workdir: Path) -> dict[str, Any]:
+    def train(settings: Settings, workdir: Path) -> dict[str, Any]:
         begun.append("/".join(workdir.parts[-2:]))
         workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, workdir)
+        save_settings(settings, workdir)
         results = {
-            "method": config.method,
-            "tasks": list(config.tasks),
-            "accuracy_matrix": [[0.5] * len(config.tasks)] * len(config.tasks),
-            "random_init": [0.5] * len(config.tasks),
+            "method": settings.method,
+            "tasks": list(settings.tasks),
+            "accuracy_matrix": [[0.5] * len(settings.tasks)] * len(settings.tasks),
+            "random_init": [0.5] * len(settings.tasks),
             "metrics": {"acc": 0.5, "bwt": 0.0, "fwt": 0.0, "forgetting": 0.0},
-            "seed": config.seed,
+            "seed": settings.seed,
             "wall_seconds": 60.0,
         }
         write_json(workdir / RESULTS_NAME, results)
@@ -115,11 +116,11 @@ def test_a_grid_is_trained_interrupted_and_resumed(
     arguments = (config_file, workdir, f"--methods=sequential_lora,{variant}", "--orders=1,2")
     count = [0]
 
-    def interrupted(config: Any, folder: Path) -> dict[str, Any]:
+    def interrupted(settings: Settings, folder: Path) -> dict[str, Any]:
         count[0] += 1
         if count[0] == 2:
             raise KeyboardInterrupt
-        return real_train(config, folder)
+        return real_train(settings, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "train", interrupted)
@@ -132,9 +133,9 @@ def test_a_grid_is_trained_interrupted_and_resumed(
 
     held: list[int] = []
 
-    def watched(config: Any, folder: Path) -> dict[str, Any]:
+    def watched(settings: Settings, folder: Path) -> dict[str, Any]:
         held.append(sum(array.nbytes for array in jax.live_arrays()))
-        return real_train(config, folder)
+        return real_train(settings, folder)
 
     monkeypatch.setattr(sweep, "train", watched)
     assert command(*arguments) == 0
@@ -164,19 +165,19 @@ def test_a_variant_s_settings_win_over_the_overrides(config_file: Path) -> None:
     grid = Grid(f"{config_file}:epochs=2", overrides, variants, ("2",), (7,))
     plain, changed, other = plan(grid)
     assert changed.folder == "moe_cl+lora.rank=4+adversarial.objective=off/order2_seed7"
-    assert [run.config.lora.rank for run in (plain, changed, other)] == [2, 4, 2]
-    assert changed.config.adversarial.objective == "off"
-    assert plain.config.adversarial.objective == "original"
-    assert other.config.method == "sequential_lora"
-    assert {(run.config.seed, run.config.epochs) for run in (plain, changed, other)} == {(7, 3)}
-    assert changed.config.tasks == ("five", "two")
+    assert [run.settings.lora.rank for run in (plain, changed, other)] == [2, 4, 2]
+    assert changed.settings.options["adversarial"]["objective"] == "off"
+    assert plain.settings.options["adversarial"]["objective"] == "original"
+    assert other.settings.method == "sequential_lora"
+    assert {(run.settings.seed, run.settings.epochs) for run in (plain, changed, other)} == {(7, 3)}
+    assert changed.settings.tasks == ("five", "two")
 
 
 def test_the_argument_of_the_config_file_is_kept(config_file: Path) -> None:
     (run,) = plan(Grid(f"{config_file}:epochs=2", (), ("moe_cl",), ("2",), (0,)))
-    assert (run.config.epochs, run.config.tasks) == (2, ("five", "two"))
+    assert (run.settings.epochs, run.settings.tasks) == (2, ("five", "two"))
     (run,) = plan(Grid(f"{config_file}:epochs=2", (), ("moe_cl",), None, (0,)))
-    assert (run.config.epochs, run.folder) == (2, "moe_cl/seed0")
+    assert (run.settings.epochs, run.folder) == (2, "moe_cl/seed0")
 
 
 def test_runs_go_by_seed_then_order_then_method(
@@ -246,7 +247,7 @@ def test_a_run_whose_tasks_were_extended_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods=moe_cl,magic"], "--methods: 'magic' is not one of moe_cl"),
+        (["--methods=moe_cl,magic"], "--methods: 'magic' is not one of ewc, joint"),
         (["--methods=moe_cl,moe_cl"], "--methods names moe_cl twice"),
         (["--methods=,"], "--methods is empty"),
         (["--methods=moe_cl:lora.rank"], "'moe_cl:lora.rank' is not METHOD or METHOD:KEY=VALUE"),
@@ -314,10 +315,10 @@ def test_a_failed_run_stops_nothing_and_is_listed(
 ) -> None:
     stand_in = sweep.train
 
-    def fails_at_moe_cl(config: Any, workdir: Path) -> dict[str, Any]:
-        if config.method == "moe_cl":
+    def fails_at_moe_cl(settings: Settings, workdir: Path) -> dict[str, Any]:
+        if settings.method == "moe_cl":
             raise UserError("the disk has a hole")
-        return stand_in(config, workdir)
+        return stand_in(settings, workdir)
 
     monkeypatch.setattr(sweep, "train", fails_at_moe_cl)
     arguments = (config_file, tmp_path, "--methods=moe_cl,sequential_lora", "--orders=1,2")
@@ -345,9 +346,9 @@ def test_runs_of_another_process_are_left_to_it(
     arguments = (config_file, tmp_path / "grid", "--methods=sequential_lora,moe_cl", "--orders=1")
     stand_in = sweep.train
 
-    def train(config: Any, workdir: Path) -> dict[str, Any]:
+    def train(settings: Settings, workdir: Path) -> dict[str, Any]:
         with claimed(workdir):
-            return stand_in(config, workdir)
+            return stand_in(settings, workdir)
 
     monkeypatch.setattr(sweep, "train", train)
     with claimed(tmp_path / "grid/sequential_lora/order1_seed0"):

@@ -8,7 +8,15 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny import ANSWERS, batch_of, frozen_params, learner, random_active, random_examples
+from tiny import (
+    ANSWERS,
+    OPTIMIZER,
+    batch_of,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+)
 
 from moecl_jax.data.batching import (
     ROW_LENGTHS,
@@ -22,7 +30,8 @@ from moecl_jax.data.batching import (
 )
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
-from moecl_jax.training.steps import evaluation_step, init_train_state, loss
+from moecl_jax.serving.scoring import evaluation_step
+from moecl_jax.training.steps import init_train_state, loss
 
 
 def ids(*numbers):
@@ -286,9 +295,9 @@ def all_layouts(head, training):
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_packing_changes_no_training_loss(head):
-    chosen = learner(head)
-    state = init_train_state(chosen, random_active(chosen), jax.random.key(0))
-    value = jax.jit(functools.partial(loss, learner=chosen))
+    chosen = context_of(head)
+    state = init_train_state(chosen.method, OPTIMIZER, random_parameters(chosen), jax.random.key(0))
+    value = jax.jit(functools.partial(loss, context=chosen))
     packed, *padded = (
         value(state.active, state, frozen_params(), batch)[1]
         for batch in all_layouts(head, training=True)
@@ -301,9 +310,9 @@ def test_packing_changes_no_training_loss(head):
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_packing_changes_no_score(head):
-    chosen = learner(head)
-    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
-    active = random_active(chosen)
+    chosen = context_of(head)
+    step = jax.jit(functools.partial(evaluation_step, context=chosen))
+    active = random_parameters(chosen)
     (packed, is_packed, _), *others = (
         step(active, frozen_params(), batch) for batch in all_layouts(head, training=False)
     )
@@ -317,12 +326,12 @@ def test_a_response_scores_and_trains_as_a_label_of_the_same_text():
     responses = [
         TokenizedExample(example.prompt, 0, ANSWERS[example.label]) for example in EXAMPLES
     ]
-    chosen = learner("lm")
-    active = random_active(chosen)
+    chosen = context_of("lm")
+    active = random_parameters(chosen)
     layout = BatchLayout(6, True, 32, 1, 1)
-    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
-    state = init_train_state(chosen, active, jax.random.key(0))
-    value = jax.jit(jax.value_and_grad(functools.partial(loss, learner=chosen), has_aux=True))
+    step = jax.jit(functools.partial(evaluation_step, context=chosen))
+    state = init_train_state(chosen.method, OPTIMIZER, active, jax.random.key(0))
+    value = jax.jit(jax.value_and_grad(functools.partial(loss, context=chosen), has_aux=True))
     free_form = [
         make_batch(responses, (), layout, task_index=1, class_count=0, training=training)
         for training in (True, False)

@@ -7,13 +7,18 @@ import math
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from moecl_jax.config.experiment import build, load_tasks
-from streams import logged, tiny_config
+from streams import evaluator_of, logged, tiny_config, tiny_settings, training_of
 from transformers import PreTrainedTokenizerFast
 
+from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
-from moecl_jax.serving.session import evaluate, predict
-from moecl_jax.training.trainer import Run, train
+from moecl_jax.serving.files import predict_file
+from moecl_jax.serving.session import open_run
+from moecl_jax.training.trainer import train
+
+
+def predict(workdir, task, source, target):
+    return predict_file(open_run(workdir), task, source, target)
 
 CHAT = "w1 {% for turn in messages %}{{ turn.content }} {% endfor %}{{ '' }}w2 "
 
@@ -73,14 +78,14 @@ def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, caplog):
     caplog.set_level(logging.INFO, "moecl_jax")
     mixed.epochs = 6
     mixed.selection = "last"
-    results = train(mixed, tmp_path / "run")
+    results = train(from_config(mixed), tmp_path / "run")
     assert np.shape(results["accuracy_matrix"]) == (2, 2)
     assert results["random_init"][1] == 0
     assert results["accuracy_matrix"][1][1] >= 0.9  # greedy decoding writes the two words and ends
     assert results["scored_accuracy_matrix"][1][1] is None  # no labels to choose from
     losses = [e["loss_instruction"] for e in logged(tmp_path / "run") if e["task"] == "repeat"]
     assert losses[-1] < 0.3 * losses[0]
-    by_task = evaluate(tmp_path / "run", "test")["tasks"]
+    by_task = open_run(tmp_path / "run").evaluate("test")["tasks"]
     assert by_task["repeat"]["accuracy"] == results["accuracy_matrix"][1][1]
     assert by_task["repeat"]["log_likelihood"] < 0
     assert "repeat: train 48, validation 12, test 12" in caplog.text
@@ -91,7 +96,8 @@ def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, caplog):
 
 def test_labels_keep_their_shapes_beside_responses(mixed, tmp_path):
     alone = tiny_config(tmp_path, tasks=("two",))
-    assert build(mixed).training_layout == build(alone).training_layout
+    mixed, alone = (evaluator_of(from_config(config)) for config in (mixed, alone))
+    assert mixed.layout(8) == alone.layout(8)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_a_config_without_room_for_a_response_is_refused(mixed, changes, message
         *path, last = key.split("__")
         (mixed[path[0]] if path else mixed)[last] = value
     with pytest.raises(UserError, match=message):
-        build(mixed)
+        evaluator_of(from_config(mixed))
 
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
@@ -117,9 +123,9 @@ def test_a_chat_is_trained_and_predicted_alike(tmp_path, head):
     with config.definitions.two.unlocked():
         config.definitions.two.chat = True
     with pytest.raises(UserError, match=r"task 'two' has chat = True.*no chat template"):
-        train(config, tmp_path / "run")
+        train(from_config(config), tmp_path / "run")
     add_chat_template(config)
-    train(config, tmp_path / "run")
+    train(from_config(config), tmp_path / "run")
     source = tmp_path / "data" / "two_test.jsonl"
     ids = [
         {"input_ids": [3, *(2 + int(word[1:]) for word in line["text"].split()), 4]}
@@ -133,7 +139,7 @@ def test_a_chat_is_trained_and_predicted_alike(tmp_path, head):
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-5)
     truth = [line["label"] for line in read(source)]
     right = np.mean([line["label"] == label for line, label in zip(answered, truth, strict=True)])
-    expected = evaluate(tmp_path / "run", "test")["tasks"]["two"]["scored_accuracy"]
+    expected = open_run(tmp_path / "run").evaluate("test")["tasks"]["two"]["scored_accuracy"]
     assert right == pytest.approx(expected)
 
 
@@ -154,9 +160,9 @@ def ids_task(config, name="two"):
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_ids_train_as_their_texts_do(tmp_path, head):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1, head=head)
-    train(config, tmp_path / "texts")
+    train(from_config(config), tmp_path / "texts")
     ids_task(config)
-    train(config, tmp_path / "ids")
+    train(from_config(config), tmp_path / "ids")
     assert logged(tmp_path / "texts") == logged(tmp_path / "ids")
 
 
@@ -171,7 +177,7 @@ def without_tokenizer(tmp_path):
 def test_a_model_without_tokenizer_takes_ids(without_tokenizer, tmp_path):
     ids_task(without_tokenizer)
     without_tokenizer.data.max_length = 7  # no room is kept for an answer
-    results = train(without_tokenizer, tmp_path / "run")
+    results = train(from_config(without_tokenizer), tmp_path / "run")
     assert 0 <= results["accuracy_matrix"][0][0] <= 1
     lines = [{"text": "w9"}, {"input_ids": [11, 10, 66]}, {"input_ids": [3] * 8}]
     write(tmp_path / "in.jsonl", lines)
@@ -184,14 +190,14 @@ def test_a_model_without_tokenizer_takes_ids(without_tokenizer, tmp_path):
 
 def test_texts_without_tokenizer_are_named(without_tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"two_train\.jsonl:1: this example of task 'two' is a t"):
-        train(without_tokenizer, tmp_path / "run")
+        train(from_config(without_tokenizer), tmp_path / "run")
     without_tokenizer.head = "lm"
     with pytest.raises(UserError, match="model holds no tokenizer, and head = 'lm' writes texts"):
-        train(without_tokenizer, tmp_path / "run2")
+        train(from_config(without_tokenizer), tmp_path / "run2")
 
 
 def test_half_of_a_surrogate_pair_is_a_bad_line(tmp_path):
-    train(tiny_config(tmp_path, tasks=("two",), epochs=1), tmp_path / "run")
+    train(tiny_settings(tmp_path, tasks=("two",), epochs=1), tmp_path / "run")
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"text": "w9 \\ud800"}\n{"text": "w9", "id": "\\udfff"}\n{"text": "w9"}\n')
     assert predict(tmp_path / "run", "two", source, tmp_path / "out.jsonl") == 2
@@ -205,16 +211,14 @@ def test_a_task_without_data_is_named_before_anything_is_trained(tmp_path):
     with config.unlocked():
         config.definitions.later = ConfigDict({"source": "none", "labels": ("w1", "w2")})
     with pytest.raises(UserError, match=r"task 'later' has no training examples.*Set `train`"):
-        train(config, tmp_path / "run")
+        train(from_config(config), tmp_path / "run")
     assert not list((tmp_path / "run").glob("metrics.jsonl"))
 
 
 def test_a_task_without_test_data_scores_nothing(tmp_path):
     config = tiny_config(tmp_path, tasks=("two", "five"), epochs=1)
     config.definitions.two.test = ""
-    experiment = build(config)
-    run = Run(experiment, load_tasks(config, experiment), tmp_path / "run")
-    results = run.run()
+    _, results = training_of(from_config(config), tmp_path / "run").run()
     matrix = np.array(results["accuracy_matrix"], float)
     assert np.isnan(matrix[:, 0]).all() and np.isfinite(matrix[:, 1]).all()
     assert math.isnan(results["random_init"][0])
@@ -225,7 +229,7 @@ def test_validation_can_be_the_test_split(tmp_path, caplog):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1)
     config.data.validation_from = "test"
     config.definitions.two.validation = ""
-    results = train(config, tmp_path / "run")
+    results = train(from_config(config), tmp_path / "run")
     assert results["validation_accuracy"][0] == results["accuracy_matrix"][0][0]
     assert results["selection"].startswith("best test (a leak) accuracy")
     assert "two: train 48, validation 48, test 48" in caplog.text
@@ -236,7 +240,7 @@ def test_rows_are_padded_to_the_maximum_when_asked_for(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",))
     for layout, packed, length in (("padded", False, 0), ("padded_to_max", False, 256)):
         config.batch.layout = layout
-        found = build(config).training_layout
+        found = evaluator_of(from_config(config)).layout(8)
         assert (found.packed, found.padded_length) == (packed, length)
 
 
@@ -252,4 +256,4 @@ def test_a_mistyped_definition_is_named(tmp_path, fields, message):
     with config.unlocked():
         config.definitions.own = ConfigDict(fields)
     with pytest.raises(UserError, match=message):
-        build(config)
+        evaluator_of(from_config(config))

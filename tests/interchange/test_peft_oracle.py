@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from decoders import logits_of
 from family_models import CASES, write_folder
 from streams import restored, tiny_config
 from test_adapters import BLOG
-from test_decoder import logits_of
 from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli

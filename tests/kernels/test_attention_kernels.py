@@ -9,8 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from streams import tiny_config
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+from tiny import (
+    CONFIG,
+    OPTIMIZER,
+    batch_of,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+    with_architecture,
+)
 
+from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
 from moecl_jax.kernels import use
 from moecl_jax.models.attention import (
@@ -21,7 +31,7 @@ from moecl_jax.models.attention import (
     check_attention,
 )
 from moecl_jax.models.decoder import REMAT_POLICIES
-from moecl_jax.runs.workdir import load_config, save_config
+from moecl_jax.runs.workdir import load_settings, save_settings
 from moecl_jax.training.steps import init_train_state, loss
 from moecl_jax.training.trainer import train
 
@@ -127,13 +137,13 @@ def test_cudnn_is_the_reference_on_a_gpu():
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_training_step_is_the_same_with_splash(head):
     """Evaluation, whose prompts have several continuations, stays with XLA."""
-    plain, found = learner(head), []
-    active = random_active(plain)
+    plain, found = context_of(head), []
+    active = random_parameters(plain)
     batch = batch_of(random_examples((9, 5, 14)), head, training=True)
     for attention in ("xla", "splash"):
-        chosen = dataclasses.replace(plain, attention=attention)
+        chosen = with_architecture(plain, attention=attention)
         assert chosen.decoder(training=False).attention == "xla"
-        state = init_train_state(chosen, active, jax.random.key(0))
+        state = init_train_state(chosen.method, OPTIMIZER, active, jax.random.key(0))
         gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=4)
         found.append(gradient(state.active, state, frozen_params(), batch, chosen))
     chex.assert_trees_all_close(*found, atol=1e-5)
@@ -160,12 +170,12 @@ def test_what_a_kernel_cannot_do_is_refused(
 @pytest.mark.slow
 def test_a_kernel_is_chosen_by_the_config_and_a_run_is_read_without_it(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1)
-    reference = train(config, tmp_path / "xla")
+    reference = train(from_config(config), tmp_path / "xla")
     config.model.attention = "cudnn"
     with pytest.raises(UserError, match=r"set model\.attention = 'xla'"):
-        train(config, tmp_path / "cudnn")
+        train(from_config(config), tmp_path / "cudnn")
     config.model.attention = "splash"
-    results = train(config, tmp_path / "splash")
+    results = train(from_config(config), tmp_path / "splash")
     assert results["accuracy_matrix"] == reference["accuracy_matrix"]
-    save_config(config, tmp_path)
-    assert load_config(tmp_path).model.attention == "xla"
+    save_settings(from_config(config), tmp_path)
+    assert load_settings(tmp_path).model.attention == "xla"

@@ -1,6 +1,5 @@
 """Frozen kernels in 8 and 4 bits: what is stored, what it gives, and runs on it."""
 
-import dataclasses
 import functools
 
 import chex
@@ -9,10 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from moecl_jax.config.experiment import build
-from streams import tiny_config
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+from streams import evaluator_of, tiny_config
+from tiny import (
+    CONFIG,
+    batch_of,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+    with_architecture,
+)
 
+from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
 from moecl_jax.kernels import (
     QuantizedKernel,
@@ -23,9 +30,9 @@ from moecl_jax.kernels import (
     quantize,
     quantize_layers,
 )
+from moecl_jax.methods.forward import forward
 from moecl_jax.models.sharding import Placement
-from moecl_jax.serving.session import evaluate
-from moecl_jax.training.steps import forward
+from moecl_jax.serving.session import model_of, open_run
 from moecl_jax.training.trainer import train
 
 
@@ -69,7 +76,7 @@ def test_a_product_and_its_gradient_are_those_of_the_expanded_kernel(bits):
 @pytest.mark.parametrize("remat", ["none", "full", "projections"])
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_a_decoder_is_that_of_its_expanded_kernels(quantization, remat):
-    chosen = dataclasses.replace(learner(dropout=0.5), remat=remat)
+    chosen = with_architecture(context_of(dropout=0.5), remat=remat)
     batch = batch_of(random_examples([5, 3]), "lm", training=True)
     seeds = jnp.arange(CONFIG.layers, dtype=jnp.uint32)
 
@@ -82,8 +89,8 @@ def test_a_decoder_is_that_of_its_expanded_kernels(quantization, remat):
     quantized = quantize_layers(frozen_params(), quantization)
     expand = functools.partial(dense, dtype=jnp.float32)
     full = expanded(quantized, jax.vmap(expand))
-    found = with_gradients(random_active(chosen), quantized)
-    expected = with_gradients(random_active(chosen), full)
+    found = with_gradients(random_parameters(chosen), quantized)
+    expected = with_gradients(random_parameters(chosen), full)
     largest = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     assert largest > 1
     chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-6 * largest)
@@ -108,21 +115,21 @@ def test_the_layers_kernels_alone_are_quantised():
 
 def test_a_run_on_a_quantised_llm_goes_on_and_answers(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",), model__quantization="int4")
-    results = train(config, tmp_path / "run")
-    frozen = build(config).frozen
+    results = train(from_config(config), tmp_path / "run")
+    frozen = model_of(from_config(config)).params
     assert frozen["layers"]["attention"]["q_proj"]["kernel"].values.dtype == jnp.uint8
-    answered = evaluate(tmp_path / "run", "test")["tasks"]["two"]
+    answered = open_run(tmp_path / "run").evaluate("test")["tasks"]["two"]
     assert answered["accuracy"] == results["accuracy_matrix"][0][0]
     with config.unlocked():
         config.model.quantization = "none"
     with pytest.raises(UserError, match=r"begun with model\.quantization = 'int4', and now"):
-        train(config, tmp_path / "run")
+        train(from_config(config), tmp_path / "run")
 
 
 def test_weights_that_are_trained_cannot_be_quantised(tmp_path):
     config = tiny_config(tmp_path, method="sequential_full", model__quantization="int8")
     with pytest.raises(UserError, match="trains the LLM's own weights, which cannot be quantised"):
-        build(config)
+        evaluator_of(from_config(config))
 
 
 def test_integers_and_scales_lie_as_the_kernel_would():

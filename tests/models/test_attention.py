@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+from tiny import CONFIG, batch_of, context_of, frozen_params, random_examples, random_parameters
 
+from moecl_jax.methods.forward import forward
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.decoder import empty_cache
 from moecl_jax.models.lora import (
@@ -17,9 +18,8 @@ from moecl_jax.models.lora import (
     init_expert,
     lora_term,
 )
-from moecl_jax.training.steps import forward
 
-METHODS = [learner, lambda **settings: learner(method=SequentialLora, **settings)]
+METHODS = [context_of, lambda **settings: context_of(method=SequentialLora, **settings)]
 NAMES = ["moe_cl", "sequential_lora"]
 
 
@@ -55,7 +55,7 @@ def without_attention(active):
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), (*FFN_TARGETS, "o_proj")])
 def test_experts_on_attention_equal_merged_kernels_in_values_and_gradients(make, targets):
     adapted, plain = make(targets=targets), make(targets=tuple(set(targets) & set(FFN_TARGETS)))
-    active, frozen = random_active(adapted), frozen_params()
+    active, frozen = random_parameters(adapted), frozen_params()
     batch = batch_of(random_examples([5, 3, 4]), "lm", training=True)
     scale = adapted.method.settings.scale
     projection = np.random.default_rng(0).standard_normal((32, CONFIG.width)).astype(np.float32)
@@ -87,8 +87,8 @@ def test_experts_on_attention_equal_merged_kernels_in_values_and_gradients(make,
 
 
 def test_a_new_expert_leaves_attention_as_it_is():
-    adapted = learner(targets=TARGETS)
-    active = random_active(adapted)
+    adapted = context_of(targets=TARGETS)
+    active = random_parameters(adapted)
     fresh = {"q_proj": {"a": jnp.ones((2, 16, 2)), "b": jnp.zeros((2, 2, 16))}}
     with_fresh = active.replace(expert={**active.expert, **fresh})
     without = active.replace(
@@ -121,15 +121,15 @@ def test_each_expert_and_projection_draws_its_own_mask():
 
 
 def test_without_task_attention_the_shared_expert_adapts_it_alone():
-    shared_only = learner(targets=TARGETS, task_attention=False)
-    active, frozen = random_active(shared_only), frozen_params()
+    shared_only = context_of(targets=TARGETS, task_attention=False)
+    active, frozen = random_parameters(shared_only), frozen_params()
     assert set(active.expert) == set(FFN_TARGETS)
     assert set(active.shared["expert"]) == set(TARGETS)
     batch = batch_of(random_examples([5, 3]), "lm", training=True)
     hidden, _ = forward(active, frozen, batch, shared_only, seeds=None)
     scale = shared_only.method.settings.scale
     kernels = merged(frozen, [active.shared["expert"]], scale)
-    plain = learner()
+    plain = context_of()
     expected, _ = forward(without_attention(active), kernels, batch, plain, seeds=None)
     real = batch.segments.reshape(-1, 1) > 0
     np.testing.assert_allclose(hidden * real, expected * real, atol=2e-5, rtol=0)
@@ -147,8 +147,8 @@ def test_attention_targets_leave_the_ffn_experts_starting_values_alone():
 
 @pytest.mark.parametrize("pieces", [[7], [4, 3], [1] * 7, [3, 1, 1, 2]])
 def test_decoding_in_pieces_equals_one_pass(pieces):
-    adapted = learner(targets=TARGETS)
-    active, frozen = random_active(adapted), frozen_params()
+    adapted = context_of(targets=TARGETS)
+    active, frozen = random_parameters(adapted), frozen_params()
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocabulary_size, (3, 7)).astype(np.int32)
     decoder = adapted.decoder(training=False)
     adapter = adapted.method.adapter(active.shared, active.expert, {})
@@ -170,7 +170,7 @@ def test_decoding_in_pieces_equals_one_pass(pieces):
 
 
 def test_a_cache_gives_rows_of_different_lengths_what_each_has_alone():
-    plain, active, frozen = learner(), random_active(learner()), frozen_params()
+    plain, active, frozen = context_of(), random_parameters(context_of()), frozen_params()
     decoder = plain.decoder(training=False)
     adapter = plain.method.adapter(active.shared, active.expert, {})
     generator = np.random.default_rng(1)

@@ -10,16 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backbone_files import write_folder
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples, writer
+from tiny import (
+    CONFIG,
+    batch_of,
+    context_of,
+    frozen_params,
+    generator_of,
+    random_examples,
+    random_parameters,
+    with_architecture,
+)
 
 from moecl_jax.kernels import as_bits
+from moecl_jax.methods import TaskParameters
+from moecl_jax.methods.forward import forward
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.attention import attention_context
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Block, Decoder
 from moecl_jax.models.experts import frozen_layer
 from moecl_jax.models.lora import no_term
-from moecl_jax.training.steps import Active, forward
 from moecl_jax.weights.load import load_backbone
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -142,12 +152,13 @@ def test_smollm2_logits_equal_those_of_transformers(smollm2_logits, smollm2_orac
 
 @pytest.mark.parametrize("beside", [0, 2], ids=["alone", "in_a_batch"])
 def test_smollm2_continues_as_with_transformers(smollm2, smollm2_oracle, beside):
-    plain = learner(method=SequentialLora, targets=())
-    method = dataclasses.replace(plain.method, config=SMOLLM2)
+    plain = context_of(method=SequentialLora, targets=())
+    chosen = with_architecture(plain, sizes=SMOLLM2)
     prompts = [smollm2_oracle["greedy_prompt"]]
     prompts += [smollm2_oracle[f"tokens_{text}"] for text in range(1, beside + 1)]
-    write = writer(dataclasses.replace(plain, method=method), smollm2.params).write
-    written = write(Active({"expert": {}}, {}, {}), prompts, max_tokens=20, batch_size=len(prompts))
+    write = generator_of(chosen, smollm2.params).write
+    nothing = TaskParameters({"expert": {}}, {}, {})
+    written = write(nothing, prompts, max_tokens=20, batch_size=len(prompts))
     np.testing.assert_array_equal(written[0], smollm2_oracle["greedy_tokens"])
 
 
@@ -190,21 +201,21 @@ def test_scan_equals_the_blocks_one_after_another():
 
 
 def test_recomputation_changes_neither_values_nor_gradients():
-    plain = learner(dropout=0.5)
+    plain = context_of(dropout=0.5)
     batch = batch_of(random_examples([5, 3]), "lm", training=True)
     seeds = jnp.arange(CONFIG.layers, dtype=jnp.uint32)
     projection = np.random.default_rng(2).standard_normal((32, CONFIG.width))
 
     @functools.partial(jax.jit, static_argnums=2)
     @jax.value_and_grad
-    def with_gradients(active, params, learner):
-        hidden, reports = forward(active, params, batch, learner, seeds=seeds)
+    def with_gradients(active, params, context):
+        hidden, reports = forward(active, params, batch, context, seeds=seeds)
         return jnp.sum(hidden * projection) + reports["shared_pooled"].sum()
 
     values = {}
     for remat in ("none", "full", "projections"):
-        chosen = dataclasses.replace(plain, remat=remat)
-        values[remat] = with_gradients(random_active(plain), frozen_params(), chosen)
+        chosen = with_architecture(plain, remat=remat)
+        values[remat] = with_gradients(random_parameters(plain), frozen_params(), chosen)
     largest = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(values["none"]))
     assert largest > 1
     for remat in ("full", "projections"):

@@ -7,11 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from moecl_jax.methods.state import Initializer
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+from tiny import (
+    CONFIG,
+    batch_of,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+    starting_of,
+)
 
 from moecl_jax.kernels import dot, dropout, use
-from moecl_jax.methods import MoeCl
+from moecl_jax.methods.forward import forward
+from moecl_jax.methods.moe_cl import MoeCl
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.experts import (
@@ -21,7 +29,6 @@ from moecl_jax.models.experts import (
     moe_layer,
 )
 from moecl_jax.models.lora import FFN_TARGETS, LayerContext, site_seed
-from moecl_jax.training.steps import forward
 
 TOKENS, WIDTH, FFN, RANK, SCALE = 7, 6, 10, 3, 2.0
 SHAPES = {"gate_proj": (WIDTH, FFN), "up_proj": (WIDTH, FFN), "down_proj": (FFN, WIDTH)}
@@ -221,16 +228,16 @@ def test_experts_with_b_zero_leave_the_frozen_layer():
 
 @pytest.mark.parametrize("method", [MoeCl, SequentialLora])
 def test_new_experts_leave_the_frozen_decoder(method):
-    chosen, params = learner("lm", method, dropout=0.5), frozen_params()
+    chosen, params = context_of("lm", method, dropout=0.5), frozen_params()
     batch = batch_of(random_examples([5, 3]), "lm", training=True)
-    initializer = Initializer(chosen.method, 0, "lm", 3)
-    active = jax.jit(lambda: initializer.begin(initializer.shared(2), 0))()
+    starting = starting_of(chosen)
+    active = jax.jit(lambda: starting.begin(starting.shared(2), 0))()
     seeds = jnp.arange(CONFIG.layers, dtype=jnp.uint32)
-    run = jax.jit(functools.partial(forward, learner=chosen))
+    run = jax.jit(functools.partial(forward, context=chosen))
     hidden, _ = run(active, params, batch, seeds=seeds)
     layout = (batch.tokens, batch.positions, batch.segments, batch.branches)
     membership = jnp.zeros((1, batch.tokens.size))
     expected, _ = jax.jit(Decoder(CONFIG).apply)({"params": params}, *layout, membership)
     assert_close(hidden, expected, 1e-6)
-    changed, _ = run(random_active(chosen), params, batch, seeds=seeds)
+    changed, _ = run(random_parameters(chosen), params, batch, seeds=seeds)
     assert np.abs(changed - expected).max() > 0.1

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, frozen_params, learner, random_active, random_examples
+from tiny import CONFIG, context_of, frozen_params, random_examples, random_parameters
 
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.heads import answer_log_probabilities, class_logits, init_head
-from moecl_jax.training.steps import evaluation_step
+from moecl_jax.serving.scoring import evaluation_step
 
 LOWEST = np.finfo(np.float32).min
 
@@ -146,8 +146,8 @@ class SlowDecoder:
 @pytest.fixture(scope="module")
 def decoded():
     """Prompts, answers, greedy continuations, scores and flags by the library, the slow decoder."""
-    chosen = learner("lm")
-    active = random_active(chosen)
+    chosen = context_of("lm")
+    active = random_parameters(chosen)
     slow = SlowDecoder(chosen, active)
     generator = np.random.default_rng(0)
     examples = random_examples(generator.integers(2, 7, PROMPTS).tolist())
@@ -165,7 +165,7 @@ def decoded():
         class_count=len(answers),
         training=False,
     )
-    step = jax.jit(functools.partial(evaluation_step, learner=chosen))
+    step = jax.jit(functools.partial(evaluation_step, context=chosen))
     scores, flags, _ = step(active, frozen_params(), batch)
     return prompts, answers, continuations, scores, flags, slow
 

@@ -11,16 +11,13 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from moecl_jax.config.experiment import build
-from moecl_jax.runs.resume import restore_stream
-from streams import ROOT, logged, tiny_config
-from test_train import stop_after
+from streams import ROOT, evaluator_of, logged, restored, stop_after, tiny_config
 
 from moecl_jax.cli.main import main
+from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
 from moecl_jax.models.sharding import AXES, Placement
-from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.serving.session import evaluate
+from moecl_jax.serving.session import open_run
 from moecl_jax.training.trainer import train
 
 TASKS = ("two", "five")
@@ -33,6 +30,10 @@ def config_of(folder, mesh=(1, 1, 1), tasks=TASKS):
     return tiny_config(folder, tasks=tasks, epochs=1, **sizes, **rate)
 
 
+def settings_of(*arguments, **values):
+    return from_config(config_of(*arguments, **values))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder where one task was trained on one device, and the second on one device too.
@@ -41,18 +42,18 @@ def runs(tmp_path_factory):
     whole steps of it: runs are compared after a first task.
     """
     folder = tmp_path_factory.mktemp("runs")
-    train(config_of(folder, tasks=TASKS[:1]), folder / "first")
+    train(settings_of(folder, tasks=TASKS[:1]), folder / "first")
     shutil.copytree(folder / "first", folder / "alone")
-    train(config_of(folder), folder / "alone")
+    train(settings_of(folder), folder / "alone")
     return folder
 
 
-def trees(folder, workdir):
-    stream, _ = restore_stream(build(config_of(folder)), TaskCheckpoints(workdir))
+def trees(workdir):
+    _, stream, _ = restored(workdir)
     return stream.shared, {name: stream.finished[name].expert for name in TASKS}
 
 
-def assert_same_run(folder, ours, theirs, tolerance=1e-5):
+def assert_same_run(ours, theirs, tolerance=1e-5):
     """Fails unless losses, trained trees and test results of two workdirs agree."""
     lines, others = logged(ours), logged(theirs)
     assert len(lines) == len(others) == 12
@@ -62,10 +63,10 @@ def assert_same_run(folder, ours, theirs, tolerance=1e-5):
             assert line[key] == pytest.approx(other[key], rel=tolerance), key
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance),
-        trees(folder, ours),
-        trees(folder, theirs),
+        trees(ours),
+        trees(theirs),
     )
-    mine, other = (evaluate(workdir, "test")["tasks"] for workdir in (ours, theirs))
+    mine, other = (open_run(workdir).evaluate("test")["tasks"] for workdir in (ours, theirs))
     for task in TASKS:
         assert mine[task]["examples"] == other[task]["examples"] == 48
         likelihoods = [result[task]["log_likelihood"] for result in (mine, other)]
@@ -75,8 +76,8 @@ def assert_same_run(folder, ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_a_mesh_goes_on_from_one_device_and_trains_as_it_does(mesh, runs, tmp_path):
     shutil.copytree(runs / "first", tmp_path / "run")
-    results = train(config_of(runs, mesh), tmp_path / "run")
-    assert_same_run(runs, tmp_path / "run", runs / "alone")
+    results = train(settings_of(runs, mesh), tmp_path / "run")
+    assert_same_run(tmp_path / "run", runs / "alone")
     assert results["sizes"]["test"] == [48, 48]
 
 
@@ -86,9 +87,9 @@ def test_a_task_begun_on_one_mesh_is_ended_on_another(runs, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         stop_after(patch, 5)  # a step after a checkpoint
         with pytest.raises(KeyboardInterrupt):
-            train(config_of(runs, (2, 2, 2)), tmp_path / "run")
-    train(config_of(runs, (2, 4, 1)), tmp_path / "run")
-    assert_same_run(runs, tmp_path / "run", runs / "alone")
+            train(settings_of(runs, (2, 2, 2)), tmp_path / "run")
+    train(settings_of(runs, (2, 4, 1)), tmp_path / "run")
+    assert_same_run(tmp_path / "run", runs / "alone")
 
 
 @pytest.mark.slow
@@ -118,7 +119,7 @@ def test_two_processes_train_as_one(runs, tmp_path):
     assert "after five" not in outputs[1][0]
     assert "five: train 48" in outputs[0][1]
     assert "five: train 48" not in outputs[1][1]
-    assert_same_run(runs, tmp_path / "run", runs / "alone")
+    assert_same_run(tmp_path / "run", runs / "alone")
 
 
 @pytest.mark.parametrize(
@@ -168,10 +169,10 @@ def test_parameters_lie_where_the_table_says():
 
 def test_planned_bytes_are_those_that_lie_on_a_device(runs):
     placement = Placement.over({"data": 2, "fsdp": 2, "tensor": 2})
-    experiment = build(config_of(runs, (2, 2, 2)))
-    shared = experiment.initializer.shared(2)
-    active = placement.put(experiment.initializer.begin(shared, 0))
-    for tree in (experiment.frozen, active):
+    evaluator = evaluator_of(settings_of(runs, (2, 2, 2)))
+    shared = evaluator.starting.shared(2)
+    active = placement.put(evaluator.starting.begin(shared, 0))
+    for tree in (evaluator.model.params, active):
         device = jax.devices()[3]
         held = [
             shard.data.nbytes
@@ -225,4 +226,4 @@ def test_a_workdir_of_a_larger_machine_answers_on_one_device(runs, tmp_path):
     shutil.copytree(runs / "alone", tmp_path / "run")
     config = config_of(runs, (32, 1, 1)).to_json()
     (tmp_path / "run" / "config.json").write_text(config, encoding="utf-8")
-    assert evaluate(tmp_path / "run", "test") == evaluate(runs / "alone", "test")
+    assert open_run(tmp_path / "run").evaluate() == open_run(runs / "alone").evaluate()

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from moecl_jax.serving.evaluate import Scores, evaluate_examples, rouge_l, score, score_texts
 
 from moecl_jax.data.batching import BatchLayout
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.serving.scoring import Scores, evaluate_examples, score
+from moecl_jax.serving.text_scores import rouge_l, score_texts
 
 PROMPT = np.array([5, 6], np.int32)
 

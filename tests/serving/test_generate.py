@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from moecl_jax.serving.evaluate import score_texts
-from streams import tiny_config
+from streams import tiny_config, tiny_settings
 from test_task_kinds import read, repeat_task, write
 
 from moecl_jax.cli.main import main
+from moecl_jax.config.default import from_config
+from moecl_jax.serving.text_scores import score_texts
 from moecl_jax.training.trainer import train
 
 
@@ -19,7 +20,7 @@ def trained(tmp_path_factory):
     with config.unlocked():
         config.definitions.repeat = repeat_task(folder / "data")
     config.data.max_length, config.data.max_response = 24, 4
-    return folder, config, train(config, folder / "run")
+    return folder, config, train(from_config(config), folder / "run")
 
 
 def generate(folder, source, *options, task="repeat", status=0):
@@ -129,8 +130,8 @@ def test_an_output_that_cannot_be_written_is_named(trained, tmp_path, capsys, ou
 
 
 def test_classification_heads_write_no_text(tmp_path, capsys):
-    config = tiny_config(tmp_path, head="classification", tasks=("two",), epochs=1)
-    train(config, tmp_path / "run")
+    settings = tiny_settings(tmp_path, head="classification", tasks=("two",), epochs=1)
+    train(settings, tmp_path / "run")
     arguments = [f"--workdir={tmp_path / 'run'}", "--task=two", "--prompt=w1"]
     assert main(["generate", *arguments]) == 1
     assert "use 'moecl predict'" in capsys.readouterr().err
@@ -142,7 +143,7 @@ def test_generated_answers_evaluate_as_one_pass_does(trained, tmp_path):
     assert run["evaluation"]["answers"] == "scored"
     config = config.copy_and_resolve_references()
     config.evaluation.answers = "generated"
-    repeated = train(config, tmp_path / "run")
+    repeated = train(from_config(config), tmp_path / "run")
     for key in ("accuracy_matrix", "random_init", "scored_accuracy_matrix"):
         assert repeated[key] == results[key]
 
@@ -161,5 +162,5 @@ def test_rouge_l_is_measured_on_generated_answers(trained, tmp_path):
             lines = [line | {"response": line["response"].split()[0] + " w63"} for line in lines]
         write(source, lines)
     config.definitions.repeat.path = str(tmp_path)
-    measured = train(config, tmp_path / "run")
+    measured = train(from_config(config), tmp_path / "run")
     assert measured["accuracy_matrix"][0][0] == pytest.approx(0.5, abs=0.05)

@@ -6,20 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import batch_of, frozen_params, learner, random_active, random_examples, writer
+from tiny import (
+    batch_of,
+    context_of,
+    frozen_params,
+    generator_of,
+    random_examples,
+    random_parameters,
+)
 
 from moecl_jax.errors import UserError
+from moecl_jax.methods.forward import forward
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.serving.generation import Sampling, choose
-from moecl_jax.training.steps import forward
 
 LENGTHS = [3, 9, 1, 6, 4]
 
 
 @pytest.fixture(scope="module")
 def model():
-    adapted = learner(targets=TARGETS)
-    return adapted, random_active(adapted, 0.5), frozen_params()
+    adapted = context_of(targets=TARGETS)
+    return adapted, random_parameters(adapted, 0.5), frozen_params()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,9 @@ def test_greedy_text_is_that_of_whole_forward_passes_whatever_the_batch(
     model, prompts, greedy, batch_size
 ):
     adapted, active, frozen = model
-    written = writer(adapted, frozen).write(active, prompts, max_tokens=10, batch_size=batch_size)
+    written = generator_of(adapted, frozen).write(
+        active, prompts, max_tokens=10, batch_size=batch_size
+    )
     for got, wanted in zip(written, greedy, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
@@ -63,7 +72,7 @@ def test_greedy_text_is_that_of_whole_forward_passes_whatever_the_batch(
 def test_a_text_stops_before_its_end_of_sequence(model, prompts, greedy):
     adapted, active, frozen = model
     end = int(greedy[1][4])
-    stopping = writer(adapted, frozen, end)
+    stopping = generator_of(adapted, frozen, end)
     written = stopping.write(active, prompts, max_tokens=10, batch_size=8)
     shortened = 0
     for got, wanted in zip(written, greedy, strict=True):
@@ -78,7 +87,7 @@ def test_a_text_stops_before_its_end_of_sequence(model, prompts, greedy):
 @pytest.mark.parametrize("max_tokens", [1, 2, 17, 20])
 def test_no_more_than_max_tokens_are_written(model, prompts, max_tokens):
     adapted, active, frozen = model
-    written = writer(adapted, frozen).write(active, prompts[:2], max_tokens=max_tokens)
+    written = generator_of(adapted, frozen).write(active, prompts[:2], max_tokens=max_tokens)
     assert [len(tokens) for tokens in written] == [max_tokens] * 2
 
 
@@ -86,7 +95,7 @@ def test_no_more_than_max_tokens_are_written(model, prompts, max_tokens):
 def test_sampled_text_depends_on_seed_and_place_but_not_on_the_batch(model, prompts):
     adapted, active, frozen = model
     write = functools.partial(
-        writer(adapted, frozen).write,
+        generator_of(adapted, frozen).write,
         active,
         prompts,
         max_tokens=8,
@@ -96,7 +105,7 @@ def test_sampled_text_depends_on_seed_and_place_but_not_on_the_batch(model, prom
     for first, second in zip(one, alone, strict=True):
         np.testing.assert_array_equal(first, second)
     assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    same = writer(adapted, frozen).write(
+    same = generator_of(adapted, frozen).write(
         active, [prompts[0]] * 3, max_tokens=8, sampling=Sampling(temperature=1.5)
     )
     assert not np.array_equal(same[0], same[1])
@@ -132,7 +141,7 @@ def test_tokens_are_drawn_with_the_right_probabilities(sampling, expected):
 
 def test_what_does_not_fit_the_context_is_refused(model, prompts):
     adapted, active, frozen = model
-    small = writer(adapted, frozen, context_length=12)
+    small = generator_of(adapted, frozen, context_length=12)
     assert len(small.write(active, [prompts[1]], max_tokens=3)[0]) == 3
     with pytest.raises(UserError, match="prompt of 9 tokens and max_tokens = 4 exceed the 12"):
         small.write(active, [prompts[1]], max_tokens=4)

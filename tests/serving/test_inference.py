@@ -4,24 +4,35 @@ import json
 
 import numpy as np
 import pytest
-from streams import tiny_config
+from streams import tiny_settings
 
 from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
-from moecl_jax.runs.workdir import save_config
-from moecl_jax.serving.session import evaluate, predict
+from moecl_jax.runs.history import Evaluation
+from moecl_jax.runs.workdir import save_settings
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.files import predict_file
+from moecl_jax.serving.session import open_run
 from moecl_jax.training.trainer import train
 
 
 @pytest.fixture(scope="module", params=["lm", "classification"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    config = tiny_config(folder, head=request.param, tasks=("two", "five"), epochs=1)
-    return folder, train(config, folder / "run")
+    settings = tiny_settings(folder, head=request.param, tasks=("two", "five"), epochs=1)
+    return folder, train(settings, folder / "run")
 
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def evaluate(workdir, split):
+    return open_run(workdir).evaluate(split)
+
+
+def predict(workdir, task, source, target):
+    return predict_file(open_run(workdir), task, source, target)
 
 
 def test_evaluate_repeats_the_last_row_of_the_matrix(trained):
@@ -37,10 +48,19 @@ def test_the_command_prints_nothing_but_json(trained, capsys):
     assert set(json.loads(capsys.readouterr().out)["tasks"]) == {"two", "five"}
 
 
+def test_the_command_prints_null_for_what_is_not_known(trained, monkeypatch, capsys):
+    unknown = Evaluation(float("nan"), float("nan"), float("nan"))
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: unknown)
+    assert main(["evaluate", f"--workdir={trained[0] / 'run'}"]) == 0
+    entry = json.loads(capsys.readouterr().out)["tasks"]["two"]
+    keys = ("accuracy", "scored_accuracy", "log_likelihood")
+    assert entry == {"examples": 48, **dict.fromkeys(keys)}
+
+
 def test_a_long_text_is_cut_as_in_training(tmp_path):
-    config = tiny_config(tmp_path, head="classification", tasks=("two",), epochs=1)
-    config.data.max_length = 6  # three words, "answer", a label and the end
-    train(config, tmp_path / "run")
+    changes = {"head": "classification", "tasks": ("two",), "epochs": 1}
+    changes["data__max_length"] = 6  # three words, "answer", a label and the end
+    train(tiny_settings(tmp_path, **changes), tmp_path / "run")
     source = tmp_path / "data" / "two_test.jsonl"
     assert predict(tmp_path / "run", "two", source, tmp_path / "out.jsonl") == 0
     truth = [line["label"] for line in read(source)]
@@ -147,8 +167,7 @@ def test_a_workdir_without_a_run_is_named(tmp_path):
 
 
 def test_a_run_without_a_finished_task_is_named(tmp_path):
-    config = tiny_config(tmp_path)
     (tmp_path / "run").mkdir()
-    save_config(config, tmp_path / "run")
+    save_settings(tiny_settings(tmp_path), tmp_path / "run")
     with pytest.raises(UserError, match="holds no finished task yet"):
         evaluate(tmp_path / "run", "test")

@@ -5,11 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny import CONFIG, batch_of, frozen_params, learner, random_examples
+from tiny import CONFIG, batch_of, frozen_params, random_examples
 
 from moecl_jax.data.batching import BatchLayout
 from moecl_jax.models.decoder import Decoder
-from moecl_jax.serving.task_choice import TaskFeatures, extract, feature_step, shrink
+from moecl_jax.models.model import Architecture
+from moecl_jax.runs.features import TaskFeatures, shrink
+from moecl_jax.serving.task_choice import extract, feature_step
 
 CROSS = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]], np.float32)
 LAYOUT = BatchLayout(4, True, 32, 1, 1)
@@ -17,7 +19,7 @@ LAYOUT = BatchLayout(4, True, 32, 1, 1)
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(functools.partial(feature_step, learner=learner()))
+    return jax.jit(functools.partial(feature_step, architecture=Architecture(CONFIG)))
 
 
 def clouds(counts, width, seed=0):

@@ -5,70 +5,79 @@ import shutil
 
 import numpy as np
 import pytest
-from moecl_jax.cli.tables import format_task_free
-from moecl_jax.config.experiment import build, load_tasks
-from moecl_jax.runs.resume import restore_features, restore_stream, task_trees
-from streams import CLASSES, tiny_config
+from streams import CLASSES, tiny_settings
 
 from moecl_jax.cli.main import main
 from moecl_jax.data.tokenize import bare_prompts
 from moecl_jax.errors import UserError
-from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.tables import format_task_free
-from moecl_jax.serving.session import predict
-from moecl_jax.serving.task_choice import TaskFeatures
-from moecl_jax.training.trainer import Run, train
+from moecl_jax.serving.files import predict_file
+from moecl_jax.serving.session import open_run, open_stream
+from moecl_jax.serving.task_free import evaluate_task_free
+from moecl_jax.training.trainer import StreamTraining, train
 
 
 @pytest.fixture(scope="module", params=["lm", "classification"])
 def trained(request, tmp_path_factory):
-    """A finished stream whose tasks have labels in common, its config and folder."""
+    """A finished stream whose tasks have labels in common: settings, folder and results."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = tiny_config(folder, head=request.param, epochs=1)
-    return config, folder, train(config, folder / "run")
+    settings = tiny_settings(folder, head=request.param, epochs=1)
+    return settings, folder, train(settings, folder / "run")
 
 
 def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def features_of(config, workdir):
-    experiment = build(config)
-    checkpoints = TaskCheckpoints(workdir)
-    stream, _ = restore_stream(experiment, checkpoints)
-    return experiment, stream, restore_features(experiment, checkpoints, stream)
+def predict(workdir, task, source, target):
+    return predict_file(open_run(workdir), task, source, target)
 
 
-def assert_features_are_of_the_training_texts(config, workdir):
-    experiment, _, features = features_of(config, workdir)
+def restored_features(workdir):
+    """Evaluator, state and features of a workdir."""
+    evaluator, store = open_stream(workdir)
+    stream, _ = store.restore()
+    return evaluator, stream, store.restore_features(stream)
+
+
+def known_results(workdir):
+    """The same, with the tokenised tasks and their results where the task is known."""
+    evaluator, stream, features = restored_features(workdir)
+    tasks = evaluator.load()
+    known = StreamTraining(evaluator, tasks, open_stream(workdir)[1], workdir).evaluate_all(stream)
+    return evaluator, stream, features, tasks, known
+
+
+def assert_features_are_of_the_training_texts(settings, workdir):
+    evaluator, _, features = restored_features(workdir)
     expected = TaskFeatures.blank(32)
-    for task in load_tasks(config, experiment):
-        expected = expected.add(task.name, experiment.features(task.splits["train"]))
-    assert features.names == config.tasks
+    for task in evaluator.load():
+        expected = expected.add(task.name, evaluator.features(task.splits["train"]))
+    assert features.names == settings.tasks
     for name, array in expected.arrays.items():
         np.testing.assert_array_equal(features.arrays[name], array)
 
 
 def test_the_newest_checkpoint_has_the_features_of_all_tasks(trained):
-    config, folder, _ = trained
-    assert_features_are_of_the_training_texts(config, folder / "run")
+    settings, folder, _ = trained
+    assert_features_are_of_the_training_texts(settings, folder / "run")
     saved = [path.parent.name for path in (folder / "run" / "checkpoints").glob("*/features")]
     assert saved == ["002_fourteen"]
 
 
 def test_the_template_is_not_in_the_features(trained):
-    config, _, _ = trained
-    experiment = build(config)
-    task = load_tasks(config, experiment)[0]
-    bare = bare_prompts(task.splits["train"], experiment.tokenizer, 256)
-    answer = experiment.tokenizer.convert_tokens_to_ids("answer")
+    evaluator, _ = open_stream(trained[1] / "run")
+    task = evaluator.load()[0]
+    bare = bare_prompts(task.splits["train"], evaluator.model.tokenizer, 256)
+    answer = evaluator.model.tokenizer.convert_tokens_to_ids("answer")
     for example, ids in zip(task.splits["train"], bare, strict=True):
         assert [*ids, answer] == example.prompt.tolist()
 
 
 def test_accuracy_is_that_of_predictions_for_the_chosen_tasks(trained, tmp_path):
     """Each text's answer is right if its text is that of the right label."""
-    config, folder, results = trained
+    settings, folder, results = trained
     task_free = results["task_free"]
     accuracy, choices = [], []
     for name in CLASSES:
@@ -82,7 +91,7 @@ def test_accuracy_is_that_of_predictions_for_the_chosen_tasks(trained, tmp_path)
         accuracy.append(np.mean(right))
     assert task_free["choices"] == choices
     assert np.sum(choices) == 3 * 48
-    if config.head == "classification":  # the LM head's greedy answer may be no label at all
+    if settings.head == "classification":  # the LM head's greedy answer may be no label at all
         np.testing.assert_allclose(task_free["accuracy"], accuracy)
     assert task_free["acc"] == pytest.approx(np.mean(task_free["accuracy"]))
 
@@ -106,49 +115,45 @@ def test_misrouted_texts_are_asked_as_the_chosen_task_and_others_reuse_their_ans
     trained, monkeypatch
 ):
     """Of texts of "five" given to "two" the label w1 may be right, w4 cannot."""
-    config, folder, _ = trained
-    experiment, stream, features = features_of(config, folder / "run")
-    run = Run(experiment, load_tasks(config, experiment), folder / "run")
-    run.features = features
-    known = run.evaluate_all(stream)
-    two, five = (run.tasks[index].splits["test"] for index in (0, 1))
+    evaluator, stream, features, tasks, known = known_results(trained[1] / "run")
+    two, five = (tasks[index].splits["test"] for index in (0, 1))
     monkeypatch.setattr(TaskFeatures, "choose", lambda *_: np.array([1, 0] * 24))
     asked = []
-    original = run.evaluate_on
+    original = evaluator.evaluate
 
-    def evaluate_on(active, index, examples):
+    def evaluate(parameters, index, examples):
         asked.append((index, len(examples)))
-        return original(active, index, examples)
+        return original(parameters, index, examples)
 
-    monkeypatch.setattr(run, "evaluate_on", evaluate_on)
-    result = run._task_free(stream, known)
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    result = evaluate_task_free(evaluator, tasks, stream, features, known)
     assert result["choices"][:2] == [[24, 24, 0], [24, 24, 0]]
     shared = [place for place in range(1, 48, 2) if five[place].label < 2]
     # every label of "two" is one of "five"; texts of "fourteen" go to both
     assert asked[:2] == [(1, 24), (0, len(shared))]
-    as_two = original(task_trees(experiment, stream, 0), 0, [five[place] for place in shared])
+    as_two = original(
+        evaluator.starting.task(stream, "two", 0), 0, [five[place] for place in shared]
+    )
     expected = (known[1].right[::2].sum() + as_two.right.sum()) / 48
     assert result["accuracy"][1] == pytest.approx(expected)
-    as_five = original(task_trees(experiment, stream, 1), 1, list(two[::2]))
+    as_five = original(evaluator.starting.task(stream, "five", 1), 1, list(two[::2]))
     expected = (known[0].right[1::2].sum() + as_five.right.sum()) / 48
     assert result["accuracy"][0] == pytest.approx(expected)
 
 
 def test_where_every_choice_is_right_the_figure_is_the_known_task_s(trained, monkeypatch):
-    config, folder, results = trained
-    experiment, stream, features = features_of(config, folder / "run")
-    run = Run(experiment, load_tasks(config, experiment), folder / "run")
-    run.features = features
+    _, folder, results = trained
+    evaluator, stream, features, tasks, known = known_results(folder / "run")
     turns = iter(range(3))
     monkeypatch.setattr(TaskFeatures, "choose", lambda *_: np.full(48, next(turns)))
-    result = run._task_free(stream, run.evaluate_all(stream))
+    result = evaluate_task_free(evaluator, tasks, stream, features, known)
     assert result["accuracy"] == results["accuracy_matrix"][-1]
     assert result["choices"] == (48 * np.eye(3, dtype=int)).tolist()
 
 
 def test_a_run_that_was_finished_says_the_same_again(trained):
-    config, folder, results = trained
-    assert train(config, folder / "run")["task_free"] == results["task_free"]
+    settings, folder, results = trained
+    assert train(settings, folder / "run")["task_free"] == results["task_free"]
 
 
 def test_bad_lines_stop_nothing_where_the_task_is_chosen(trained, tmp_path, capsys):
@@ -169,26 +174,25 @@ def test_bad_lines_stop_nothing_where_the_task_is_chosen(trained, tmp_path, caps
 def test_tasks_are_added_to_features_or_to_a_run_that_has_none(tmp_path):
     """As a converted checkpoint, or one of an older version, has none."""
     changes = {"method": "per_task", "head": "classification", "epochs": 1}
-    config = tiny_config(tmp_path, tasks=("two",), **changes)
-    assert train(config, tmp_path / "run")["task_free"]["choices"] == [[48]]
+    settings = tiny_settings(tmp_path, tasks=("two",), **changes)
+    assert train(settings, tmp_path / "run")["task_free"]["choices"] == [[48]]
     shutil.copytree(tmp_path / "run", tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / "checkpoints" / "000_two" / "features")
     source, target = tmp_path / "data" / "two_test.jsonl", tmp_path / "out.jsonl"
     with pytest.raises(UserError, match=r"hold no features .* Name one by --task: two"):
         predict(tmp_path / "old", None, source, target)
     assert predict(tmp_path / "old", "two", source, target) == 0
-    with config.unlocked():
-        config.tasks = ("two", "five")
-    assert np.shape(train(config, tmp_path / "run")["task_free"]["choices"]) == (2, 2)
-    assert_features_are_of_the_training_texts(config, tmp_path / "run")
-    assert train(config, tmp_path / "old")["task_free"] is None
+    settings = settings.changed({"tasks": ("two", "five")})
+    assert np.shape(train(settings, tmp_path / "run")["task_free"]["choices"]) == (2, 2)
+    assert_features_are_of_the_training_texts(settings, tmp_path / "run")
+    assert train(settings, tmp_path / "old")["task_free"] is None
 
 
 def test_a_method_without_an_expert_a_task_must_be_told_the_task(tmp_path):
-    config = tiny_config(
+    settings = tiny_settings(
         tmp_path, method="sequential_lora", head="classification", tasks=("two",), epochs=1
     )
-    assert train(config, tmp_path / "run")["task_free"] is None
+    assert train(settings, tmp_path / "run")["task_free"] is None
     source = tmp_path / "data" / "two_test.jsonl"
     with pytest.raises(UserError, match="'sequential_lora', which keeps no expert a task"):
         predict(tmp_path / "run", None, source, tmp_path / "out.jsonl")

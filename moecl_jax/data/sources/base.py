@@ -140,7 +140,7 @@ class Document:
     Attributes:
         path: the file.
         text: its content without a byte order mark.
-        invalid: of each byte that is not UTF-8: index in `text`, offset in the file, and line.
+        invalid: for each byte that is not UTF-8 its index in `text`, offset in the file, and line.
     """
 
     path: Path

@@ -74,7 +74,8 @@ def with_class_name(
     Args:
         fields: the values by their names.
         field: which of them is the class.
-        names: of the classes; () leaves the row as it is, and so does a number that has no name.
+        names: names of the classes; () leaves the row as it is, and so does a number without a
+            name.
     """
     label = fields.get(field)
     if isinstance(label, int) and 0 <= label < len(names):

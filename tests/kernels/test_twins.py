@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, batch_of, frozen_params, learner, random_active, random_examples
+from tiny import (
+    CONFIG,
+    OPTIMIZER,
+    batch_of,
+    context_of,
+    frozen_params,
+    random_examples,
+    random_parameters,
+    with_architecture,
+)
 
 from moecl_jax import kernels
 from moecl_jax.errors import UserError
@@ -246,11 +255,11 @@ def test_an_unknown_form_is_refused():
 )
 def test_a_model_s_loss_and_gradients_are_those_of_plain_mathematics(dtype, bound):
     """MoE-CL with dropout and experts everywhere; stored as on a CPU."""
-    chosen = learner(dropout=0.3, targets=TARGETS)
-    chosen = dataclasses.replace(chosen, dtype=jnp.dtype(dtype), remat="projections")
+    chosen = context_of(dropout=0.3, targets=TARGETS)
+    chosen = with_architecture(chosen, dtype=jnp.dtype(dtype), remat="projections")
     frozen = kernels.as_bits(frozen_params(CONFIG, jnp.dtype(dtype)))
     batch = batch_of(random_examples((9, 5, 14)), "lm", training=True)
-    state = init_train_state(chosen, random_active(chosen), jax.random.key(0))
+    state = init_train_state(chosen.method, OPTIMIZER, random_parameters(chosen), jax.random.key(0))
     step = jax.value_and_grad(loss, has_aux=True)
     found = {}
     for form in ("fast", "reference"):
