@@ -8,17 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from moecl_jax.config.experiment import build, load_tasks
-from moecl_jax.runs.resume import restore_task, task_trees
-from moecl_jax.serving.evaluate import score
-from streams import ROOT, assert_bit_equal, logged, tiny_config
-from test_train import restored, stop_after
+from streams import (
+    ROOT,
+    assert_bit_equal,
+    evaluator_of,
+    logged,
+    restored,
+    stop_after,
+    tiny_settings,
+)
 
 from moecl_jax.data.batching import make_batch
 from moecl_jax.data.rehearsal import replayed, reservoir
 from moecl_jax.errors import UserError
+from moecl_jax.methods.forward import forward, instruction_loss, output_logits
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.training.steps import forward, instruction_loss, output_logits
+from moecl_jax.serving.session import open_stream
 from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import train
 
@@ -32,23 +37,23 @@ OPTIONS = {  # small memories, and penalties that matter
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Trains a method on two tasks, once for all tests; gives its config, folder and results."""
+    """Trains a method on two tasks, once for all tests; gives its settings, folder and results."""
     done = {}
 
     def trained(method, **changes):
         key = (method, *sorted(changes.items()))
         if key not in done:
             folder = tmp_path_factory.mktemp(method)
-            config = config_of(folder, method, **changes)
-            done[key] = config, folder / "run", train(config, folder / "run")
+            settings = settings_of(folder, method, **changes)
+            done[key] = settings, folder / "run", train(settings, folder / "run")
         return done[key]
 
     return trained
 
 
-def config_of(folder, method, **changes):
-    settings = {"tasks": TWO, "epochs": 1, **OPTIONS.get(method, {}), **changes}
-    return tiny_config(folder, method=method, **settings)
+def settings_of(folder, method, **changes):
+    values = {"tasks": TWO, "epochs": 1, **OPTIONS.get(method, {}), **changes}
+    return tiny_settings(folder, method=method, **values)
 
 
 def assert_same_training(ours, theirs, tolerance=1e-6):
@@ -58,21 +63,20 @@ def assert_same_training(ours, theirs, tolerance=1e-6):
         assert mine["loss"] == pytest.approx(other["loss"], rel=tolerance)
     for key in ("accuracy_matrix", "random_init", "steps", "validation_accuracy"):
         assert ours[2][key] == theirs[2][key]
-    left, right = (restored(config, workdir)[1].shared for config, workdir, _ in (ours, theirs))
+    left, right = (restored(workdir)[1].shared for _, workdir, _ in (ours, theirs))
     for mine, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_allclose(mine, other, atol=tolerance, rtol=0)
 
 
-def scores_of(experiment, stream, tasks, index):
-    return score(
-        experiment.evaluation_step,
-        task_trees(experiment, stream, index),
-        experiment.frozen,
-        tasks[index].splits["test"],
-        experiment.answers[index],
-        experiment.evaluation_layout,
-        class_count=len(tasks[index].labels),
-    ).scores
+def ends_of(workdir):
+    """Scores of the first task's test examples when it was finished, and after the last task."""
+    evaluator, store = open_stream(workdir)
+    examples = evaluator.load()[0].splits["test"]
+    scores = []
+    for state in (store.restore_moment(0), store.restore()[0]):
+        parameters = evaluator.starting.task(state, TWO[0], 0)
+        scores.append(evaluator.scores(parameters, 0, examples).scores)
+    return scores
 
 
 @pytest.mark.parametrize(
@@ -85,23 +89,17 @@ def scores_of(experiment, stream, tasks, index):
     ids=["per_task", "moe_cl with snapshots", "o_lora, not composed"],
 )
 def test_what_answers_for_a_finished_task_never_changes(run, method, changes):
-    config, workdir, results = run(method, **changes)
+    _, workdir, results = run(method, **changes)
     assert results["metrics"]["bwt"] == 0.0
     assert results["metrics"]["forgetting"] == 0.0
-    experiment, after, _ = restored(config, workdir)
-    before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
-    tasks = load_tasks(config, experiment)
-    scores = scores_of(experiment, before, tasks, 0)
-    np.testing.assert_array_equal(scores, scores_of(experiment, after, tasks, 0))
-    assert np.ptp(scores) > 0
+    before, after = ends_of(workdir)
+    np.testing.assert_array_equal(before, after)
+    assert np.ptp(before) > 0
 
 
 def test_moe_cl_without_snapshots_does_change(run):
-    config, workdir, _ = run("moe_cl")
-    experiment, after, _ = restored(config, workdir)
-    before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
-    tasks = load_tasks(config, experiment)
-    assert np.any(scores_of(experiment, before, tasks, 0) != scores_of(experiment, after, tasks, 0))
+    before, after = ends_of(run("moe_cl")[1])
+    assert np.any(before != after)
 
 
 def test_drift_is_measured_between_a_tasks_own_row_and_the_last(run, monkeypatch, capsys):
@@ -123,7 +121,7 @@ def test_drift_is_measured_between_a_tasks_own_row_and_the_last(run, monkeypatch
 def test_moe_cl_trains_alike_with_and_without_snapshots(run):
     plain, kept = run("moe_cl"), run("moe_cl", moe_cl__snapshot=True)
     assert logged(plain[1]) == logged(kept[1])
-    (_, without, _), (_, with_them, _) = (restored(*done[:2]) for done in (plain, kept))
+    (_, without, _), (_, with_them, _) = (restored(done[1]) for done in (plain, kept))
     assert_bit_equal(without.shared, with_them.shared)
     for name in TWO:
         assert_bit_equal(without.finished[name].expert, with_them.finished[name].expert["task"])
@@ -159,14 +157,14 @@ def test_with_their_defaults_they_differ_from_sequential_lora_after_the_first_ta
 
 
 def test_ewc_s_penalty_pulls_towards_where_the_first_task_ended(run):
-    config, workdir, _ = run("ewc")
+    _, workdir, _ = run("ewc")
     lines = logged(workdir)
     terms = [line["loss"] - line["loss_instruction"] for line in lines]
     assert terms[: STEPS + 1] == [0.0] * (STEPS + 1)  # the first step of task 2 is at the anchor
     assert max(terms[STEPS + 1 :]) > 1e-4
-    experiment, after, _ = restored(config, workdir)
-    before = restore_task(experiment, TaskCheckpoints(workdir), 0, len(TWO))
-    method = experiment.learner.method
+    evaluator, store = open_stream(workdir)
+    before, (after, _) = store.restore_moment(0), store.restore()
+    method = evaluator.method
     assert_bit_equal(before.memory["anchor"], before.shared)
 
     def penalty(shared):
@@ -183,19 +181,20 @@ def test_ewc_s_penalty_pulls_towards_where_the_first_task_ended(run):
 
 
 def test_fisher_information_is_the_mean_over_a_task_s_examples(tmp_path):
-    config = config_of(tmp_path, "ewc", tasks=("five",), ewc__examples=1000)
-    train(config, tmp_path / "run")
-    experiment, stream, _ = restored(config, tmp_path / "run")
-    [task] = load_tasks(config, experiment)
-    active, learner = task_trees(experiment, stream, 0), experiment.learner
+    settings = settings_of(tmp_path, "ewc", tasks=("five",), ewc__examples=1000)
+    train(settings, tmp_path / "run")
+    evaluator, stream, _ = restored(tmp_path / "run")
+    [task] = evaluator.load()
+    active, context = evaluator.starting.task(stream, "five", 0), evaluator.context
+    frozen, layout = evaluator.model.params, evaluator.layout(settings.batch.size)
 
     @jax.jit
     def squares(shared, batch):
         def negative_log_likelihood(shared):
             chosen = type(active)(shared, {}, {}, active.memory)
-            hidden, _ = forward(chosen, experiment.frozen, batch, learner, seeds=None)
-            logits = output_logits(chosen, hidden, experiment.frozen, batch, learner)
-            loss = instruction_loss(logits, batch, learner)
+            hidden, _ = forward(chosen, frozen, batch, context, seeds=None)
+            logits = output_logits(chosen, hidden, frozen, batch, context)
+            loss = instruction_loss(logits, batch, context)
             return loss * batch.answer_mask.sum()
 
         return jax.tree.map(jnp.square, jax.grad(negative_log_likelihood)(shared))
@@ -203,12 +202,7 @@ def test_fisher_information_is_the_mean_over_a_task_s_examples(tmp_path):
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), stream.shared)
     for example in task.splits["train"]:
         batch = make_batch(
-            [example],
-            experiment.answers[0],
-            experiment.training_layout,
-            task_index=0,
-            class_count=5,
-            training=True,
+            [example], evaluator.answers[0], layout, task_index=0, class_count=5, training=True
         )
         total = jax.tree.map(np.add, total, squares(active.shared, batch))
     count = len(task.splits["train"])
@@ -234,23 +228,23 @@ def batches(monkeypatch):
 
 
 def test_replay_mixes_the_reservoir_s_examples_into_each_batch(tmp_path, batches):
-    config = config_of(tmp_path, "replay")
-    results = train(config, tmp_path / "run")
-    tasks = load_tasks(config, build(config))
-    kept = reservoir(config.seed, [48], 10)
+    settings = settings_of(tmp_path, "replay")
+    results = train(settings, tmp_path / "run")
+    tasks = evaluator_of(settings).load()
+    kept = reservoir(settings.seed, [48], 10)
     prompts = [tuple(tasks[task].splits["train"][place].prompt) for task, place in kept]
     assert results["stored_examples"] == 10
     for step, (index, examples) in enumerate(batches):
         assert len(examples) == (8 if index == 0 else 11)
         if index == 1:
-            drawn = replayed(config.seed, 1, step - STEPS, 10, 3)
+            drawn = replayed(settings.seed, 1, step - STEPS, 10, 3)
             assert examples[8:] == [prompts[place] for place in drawn]
     lines = logged(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 2 * STEPS + 1))
 
 
 def test_joint_training_has_one_row_and_the_steps_of_a_stream(run):
-    config, workdir, results = run("joint")
+    settings, workdir, results = run("joint")
     unknown, last = results["accuracy_matrix"]
     assert unknown == [None, None] and None not in last
     metrics = results["metrics"]
@@ -261,9 +255,7 @@ def test_joint_training_has_one_row_and_the_steps_of_a_stream(run):
     assert {line["task"] for line in logged(workdir)} == {"five"}
     written = json.loads((workdir / "results.json").read_text())
     assert written["accuracy_matrix"] == results["accuracy_matrix"]
-    longer = config.copy_and_resolve_references()
-    with longer.unlocked():
-        longer.tasks = (*TWO, "fourteen")
+    longer = settings.changed({"tasks": (*TWO, "fourteen")})
     copied = workdir.with_name("copied")
     shutil.copytree(workdir, copied)
     with pytest.raises(UserError, match="trained on 2 tasks jointly; tasks cannot be added"):
@@ -271,9 +263,9 @@ def test_joint_training_has_one_row_and_the_steps_of_a_stream(run):
 
 
 def test_an_epoch_of_joint_training_passes_over_all_tasks_mixed(tmp_path, batches):
-    config = config_of(tmp_path, "joint")
-    train(config, tmp_path / "run")
-    tasks = load_tasks(config, build(config))
+    settings = settings_of(tmp_path, "joint")
+    train(settings, tmp_path / "run")
+    tasks = evaluator_of(settings).load()
     wanted = {
         tuple(example.prompt): task for task in range(2) for example in tasks[task].splits["train"]
     }
@@ -295,20 +287,20 @@ slow = pytest.mark.slow
 def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
     run, tmp_path, monkeypatch, method
 ):
-    config, workdir, results = run(method)
+    settings, workdir, results = run(method)
     resumed = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, STEPS + 5)  # a step after a checkpoint
         with pytest.raises(KeyboardInterrupt):
-            train(config, resumed)
+            train(settings, resumed)
     record = TaskCheckpoints(resumed).in_progress_record()
     # Joint training begins with the last task.
     assert (record["task"], record["step"]) == ("five", 8 if method == "joint" else 4)
-    again = train(config, resumed)
+    again = train(settings, resumed)
     for key in ("accuracy_matrix", "random_init", "validation_accuracy", "steps"):
         assert again[key] == results[key]
     assert logged(resumed) == logged(workdir)
-    (_, whole, _), (_, pieces, _) = restored(config, workdir), restored(config, resumed)
+    (_, whole, _), (_, pieces, _) = restored(workdir), restored(resumed)
     for part in ("shared", "memory", "finished"):
         assert_bit_equal(getattr(whole, part), getattr(pieces, part))
 
@@ -318,20 +310,18 @@ def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
     ["o_lora", pytest.param("mocl", marks=slow), pytest.param("replay", marks=slow)],
 )
 def test_adding_a_task_leaves_the_earlier_rows(run, method):
-    config, workdir, first = run(method)
+    settings, workdir, first = run(method)
     extended = workdir.with_name("extended")
     shutil.copytree(workdir, extended)
-    _, before, _ = restored(config, extended)
-    longer = config.copy_and_resolve_references()
-    with longer.unlocked():
-        longer.tasks = (*TWO, "fourteen")
+    _, before, _ = restored(extended)
+    longer = settings.changed({"tasks": (*TWO, "fourteen")})
     second = train(longer, extended)
     matrix = np.array(second["accuracy_matrix"])
     np.testing.assert_array_equal(matrix[:2, :2], first["accuracy_matrix"])
     assert np.isfinite(matrix).all()
     assert second["random_init"][:2] == first["random_init"]
     assert logged(extended)[: 2 * STEPS] == logged(workdir)
-    _, after, _ = restored(longer, extended)
+    _, after, _ = restored(extended)
     if "expert" in before.memory:  # the LoRAs of finished tasks are where and what they were
         for target, factors in before.memory["expert"].items():
             width = factors["b"].shape[1]
@@ -350,13 +340,13 @@ def test_adding_a_task_leaves_the_earlier_rows(run, method):
 )
 def test_methods_that_need_one_output_layer_refuse_a_head_a_task(tmp_path, method, message):
     with pytest.raises(UserError, match=message):
-        build(config_of(tmp_path, method, head="classification"))
-    shared = config_of(tmp_path, method, head="classification", shared_head=True, tasks=("two",))
+        evaluator_of(settings_of(tmp_path, method, head="classification"))
+    shared = settings_of(tmp_path, method, head="classification", shared_head=True, tasks=("two",))
     if method == "lwf":
         with pytest.raises(UserError, match=message):
-            build(shared)
+            evaluator_of(shared)
     else:
-        build(shared)
+        evaluator_of(shared)
 
 
 @pytest.mark.parametrize(
@@ -374,25 +364,26 @@ def test_methods_with_a_classification_head_a_task(run, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["replay", "joint"])
 def test_rehearsal_with_one_classification_head_for_all_tasks(tmp_path, method):
-    config = config_of(tmp_path, method, head="classification", shared_head=True)
-    with config.unlocked():
-        config.definitions.six = config.definitions.five.copy_and_resolve_references()
-        config.tasks = ("five", "six")
-    results = train(config, tmp_path / "run")
+    settings = settings_of(tmp_path, method, head="classification", shared_head=True)
+    definitions = {**settings.definitions, "six": settings.definitions["five"]}
+    settings = settings.changed({"definitions": definitions, "tasks": ("five", "six")})
+    results = train(settings, tmp_path / "run")
     assert None not in results["accuracy_matrix"][-1]
     assert results["accuracy_matrix"][-1][0] == results["accuracy_matrix"][-1][1]
 
 
 @pytest.mark.slow
 def test_all_weights_are_trained_and_resumed(run, tmp_path, monkeypatch):
-    config, workdir, results = run("sequential_full")
+    settings, workdir, results = run("sequential_full")
     with monkeypatch.context() as patch:
         stop_after(patch, STEPS + 5)
         with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "run")
-    assert train(config, tmp_path / "run")["accuracy_matrix"] == results["accuracy_matrix"]
+            train(settings, tmp_path / "run")
+    assert train(settings, tmp_path / "run")["accuracy_matrix"] == results["accuracy_matrix"]
     assert logged(tmp_path / "run") == logged(workdir)
-    experiment, stream, _ = restored(config, workdir)
+    evaluator, stream, _ = restored(workdir)
     assert results["parameters"]["trained"] == results["parameters"]["frozen"]
     assert all(np.any(leaf) for leaf in jax.tree.leaves(stream.shared))
-    assert jax.tree.structure(stream.shared["difference"]) == jax.tree.structure(experiment.frozen)
+    assert jax.tree.structure(stream.shared["difference"]) == jax.tree.structure(
+        evaluator.model.params
+    )

@@ -5,33 +5,31 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
-from ml_collections import ConfigDict
-from moecl_jax.config.experiment import build
-from moecl_jax.methods.state import Initializer, Stream, finish, look_up
-from moecl_jax.runs.resume import restore_stream, task_trees
-from streams import assert_bit_equal, tiny_config
+from streams import assert_bit_equal, evaluator_of, restored, tiny_settings
+from tiny import context_of, starting_of
 
 from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
-from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.methods.stream import StreamState
+from moecl_jax.runs.workdir import save_settings
 from moecl_jax.testing import write_task
 from moecl_jax.training.trainer import train
 
 
 def test_a_shared_head_is_carried_on_from_task_to_task():
-    initializer = Initializer(tiny.learner("classification").method, 0, "classification", 3, True)
-    shared = initializer.shared(3)
-    first, second = initializer.begin(shared, 0), initializer.begin(shared, 1)
+    context = context_of("classification")
+    one_each, starting = starting_of(context), starting_of(context, shared_head=True)
+    shared = starting.shared(3)
+    first, second = starting.begin(shared, 0), starting.begin(shared, 1)
     np.testing.assert_array_equal(first.head, second.head)  # none is finished yet
-    stream = finish(Stream(shared, {}), "a", first.replace(head=first.head + 1), 3)
-    begun = initializer.begin(stream.shared, 1, stream.last_head)
+    stream = StreamState(shared, {}).after("a", first.replace(head=first.head + 1), 3)
+    begun = starting.begin(stream.shared, 1, stream.last_head)
     np.testing.assert_array_equal(begun.head, first.head + 1)
-    stream = finish(stream, "b", begun.replace(head=begun.head + 1), 3)
-    for name in ("a", "b"):
-        head = look_up(stream, name, 3, shared_head=True).head
+    stream = stream.after("b", begun.replace(head=begun.head + 1), 3)
+    for index, name in enumerate(("a", "b")):
+        head = starting.task(stream, name, index).head
         np.testing.assert_array_equal(head, stream.last_head)
-    np.testing.assert_array_equal(look_up(stream, "a", 3).head, first.head + 1)
+    np.testing.assert_array_equal(one_each.task(stream, "a", 0).head, first.head + 1)
 
 
 @pytest.mark.parametrize(
@@ -43,25 +41,24 @@ def test_a_shared_head_is_carried_on_from_task_to_task():
 )
 def test_a_shared_head_needs_equal_tasks(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        build(tiny_config(tmp_path, shared_head=True, **changes))
+        evaluator_of(tiny_settings(tmp_path, shared_head=True, **changes))
 
 
 def two_tasks(folder, **changes):
-    """A config of two tasks with two classes each."""
-    config = tiny_config(folder, head="classification", epochs=1, tasks=("two",), **changes)
-    with config.unlocked():
-        config.definitions.pair = ConfigDict(write_task(folder / "data", "pair", 2))
-        config.tasks = ("two", "pair")
-    return config
+    """Settings of two tasks with two classes each."""
+    settings = tiny_settings(folder, head="classification", epochs=1, tasks=("two",), **changes)
+    pair = write_task(folder / "data", "pair", 2)
+    definitions = {**settings.definitions, "pair": pair}
+    return settings.changed({"definitions": definitions, "tasks": ("two", "pair")})
 
 
 @pytest.mark.parametrize("shared_head", [True, False])
 def test_a_run_of_ours_in_the_original_s_format(tmp_path, shared_head):
-    config = two_tasks(tmp_path, shared_head=shared_head)
-    results = train(config, tmp_path / "run")
-    experiment = build(config)
-    stream, _ = restore_stream(experiment, TaskCheckpoints(tmp_path / "run"))
-    heads = [task_trees(experiment, stream, index).head for index in range(2)]
+    chosen = two_tasks(tmp_path, shared_head=shared_head)
+    results = train(chosen, tmp_path / "run")
+    evaluator, stream, _ = restored(tmp_path / "run")
+    starting = evaluator.starting
+    heads = [starting.task(stream, name, index).head for index, name in enumerate(chosen.tasks)]
     assert np.array_equal(*heads) == shared_head
 
     output = tmp_path / "exported"
@@ -86,20 +83,19 @@ def test_a_run_of_ours_in_the_original_s_format(tmp_path, shared_head):
     ]
     names = ["--tasks=two,pair"] if shared_head else []
     assert main(["convert", "official", *places, *names]) == 0
-    back = build(converted := two_tasks(tmp_path, shared_head=shared_head))
-    assert converted.tasks == config.tasks
-    again, history = restore_stream(back, TaskCheckpoints(tmp_path / "back"))
+    back, again, history = restored(tmp_path / "back")
+    assert back.names == list(chosen.tasks)
     assert_bit_equal(
         jax.tree.map(np.asarray, again.shared), jax.tree.map(np.asarray, stream.shared)
     )
-    for index in range(2):
-        ours, theirs = task_trees(experiment, stream, index), task_trees(back, again, index)
-        assert_bit_equal(ours, theirs)
+    for index, name in enumerate(chosen.tasks):
+        ours = starting.task(stream, name, index)
+        assert_bit_equal(ours, back.starting.task(again, name, index))
     assert history.converted == 2 and np.isnan(history.accuracy).all()
     # Training on with the data of before measures what the run's last row says.
     resumed = json.loads((tmp_path / "back" / "config.json").read_text())
     assert resumed["shared_head"] == shared_head
-    measured = train(converted, tmp_path / "back")
+    measured = train(chosen, tmp_path / "back")
     assert measured["accuracy_matrix"] == [[None, None], results["accuracy_matrix"][1]]
 
 
@@ -112,11 +108,9 @@ def test_a_run_of_ours_in_the_original_s_format(tmp_path, shared_head):
     ],
 )
 def test_what_the_original_s_format_cannot_hold_is_refused(tmp_path, capsys, changes, message):
-    from moecl_jax.runs.workdir import save_config
-
-    config = tiny_config(tmp_path, **{"head": "classification", **changes})
     (tmp_path / "run").mkdir()
-    save_config(config, tmp_path / "run")
+    settings = tiny_settings(tmp_path, **{"head": "classification", **changes})
+    save_settings(settings, tmp_path / "run")
     arguments = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]
     assert main(["export", "--format=official", *arguments]) == 1
     assert message in capsys.readouterr().err
