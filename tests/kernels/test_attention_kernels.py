@@ -31,7 +31,7 @@ from moecl_jax.models.attention import (
     check_attention,
 )
 from moecl_jax.models.decoder import REMAT_POLICIES
-from moecl_jax.runs.workdir import save_settings
+from moecl_jax.runs.workdir import load_settings, save_settings
 from moecl_jax.training.steps import init_train_state, loss
 from moecl_jax.training.trainer import train
 

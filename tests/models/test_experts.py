@@ -18,8 +18,8 @@ from tiny import (
 )
 
 from moecl_jax.kernels import dot, dropout, use
-from moecl_jax.methods import MoeCl
 from moecl_jax.methods.forward import forward
+from moecl_jax.methods.moe_cl import MoeCl
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.experts import (

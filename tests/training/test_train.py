@@ -7,51 +7,39 @@ import chex
 import jax
 import numpy as np
 import pytest
-from moecl_jax.config.experiment import build, load_tasks
-from moecl_jax.runs.resume import restore_stream
-from streams import CLASSES, assert_bit_equal, logged, tiny_config
+from streams import (
+    CLASSES,
+    assert_bit_equal,
+    logged,
+    restored,
+    stop_after,
+    tiny_settings,
+    training_of,
+)
 
-from moecl_jax.config import experiment as experiment_module
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.workdir import claimed, refuse_other_config, save_config
+from moecl_jax.runs.workdir import claimed, refuse_other_settings, save_settings
+from moecl_jax.serving import evaluator as evaluator_module
+from moecl_jax.serving.scoring import evaluation_step
 from moecl_jax.testing import write_model
-from moecl_jax.training import steps
-from moecl_jax.training.task_training import TaskTraining
-from moecl_jax.training.trainer import Run, train
+from moecl_jax.training import task_training
+from moecl_jax.training.steps import train_step
+from moecl_jax.training.trainer import train
 
 METHODS = ("moe_cl", "sequential_lora")
 
 
-def stop_after(monkeypatch, steps):
-    """Makes training fail, as a killed process would, when `steps` steps are done."""
-    original, count = TaskTraining._train_batch, [0]
-
-    def counted(self, examples):
-        if count[0] == steps:
-            raise KeyboardInterrupt
-        count[0] += 1
-        return original(self, examples)
-
-    monkeypatch.setattr(TaskTraining, "_train_batch", counted)
-
-
-def restored(config, workdir):
-    experiment = build(config)
-    stream, history = restore_stream(experiment, TaskCheckpoints(workdir))
-    return experiment, stream, history
-
-
 @pytest.fixture(scope="module", params=["lm", "classification"])
 def finished_run(request, tmp_path_factory):
-    """An uninterrupted moe_cl run with one head, its config and folder."""
+    """An uninterrupted moe_cl run with one head: its settings, folder and results."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = tiny_config(folder, head=request.param)
-    return config, folder / "run", train(config, folder / "run")
+    settings = tiny_settings(folder, head=request.param)
+    return settings, folder / "run", train(settings, folder / "run")
 
 
 def test_results_hold_what_the_contract_says(finished_run):
-    config, workdir, results = finished_run
+    settings, workdir, results = finished_run
     written = json.loads((workdir / "results.json").read_text())
     assert written == json.loads(json.dumps(results))
     assert written["method"] == "moe_cl"
@@ -59,10 +47,10 @@ def test_results_hold_what_the_contract_says(finished_run):
     assert np.shape(written["accuracy_matrix"]) == (3, 3)
     assert np.shape(written["random_init"]) == (3,)
     assert set(written["metrics"]) == {"acc", "bwt", "fwt", "forgetting"}
-    assert written["seed"] == config.seed
+    assert written["seed"] == settings.seed
     assert written["wall_seconds"] > 0
     assert written["versions"]["jax"] == jax.__version__
-    assert ("scored_accuracy_matrix" in written) == (config.head == "lm")
+    assert ("scored_accuracy_matrix" in written) == (settings.head == "lm")
 
 
 def test_each_logged_step_has_the_contract_s_keys(finished_run):
@@ -82,29 +70,27 @@ def test_each_logged_step_has_the_contract_s_keys(finished_run):
 @pytest.mark.parametrize("head", ["lm", "classification"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_task_is_learned(tmp_path, method, head):
-    config = tiny_config(
+    settings = tiny_settings(
         tmp_path, method=method, head=head, tasks=("two",), epochs=10, lora__dropout=0.0
     )
-    results = train(config, tmp_path / "run")
+    results = train(settings, tmp_path / "run")
     assert results["accuracy_matrix"][0][0] >= 0.9
     lines = logged(tmp_path / "run")
     assert lines[-1]["loss_instruction"] < 0.3 * lines[0]["loss_instruction"]
 
 
 def test_finished_parts_and_the_llm_never_change_again(tmp_path):
-    config = tiny_config(tmp_path, head="classification")
-    experiment = build(config)
-    frozen_before = jax.tree.map(np.array, experiment.frozen)
-    run = Run(experiment, load_tasks(config, experiment), tmp_path / "run")
+    run = training_of(tiny_settings(tmp_path, head="classification"), tmp_path / "run")
+    frozen_before = jax.tree.map(np.array, run.evaluator.model.params)
     seen = {}
-    original = run.train_task
+    original = run._train_task
 
     def watched(index, stream, history, log):
         after = original(index, stream, history, log)
         seen[index] = jax.tree.map(np.array, dict(after.finished))
         return after
 
-    run.train_task = watched
+    run._train_task = watched
     run.run()
     for name in ("two", "five"):
         first = seen[list(CLASSES).index(name)][name]
@@ -112,16 +98,16 @@ def test_finished_parts_and_the_llm_never_change_again(tmp_path):
             if name in later:
                 assert_bit_equal(first, later[name])
     assert seen[2]["two"].head.shape == (32, 2)
-    assert_bit_equal(frozen_before, experiment.frozen)
-    _, stream, _ = restored(config, tmp_path / "run")
+    assert_bit_equal(frozen_before, run.evaluator.model.params)
+    _, stream, _ = restored(tmp_path / "run")
     for name, parts in seen[2].items():
         assert_bit_equal(parts, stream.finished[name])
 
 
 def test_shared_expert_gate_and_discriminator_do_change(finished_run):
-    config, workdir, _ = finished_run
-    experiment, stream, _ = restored(config, workdir)
-    start = experiment.initializer.shared(3)
+    _, workdir, _ = finished_run
+    evaluator, stream, _ = restored(workdir)
+    start = evaluator.starting.shared(3)
     for part in ("expert", "gate", "discriminator"):
         changed = jax.tree.map(
             lambda before, after: bool(np.any(np.asarray(before) != np.asarray(after))),
@@ -135,44 +121,53 @@ def test_shared_expert_gate_and_discriminator_do_change(finished_run):
 def test_one_compilation_for_tasks_of_2_5_and_14_classes(tmp_path, monkeypatch, head):
     chex.clear_trace_counter()
     shapes = 2 if head == "lm" else 1  # rows of 16 hold 2 or 5 labels' texts; of 32, fourteen
-    for name, traces in (("train_step", 1), ("evaluation_step", shapes)):
-        counted = chex.assert_max_traces(getattr(steps, name), n=traces)
-        monkeypatch.setattr(experiment_module, name, counted)
-    config = tiny_config(tmp_path, head=head, batch__layout="padded")
-    experiment = build(config)
-    Run(experiment, load_tasks(config, experiment), tmp_path / "run").run()
+    traced = []
+    for module, step, traces in (
+        (task_training, train_step, 1),
+        (evaluator_module, evaluation_step, shapes),
+    ):
+        limited = chex.assert_max_traces(step, n=traces)
+
+        def counted(*arguments, limited=limited, name=step.__name__, **static):
+            traced.append(name)
+            return limited(*arguments, **static)
+
+        monkeypatch.setattr(module, step.__name__, counted)
+    settings = tiny_settings(tmp_path, head=head, batch__layout="padded")
+    training_of(settings, tmp_path / "run").run()
+    assert sorted(traced) == ["evaluation_step"] * shapes + ["train_step"]
 
 
 @pytest.mark.parametrize("steps", [8, 9], ids=["at a checkpoint", "a step after it"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     tmp_path, monkeypatch, finished_run, steps
 ):
-    config, workdir, results = finished_run
+    settings, workdir, results = finished_run
     resumed = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, 12 + steps)  # inside task 2
         with pytest.raises(KeyboardInterrupt):
-            train(config, resumed)
+            train(settings, resumed)
     assert not (resumed / "results.json").exists()
     record = TaskCheckpoints(resumed).in_progress_record()
     assert record["task"] == "five" and record["step"] == 8
-    again = train(config, resumed)
+    again = train(settings, resumed)
     assert again["accuracy_matrix"] == results["accuracy_matrix"]
     assert again["random_init"] == results["random_init"]
     assert logged(resumed) == logged(workdir)
-    _, whole, _ = restored(config, workdir)
-    _, pieces, _ = restored(config, resumed)
+    _, whole, _ = restored(workdir)
+    _, pieces, _ = restored(resumed)
     assert_bit_equal(whole.shared, pieces.shared)
     for name in CLASSES:
         assert_bit_equal(whole.finished[name], pieces.finished[name])
 
 
 def test_running_a_finished_stream_again_trains_nothing(finished_run, monkeypatch):
-    config, workdir, results = finished_run
+    settings, workdir, results = finished_run
     before = logged(workdir, speeds=True)
     with monkeypatch.context() as patch:
         stop_after(patch, 0)
-        again = train(config, workdir)
+        again = train(settings, workdir)
     assert again["accuracy_matrix"] == results["accuracy_matrix"]
     assert logged(workdir, speeds=True) == before
 
@@ -180,10 +175,10 @@ def test_running_a_finished_stream_again_trains_nothing(finished_run, monkeypatc
 @pytest.mark.parametrize("method", METHODS)
 def test_a_task_can_be_added_to_a_finished_stream(tmp_path, method):
     workdir = tmp_path / "run"
-    short = tiny_config(tmp_path, method=method, tasks=("two", "five"))
+    short = tiny_settings(tmp_path, method=method, tasks=("two", "five"))
     first = train(short, workdir)
-    _, before, _ = restored(short, workdir)
-    whole = tiny_config(tmp_path, method=method)
+    _, before, _ = restored(workdir)
+    whole = tiny_settings(tmp_path, method=method)
     second = train(whole, workdir)
     assert second["tasks"] == ["two", "five", "fourteen"]
     matrix = np.array(second["accuracy_matrix"])
@@ -193,7 +188,7 @@ def test_a_task_can_be_added_to_a_finished_stream(tmp_path, method):
     lines = logged(workdir)
     assert [line["step"] for line in lines] == list(range(1, 37))
     assert {line["task"] for line in lines[24:]} == {"fourteen"}
-    _, after, _ = restored(whole, workdir)
+    _, after, _ = restored(workdir)
     for name in ("two", "five"):
         assert_bit_equal(before.finished[name], after.finished[name])
 
@@ -203,16 +198,16 @@ def test_tasks_are_not_added_inside_a_task(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_config(tmp_path, tasks=("two",)), workdir)
+            train(tiny_settings(tmp_path, tasks=("two",)), workdir)
     with pytest.raises(UserError, match=r"stopped inside task 'two' of two\. Finish it with these"):
-        train(tiny_config(tmp_path, tasks=("two", "five")), workdir)
+        train(tiny_settings(tmp_path, tasks=("two", "five")), workdir)
 
 
 def test_added_columns_are_what_an_evaluation_at_that_time_gives(tmp_path):
     workdir = tmp_path / "added"
-    train(tiny_config(tmp_path, method="sequential_lora", tasks=("two", "five")), workdir)
-    added = train(tiny_config(tmp_path, method="sequential_lora"), workdir)
-    at_once = train(tiny_config(tmp_path, method="sequential_lora"), tmp_path / "at_once")
+    train(tiny_settings(tmp_path, method="sequential_lora", tasks=("two", "five")), workdir)
+    added = train(tiny_settings(tmp_path, method="sequential_lora"), workdir)
+    at_once = train(tiny_settings(tmp_path, method="sequential_lora"), tmp_path / "at_once")
     assert added["accuracy_matrix"] == at_once["accuracy_matrix"]
     assert added["random_init"] == at_once["random_init"]
 
@@ -220,20 +215,22 @@ def test_added_columns_are_what_an_evaluation_at_that_time_gives(tmp_path):
 def test_tasks_can_be_added_one_by_one(tmp_path):
     workdir = tmp_path / "run"
     for count in (1, 2, 3):
-        results = train(tiny_config(tmp_path, epochs=1, tasks=tuple(CLASSES)[:count]), workdir)
+        results = train(tiny_settings(tmp_path, epochs=1, tasks=tuple(CLASSES)[:count]), workdir)
         assert np.shape(results["accuracy_matrix"]) == (count, count)
         assert np.isfinite(results["accuracy_matrix"]).all()
     assert [line["step"] for line in logged(workdir)] == list(range(1, 19))
 
 
+def without_validation(definitions):
+    return {name: {**fields, "validation": ""} for name, fields in definitions.items()}
+
+
 def test_without_validation_the_last_epoch_is_kept(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",), epochs=1, data__validation_fraction=0.0)
-    with config.unlocked():
-        config.definitions.two.validation = ""
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1, data__validation_fraction=0.0)
+    settings = settings.changed({"definitions": without_validation(settings.definitions)})
     with pytest.raises(UserError, match="no validation examples to select the best epoch by"):
-        train(config, tmp_path / "best")
-    config.selection = "last"
-    results = train(config, tmp_path / "last")
+        train(settings, tmp_path / "best")
+    results = train(settings.changed({"selection": "last"}), tmp_path / "last")
     assert results["validation_accuracy"] == [None]
 
 
@@ -245,11 +242,10 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
         ({"tasks": ("five", "two")}, "may only be extended at its end"),
     ],
 )
-def test_a_workdir_refuses_another_config(tmp_path, finished_run, change, message):
-    config, workdir, _ = finished_run
-    other = tiny_config(tmp_path, **{"head": config.head, **change})
-    with other.unlocked():
-        other.model.path, other.definitions = config.model.path, config.definitions
+def test_a_workdir_refuses_other_settings(tmp_path, finished_run, change, message):
+    settings, workdir, _ = finished_run
+    other = tiny_settings(tmp_path, **{"head": settings.head, **change})
+    other = other.changed({"model": settings.model, "definitions": settings.definitions})
     before = (workdir / "results.json").read_text()
     with pytest.raises(UserError, match=message):
         train(other, workdir)
@@ -257,53 +253,55 @@ def test_a_workdir_refuses_another_config(tmp_path, finished_run, change, messag
 
 
 def test_a_workdir_older_than_a_field_of_definitions_goes_on(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",))
-    save_config(config, tmp_path)
-    path = tmp_path / "config.json"
-    older = json.loads(path.read_text())
-    with config.unlocked():
-        config.definitions.two.subset, config.definitions.two.text_fields = "", ("text",)
-    path.write_text(json.dumps(older))
-    refuse_other_config(config, tmp_path)
-    config.definitions.two.subset = "other"
-    with pytest.raises(UserError, match=r"definitions.two.subset = '', and now it is 'other'"):
-        refuse_other_config(config, tmp_path)
+    settings = tiny_settings(tmp_path, tasks=("two",))
+    save_settings(settings, tmp_path)
+    older = json.loads((tmp_path / "config.json").read_text())["definitions"]["two"]
+    assert not older.keys() & {"subset", "text_fields"}
+
+    def with_text_fields(*names):
+        two = {**settings.definitions["two"], "subset": "", "text_fields": names}
+        return settings.changed({"definitions": {**settings.definitions, "two": two}})
+
+    refuse_other_settings(with_text_fields("text"), tmp_path)
+    differs = r"definitions.two.text_fields = \('text',\), and now it is \('body',\)"
+    with pytest.raises(UserError, match=differs):
+        refuse_other_settings(with_text_fields("body"), tmp_path)
 
 
 def test_a_workdir_is_trained_in_by_one_process(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",))
+    settings = tiny_settings(tmp_path, tasks=("two",))
     with (
         claimed(tmp_path / "run"),
         pytest.raises(UserError, match=r"another process is training in .*run; wait for it"),
     ):
-        train(config, tmp_path / "run")
+        train(settings, tmp_path / "run")
     with claimed(tmp_path / "run"):  # it was let go
         pass
 
 
 def test_checkpoints_refuse_another_frozen_model(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",), epochs=1)
-    train(config, tmp_path / "run")
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1)
+    train(settings, tmp_path / "run")
     write_model(tmp_path / "model", seed=1)
     with pytest.raises(UserError, match="trained on a frozen model with fingerprint"):
-        train(config, tmp_path / "run")
+        train(settings, tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    config = tiny_config(tmp_path, tasks=("two",), epochs=1)
-    train(config, tmp_path / "run")
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1)
+    train(settings, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "000_two"
     for file in (checkpoint / "task").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot read the checkpoint .*000_two"):
-        train(config, tmp_path / "run")
+        train(settings, tmp_path / "run")
 
 
 def test_the_frozen_llm_is_not_in_the_checkpoints(finished_run):
-    config, workdir, _ = finished_run
-    experiment, stream, _ = restored(config, workdir)
-    frozen_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(experiment.frozen))
+    _, workdir, _ = finished_run
+    evaluator, stream, _ = restored(workdir)
+    frozen_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(evaluator.model.params))
     saved = sum(f.stat().st_size for f in (workdir / "checkpoints").rglob("*") if f.is_file())
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves((stream.shared, stream.finished)))
     assert len(list((workdir / "checkpoints").iterdir())) == 3
@@ -315,22 +313,32 @@ def test_the_frozen_llm_is_not_in_the_checkpoints(finished_run):
 def test_selection_keeps_the_best_validating_epoch_and_last_the_last(tmp_path, monkeypatch):
     chosen = {}
     for selection in ("best", "last"):
-        config = tiny_config(tmp_path / selection, tasks=("two",), epochs=3, selection=selection)
-        experiment = build(config)
-        run = Run(experiment, load_tasks(config, experiment), tmp_path / selection / "run")
-        scripted, trees = iter([0.5, 0.9, 0.7]), []
-        original = run.evaluate_active
+        values = {"tasks": ("two",), "epochs": 3, "selection": selection}
+        run = training_of(
+            tiny_settings(tmp_path / selection, **values), tmp_path / selection / "run"
+        )
+        [task], scripted, trees = run.tasks, iter([0.5, 0.9, 0.7]), []
+        validation, original = task.splits["validation"], run.evaluator.evaluate
 
-        def evaluate(active, index, split, scripted=scripted, trees=trees, original=original):
-            result = original(active, index, split)
-            if split != "validation":
+        def evaluate(
+            parameters,
+            index,
+            examples,
+            validation=validation,
+            scripted=scripted,
+            trees=trees,
+            original=original,
+        ):
+            result = original(parameters, index, examples)
+            if examples is not validation:
                 return result
-            trees.append(jax.tree.map(np.array, active))
+            trees.append(jax.tree.map(np.array, parameters))
             return dataclasses.replace(result, accuracy=next(scripted))
 
-        monkeypatch.setattr(run, "evaluate_active", evaluate)
-        results = run.run()
-        _, stream, _ = restored(config, tmp_path / selection / "run")
+        monkeypatch.setattr(run.evaluator, "evaluate", evaluate)
+        _, results = run.run()
+        assert len(trees) == 3
+        _, stream, _ = restored(tmp_path / selection / "run")
         kept = {"best": 1, "last": 2}[selection]
         assert_bit_equal(stream.finished["two"].expert, trees[kept].expert)
         assert_bit_equal(stream.shared, trees[kept].shared)
