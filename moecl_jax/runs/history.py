@@ -63,15 +63,18 @@ class History:
     def from_record(cls, record: Mapping[str, Any]) -> "History":
         """The history in the record of a checkpoint, whose null is NaN."""
         known = {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
-        for name in ("random_init", "accuracy", "scored"):
-            known[name] = np.array(known[name], np.float64).tolist()
+        for name in ("random_init", "accuracy", "scored", "gate_weights"):
+            if name in known:
+                known[name] = np.array(known[name], np.float64).tolist()
         return cls(**known)
 
     def append_row(self, evaluations: Sequence[Evaluation]) -> None:
         """Adds the results on all tasks after a task."""
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
-        self.gate_weights = [list(e.shared_weight) for e in evaluations if e.shared_weight]
+        unknown = [math.nan] * max(len(e.shared_weight) for e in evaluations)  # without examples
+        gates = [list(e.shared_weight) or unknown for e in evaluations]
+        self.gate_weights = gates if unknown else []
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""

@@ -178,11 +178,16 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
     if not examples:
         return Evaluation(math.nan, math.nan, math.nan)
     wide = scores.scores.astype(np.float64)
-    if examples[0].response is not None:
-        return Evaluation(float(scores.answered.mean()), math.nan, float(wide.mean()))
     shared_weight: tuple[float, ...] = ()
     if "shared_weight" in scores.reports:
         shared_weight = tuple(scores.reports["shared_weight"].mean(axis=1).tolist())
+    if examples[0].response is not None:
+        return Evaluation(
+            accuracy=float(scores.answered.mean()),
+            scored_accuracy=math.nan,
+            log_likelihood=float(wide.mean()),
+            shared_weight=shared_weight,
+        )
     labels = np.array([example.label for example in examples])
     rows = np.arange(len(labels))
     shifted = wide - wide.max(axis=1, keepdims=True)

@@ -1,6 +1,5 @@
-"""The history of a stream: rows of all tasks, whatever was measured of each."""
+"""What is kept of evaluations, and its way through the JSON of a checkpoint."""
 
-import dataclasses
 import json
 import math
 
@@ -9,28 +8,25 @@ import numpy as np
 from moecl_jax.runs.history import Evaluation, History
 from moecl_jax.runs.log import plain
 
-MEASURED = Evaluation(0.5, 0.25, -1.0, shared_weight=(0.25, 0.75))
-WITHOUT_WEIGHTS = Evaluation(math.nan, math.nan, math.nan)
+UNKNOWN = Evaluation(math.nan, math.nan, math.nan)
 
 
-def test_gate_weights_have_a_row_for_each_task() -> None:
-    history = History([0.5] * 3)
-    history.append_row([WITHOUT_WEIGHTS, MEASURED, WITHOUT_WEIGHTS])
-    unknown = [math.nan, math.nan]
-    np.testing.assert_array_equal(history.gate_weights, [unknown, [0.25, 0.75], unknown])
-
-
-def test_a_method_without_a_gate_has_no_gate_weights() -> None:
-    history = History([0.5] * 2)
-    history.append_row([WITHOUT_WEIGHTS, WITHOUT_WEIGHTS])
-    assert history.gate_weights == []
-
-
-def test_a_record_gives_the_history_back() -> None:
-    history = History([0.5, math.nan], validation=[None])
-    history.append_row([MEASURED, WITHOUT_WEIGHTS])
-    record = json.loads(json.dumps(plain(dataclasses.asdict(history)), allow_nan=False))
+def test_gate_weights_have_a_row_for_every_task_also_for_one_without_examples():
+    history = History([0.5, math.nan, 0.0])
+    gates = [(0.25, 0.75), (0.5, 1.0)]
+    known = [Evaluation(0.5, 0.5, -1.0, shared_weight=gate) for gate in gates]
+    history.append_row([known[0], UNKNOWN, known[1]])
+    expected = [[0.25, 0.75], [math.nan, math.nan], [0.5, 1.0]]
+    np.testing.assert_array_equal(history.gate_weights, expected)
+    record = json.loads(json.dumps(plain(vars(history)), allow_nan=False))
+    assert record["gate_weights"][1] == [None, None]
     again = History.from_record(record)
-    for name in ("random_init", "accuracy", "scored", "gate_weights"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(history, name), err_msg=name)
-    assert again.validation == [None]
+    np.testing.assert_array_equal(again.gate_weights, expected)
+    np.testing.assert_array_equal(again.accuracy, [[0.5, math.nan, 0.5]])
+
+
+def test_a_method_without_a_gate_has_none():
+    history = History([0.5, 0.5])
+    history.append_row([Evaluation(0.5, 0.5, -1.0), UNKNOWN])
+    assert history.gate_weights == []
+    assert History.from_record(plain(vars(history))).gate_weights == []

@@ -29,8 +29,11 @@ def test_free_form_scores():
     examples = [TokenizedExample(PROMPT, 0, np.array([3, 2], np.int32))] * 4
     answered = np.array([[True], [False], [False], [True]])
     scores = Scores(np.array([[-1.0], [-2.0], [-3.5], [-0.5]], np.float32), answered)
+    gates = {"shared_weight": np.array([[0.25, 0.75, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])}
+    scores = Scores(scores.scores, scores.answered, gates)
     result = evaluate_examples(scores, examples)
     assert (result.accuracy, result.log_likelihood) == (0.5, -1.75)
+    assert result.shared_weight == (0.5, 0.25)
     assert math.isnan(result.scored_accuracy)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from streams import tiny_config, tiny_settings
 from test_task_kinds import read, repeat_task, write
@@ -38,6 +39,7 @@ def test_answers_are_learned_and_the_base_model_does_not_know_them(trained, tmp_
     lines = generate(folder, source)
     wanted = [line["response"] for line in read(source)]
     written = [line["response"] for line in lines]
+    assert np.shape(results["gate_weights"]) == (2, 2)  # of both tasks, in each layer
     right = score_texts(written, wanted, "exact_match")
     assert right == pytest.approx(results["accuracy_matrix"][1][1]) and right >= 0.9
     before = [line["response"] for line in generate(folder, source, "--base")]
