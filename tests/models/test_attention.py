@@ -57,7 +57,7 @@ def test_experts_on_attention_equal_merged_kernels_in_values_and_gradients(make,
     adapted, plain = make(targets=targets), make(targets=tuple(set(targets) & set(FFN_TARGETS)))
     active, frozen = random_parameters(adapted), frozen_params()
     batch = batch_of(random_examples([5, 3, 4]), "lm", training=True)
-    scale = adapted.method.settings.scale
+    scale = adapted.method.lora.scale
     projection = np.random.default_rng(0).standard_normal((32, CONFIG.width)).astype(np.float32)
     real = batch.segments.reshape(-1, 1) > 0
 
@@ -127,7 +127,7 @@ def test_without_task_attention_the_shared_expert_adapts_it_alone():
     assert set(active.shared["expert"]) == set(TARGETS)
     batch = batch_of(random_examples([5, 3]), "lm", training=True)
     hidden, _ = forward(active, frozen, batch, shared_only, seeds=None)
-    scale = shared_only.method.settings.scale
+    scale = shared_only.method.lora.scale
     kernels = merged(frozen, [active.shared["expert"]], scale)
     plain = context_of()
     expected, _ = forward(without_attention(active), kernels, batch, plain, seeds=None)
@@ -151,7 +151,7 @@ def test_decoding_in_pieces_equals_one_pass(pieces):
     active, frozen = random_parameters(adapted), frozen_params()
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocabulary_size, (3, 7)).astype(np.int32)
     decoder = adapted.decoder(training=False)
-    adapter = adapted.method.adapter(active.shared, active.expert, {})
+    adapter = adapted.method.adapter(active)
     positions = np.broadcast_to(np.arange(7, dtype=np.int32), (3, 7))
     segments = np.ones((3, 7), np.int32)
     whole, _ = decoder.apply(
@@ -172,7 +172,7 @@ def test_decoding_in_pieces_equals_one_pass(pieces):
 def test_a_cache_gives_rows_of_different_lengths_what_each_has_alone():
     plain, active, frozen = context_of(), random_parameters(context_of()), frozen_params()
     decoder = plain.decoder(training=False)
-    adapter = plain.method.adapter(active.shared, active.expert, {})
+    adapter = plain.method.adapter(active)
     generator = np.random.default_rng(1)
     lengths = np.array([2, 5, 3])
     prompts = generator.integers(0, CONFIG.vocabulary_size, (3, 5)).astype(np.int32)

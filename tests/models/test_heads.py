@@ -94,7 +94,7 @@ class SlowDecoder:
 
     def __init__(self, chosen, active):
         self.chosen = chosen
-        self.adapter = chosen.method.adapter(active.shared, active.expert, {})
+        self.adapter = chosen.method.adapter(active)
 
     @functools.cached_property
     def _logits(self):
