@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from peft_adapters import BLOG, random_adapter
 from streams import assert_bit_equal, restored, tiny_config, tiny_settings
-from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli
 from moecl_jax.errors import UserError
@@ -24,14 +24,6 @@ from moecl_jax.runs.workdir import load_settings, save_settings
 from moecl_jax.training.trainer import train
 from moecl_jax.weights.load import load_backbone
 from moecl_jax.weights.safetensors_file import write_safetensors
-
-# The settings of PEFT's much copied recipe for chat models.
-BLOG = [
-    "--config.lora.targets=('q_proj', 'v_proj')",
-    "--config.lora.rank=8",
-    "--config.lora.alpha=32",
-    "--config.lora.dropout=0.05",
-]
 
 
 @pytest.fixture(scope="module", params=["sequential_lora", "moe_cl"])

@@ -6,37 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
+from peft_adapters import BASE, random_adapter
 from streams import assert_bit_equal
 
 from moecl_jax.errors import UserError
-from moecl_jax.interchange.peft import PeftAdapter, read_adapter, write_adapter
-from moecl_jax.models.lora import TARGETS, projection_sizes
+from moecl_jax.interchange.peft import read_adapter, write_adapter
 from moecl_jax.testing import write_model
 from moecl_jax.weights.load import load_backbone
 
-BASE = "the/base"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Q_A = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight"
 GATE_B = "base_model.model.model.layers.{}.mlp.gate_proj.lora_B.weight"
 NOT_PLAIN = "and only a plain LoRA, B A x beside unchanged weights, can be converted. Merge the"
-
-
-def random_adapter(config, targets=TARGETS, *, base=BASE, rank=4, lora_alpha=16.0):
-    """An adapter without a zero in it, on some projections."""
-    rng = np.random.default_rng(len(targets))
-
-    def draw(deviation, *shape):
-        return (deviation * rng.normal(size=shape)).astype(np.float32)
-
-    expert = {
-        target: {
-            "a": draw(inputs**-0.5, config.layers, inputs, rank),
-            "b": draw(0.05, config.layers, rank, outputs),
-        }
-        for target, (inputs, outputs) in projection_sizes(config).items()
-        if target in targets
-    }
-    return PeftAdapter(base, rank, lora_alpha, 0.05, expert)
 
 
 @pytest.fixture(scope="module")

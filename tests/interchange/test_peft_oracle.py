@@ -9,9 +9,8 @@ import pytest
 import safetensors.numpy
 from decoders import logits_of
 from family_models import CASES, write_folder
+from peft_adapters import BLOG, random_adapter
 from streams import restored, tiny_config
-from test_adapters import BLOG
-from test_peft import random_adapter
 
 from moecl_jax.cli import main as cli
 from moecl_jax.interchange.peft import read_adapter, write_adapter

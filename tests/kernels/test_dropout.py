@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_lora import assert_uncorrelated
+from randomness import assert_uncorrelated
 
 from moecl_jax.kernels import dropout
 from moecl_jax.models.lora import site_seed

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backbone_files import write_folder
+from decoders import SMOLLM2, logits_of, run
 from tiny import (
     CONFIG,
     batch_of,
@@ -33,24 +34,7 @@ from moecl_jax.models.lora import no_term
 from moecl_jax.weights.load import load_backbone
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-SMOLLM2 = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, 100000.0, 1e-5, True, 8192)
 LLAMA_2_7B = DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 10000.0, 1e-5, False, 4096)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def run(config, params, tokens, positions, segments, branches, dtype=jnp.float32):
-    """Hidden states `[R, S, D]` of `[R, S]` tokens."""
-    decoder, membership = Decoder(config, dtype), jnp.ones((1, tokens.size))
-    layout = (tokens, positions, segments, branches)
-    hidden, _ = decoder.apply({"params": params}, *layout, membership)
-    return hidden.reshape(*tokens.shape, -1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(config, params, hidden):
-    flat = hidden.reshape(-1, config.width)
-    logits = Decoder(config).apply({"params": params}, flat, method="logits")
-    return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def run_text(config, params, tokens, segments=None, dtype=jnp.float32):

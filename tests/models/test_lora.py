@@ -5,17 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from randomness import assert_uncorrelated
 from tiny import CONFIG
 
 from moecl_jax.models.lora import FFN_TARGETS, init_expert
 
 RANK = 3
 SUBSETS = [FFN_TARGETS, ("gate_proj", "down_proj"), ("up_proj",)]
-
-
-def assert_uncorrelated(first, second):
-    """Their correlation coefficient is within five standard deviations of independence."""
-    assert abs(np.corrcoef(first, second)[0, 1]) < 5 * len(first) ** -0.5
 
 
 @pytest.mark.parametrize("targets", SUBSETS, ids="-".join)

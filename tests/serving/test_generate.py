@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from records import read, repeat_task, write
 from streams import tiny_config, tiny_settings
-from test_task_kinds import read, repeat_task, write
 
 from moecl_jax.cli.main import main
 from moecl_jax.config.default import from_config
