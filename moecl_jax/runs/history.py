@@ -72,9 +72,10 @@ class History:
         """Adds the results on all tasks after a task."""
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
-        unknown = [math.nan] * max(len(e.shared_weight) for e in evaluations)  # without examples
+        layers = max((len(e.shared_weight) for e in evaluations), default=0)
+        unknown = [math.nan] * layers  # of a task without examples
         gates = [list(e.shared_weight) or unknown for e in evaluations]
-        self.gate_weights = gates if unknown else []
+        self.gate_weights = gates if layers else []
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""

@@ -160,7 +160,7 @@ def test_a_user_s_section_does_not_hide_one_of_the_config():
         name = "hides"
         Options = Hiding
 
-    with pytest.raises(UserError, match="method 'hides': 'batch' is a config section already"):
+    with pytest.raises(UserError, match="method 'hides': 'batch' is a config key already"):
         Settings.from_mapping({"method": spec_of(find_method(Hides))})
 
 

@@ -1,9 +1,11 @@
 """Data sets of the Hugging Face hub, and folders that the `datasets` library reads."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from moecl_jax import quiet
 from moecl_jax.data.sources.base import INPUT_IDS, Record, Source, require_columns
 from moecl_jax.errors import UserError
 
@@ -102,7 +104,9 @@ def _open(task: "Task", split: str) -> Any:
             return datasets.load_from_disk(str(folder))[split]
         if (folder / split / "dataset_info.json").is_file():
             return datasets.load_from_disk(str(folder / split))
-        return datasets.load_dataset(path, subset, split=split)
+        # A long download is to be seen, the conversion of local files is not.
+        with quiet.datasets() if folder.is_dir() else contextlib.nullcontext():
+            return datasets.load_dataset(path, subset, split=split)
     # The libraries below raise dozens of types, from httpx to pyarrow, for what is one mistake
     # here: the data set cannot be had.
     except Exception as error:
