@@ -29,12 +29,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from moecl_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from moecl_jax.data.task import Task
 
 INPUT_IDS = "input_ids"
 """The field of a record that holds token ids in place of the text."""
@@ -68,6 +65,52 @@ class NoOptions:
     """The options of a source that needs no fields beyond those of every task."""
 
 
+class Definition(Protocol):
+    """What a source is told of the task that it reads for; `data.task.Task` is one.
+
+    Attributes:
+        name: the task's name.
+        source: the source, as the task was given it.
+        path: the folder or data set.
+        subset: which of several data sets in `path` is meant.
+        train, validation, test: the splits as the source names them.
+        text_fields: the fields of a record that make the text.
+        answer_field: the field of a record that holds the label or the response.
+        labels: the answers in class order; empty when they are free text.
+        raw_labels: what stands in the data for each label.
+        options: an object of the source's `Options`.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def source(self) -> Any: ...  # noqa: D102
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def subset(self) -> str: ...  # noqa: D102
+    @property
+    def train(self) -> Any: ...  # noqa: D102
+    @property
+    def validation(self) -> Any: ...  # noqa: D102
+    @property
+    def test(self) -> Any: ...  # noqa: D102
+    @property
+    def text_fields(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def answer_field(self) -> str: ...  # noqa: D102
+    @property
+    def labels(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def raw_labels(self) -> tuple[str | int, ...]: ...  # noqa: D102
+    @property
+    def options(self) -> Any: ...  # noqa: D102
+
+    def error(self, attribute: str, advice: str) -> UserError:
+        """The error that names the task, one of its fields and what to do."""
+        ...
+
+
 class Source(abc.ABC):
     """Where the examples of tasks are read from. Objects of it keep nothing about a task.
 
@@ -86,7 +129,7 @@ class Source(abc.ABC):
         if not dataclasses.is_dataclass(cls.Options):
             raise TypeError(f"{cls.__qualname__}.Options must be a frozen dataclass")
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: Definition) -> None:
         """Checks what a definition must and must not hold; no data are read yet.
 
         Raises:
@@ -95,16 +138,16 @@ class Source(abc.ABC):
         if task.subset:
             raise task.error("subset", "is of source 'huggingface' only")
 
-    def location(self, task: "Task", split: str) -> str:
+    def location(self, task: Definition, split: str) -> str:
         """Where a split ("train", "validation" or "test") lies, for messages."""
         return f"{task.path} {getattr(task, split)}"
 
-    def same(self, task: "Task", first: str, second: str) -> bool:
+    def same(self, task: Definition, first: str, second: str) -> bool:
         """Whether two splits that the task has are one and the same place."""
         return bool(getattr(task, first) == getattr(task, second))
 
     @abc.abstractmethod
-    def read(self, task: "Task", split: str) -> Iterable[Record]:
+    def read(self, task: Definition, split: str) -> Iterable[Record]:
         """The records of a split ("train", "validation" or "test"), in the order of the data.
 
         A record that cannot be used (invalid UTF-8, a row of the wrong width) carries a `problem`.
@@ -170,7 +213,7 @@ class Document:
             start += len(line) + 1
 
 
-def open_document(task: "Task", split: str) -> Document:
+def open_document(task: Definition, split: str) -> Document:
     """Reads the file of a split: `path` / the split's name.
 
     Raises:

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moecl_jax.data.sources.base import (
     BadExample,
+    Definition,
     Document,
     Record,
     Source,
@@ -24,28 +25,25 @@ from moecl_jax.data.sources.base import (
 )
 from moecl_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from moecl_jax.data.task import Task
-
 
 class FileSource(Source):
     """A source whose splits are files; its name is also the ending of their names."""
 
-    def location(self, task: "Task", split: str) -> str:
+    def location(self, task: Definition, split: str) -> str:
         """The path of the file."""
         return str(Path(task.path) / getattr(task, split))
 
-    def same(self, task: "Task", first: str, second: str) -> bool:
+    def same(self, task: Definition, first: str, second: str) -> bool:
         """Whether the two files are one; links are followed."""
         files = [Path(self.location(task, split)).expanduser() for split in (first, second)]
         return files[0].resolve() == files[1].resolve()
 
-    def read(self, task: "Task", split: str) -> Iterator[Record]:
+    def read(self, task: Definition, split: str) -> Iterator[Record]:
         """The records of the file, in its order."""
         return self.records(open_document(task, split), task)
 
     @abc.abstractmethod
-    def records(self, document: Document, task: "Task") -> Iterator[Record]:
+    def records(self, document: Document, task: Definition) -> Iterator[Record]:
         """The records of the text of a file."""
 
 
@@ -54,7 +52,7 @@ class Json(FileSource):
 
     name: ClassVar[str] = "json"
 
-    def records(self, document: Document, task: "Task") -> Iterator[Record]:  # noqa: ARG002
+    def records(self, document: Document, task: Definition) -> Iterator[Record]:  # noqa: ARG002
         """The objects of the list, each with the line it starts on."""
         text, decoder = document.text, json.JSONDecoder()
         space = re.compile(r"[ \t\n\r]*")
@@ -109,7 +107,7 @@ class JsonLines(FileSource):
 
     name: ClassVar[str] = "jsonl"
 
-    def records(self, document: Document, task: "Task") -> Iterator[Record]:  # noqa: ARG002
+    def records(self, document: Document, task: Definition) -> Iterator[Record]:  # noqa: ARG002
         """The objects; empty lines are passed over."""
         advice = 'Expected one object a line: {"text": ..., "label": ...}.'
         for number, start, line in document.lines():
@@ -143,7 +141,7 @@ class _Table(FileSource):
     def rows(self, document: Document) -> Iterator[_Row]:
         """The rows that are not empty, the header first."""
 
-    def records(self, document: Document, task: "Task") -> Iterator[Record]:
+    def records(self, document: Document, task: Definition) -> Iterator[Record]:
         """The rows under the header; a header without the needed columns is refused."""
         needed = (*task.text_fields, task.answer_field)
         rows = self.rows(document)

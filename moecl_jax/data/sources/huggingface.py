@@ -3,14 +3,11 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from moecl_jax import quiet
-from moecl_jax.data.sources.base import INPUT_IDS, Record, Source, require_columns
+from moecl_jax.data.sources.base import INPUT_IDS, Definition, Record, Source, require_columns
 from moecl_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from moecl_jax.data.task import Task
 
 
 class HuggingFace(Source):
@@ -18,16 +15,16 @@ class HuggingFace(Source):
 
     name: ClassVar[str] = "huggingface"
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: Definition) -> None:
         """The data set must be named; it alone may have a subset."""
         if not task.path:
             raise task.error("path", f"must name the data set of source '{self.name}'")
 
-    def location(self, task: "Task", split: str) -> str:
+    def location(self, task: Definition, split: str) -> str:
         """The data set's name, that of its subset if there is one, and the split's."""
         return f"{_data_set(task)} {getattr(task, split)}"
 
-    def read(self, task: "Task", split: str) -> Iterator[Record]:
+    def read(self, task: Definition, split: str) -> Iterator[Record]:
         """The rows, of each the fields that the task uses.
 
         A class label is read as its number when every label of the task's data is a number, else
@@ -62,7 +59,7 @@ def class_names(data: Any, field: str) -> Sequence[str]:
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
 
-def labels_are_numbers(task: "Task") -> bool:
+def labels_are_numbers(task: Definition) -> bool:
     """Whether what stands in the data for each label of the task is known to be a number."""
     raw_labels = task.raw_labels or task.labels
     return bool(raw_labels) and all(str(label).isdecimal() for label in raw_labels)
@@ -85,12 +82,12 @@ def with_class_name(
     return fields
 
 
-def _data_set(task: "Task") -> str:
+def _data_set(task: Definition) -> str:
     """The data set's name, with that of its subset if there is one."""
     return f"{task.path} {task.subset}".rstrip()
 
 
-def _open(task: "Task", split: str) -> Any:
+def _open(task: Definition, split: str) -> Any:
     """The `datasets.Dataset` of a split."""
     import datasets
 

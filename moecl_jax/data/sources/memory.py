@@ -9,13 +9,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from moecl_jax.data.sources.base import INPUT_IDS, Held, Record, Source
+from moecl_jax.data.sources.base import INPUT_IDS, Definition, Held, Record, Source
 from moecl_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from moecl_jax.data.task import Task
 
 DIGITS = 16
 """Of the SHA-256 in hexadecimal: two different data sets in 10^19 have the same."""
@@ -26,7 +23,7 @@ class Memory(Source):
 
     name: ClassVar[str] = "memory"
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: Definition) -> None:
         """There is no path, and each split holds examples or says which it held."""
         super().check(task)
         if task.path:
@@ -38,11 +35,11 @@ class Memory(Source):
                     split, "must be a sequence of examples, such as [{'text': ..., 'label': ...}]"
                 )
 
-    def location(self, task: "Task", split: str) -> str:
+    def location(self, task: Definition, split: str) -> str:
         """The split's name: the examples lie nowhere else."""
         return f"{split} of task '{task.name}', in memory"
 
-    def read(self, task: "Task", split: str) -> Iterator[Record]:
+    def read(self, task: Definition, split: str) -> Iterator[Record]:
         """The examples that the task holds.
 
         Raises:
@@ -61,7 +58,7 @@ class Memory(Source):
 
 
 def held_examples(
-    task: "Task", split: str, examples: Iterable[Mapping[str, Any]]
+    task: Definition, split: str, examples: Iterable[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Copies of the examples, with arrays and NumPy's numbers as plain lists and numbers.
 
@@ -85,7 +82,7 @@ def held_examples(
     return held
 
 
-def fingerprint(task: "Task", examples: Iterable[Mapping[str, Any]]) -> str:
+def fingerprint(task: Definition, examples: Iterable[Mapping[str, Any]]) -> str:
     """The text that stands for examples in a configuration; it depends on what the task reads."""
     names = dict.fromkeys((*task.text_fields, task.answer_field, INPUT_IDS))
     content, count = hashlib.sha256(), 0

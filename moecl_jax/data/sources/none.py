@@ -1,12 +1,9 @@
 """No examples: a task that is only used, not trained or scored."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from moecl_jax.data.sources.base import Record, Source
-
-if TYPE_CHECKING:
-    from moecl_jax.data.task import Task
+from moecl_jax.data.sources.base import Definition, Record, Source
 
 
 class NoData(Source):
@@ -14,13 +11,13 @@ class NoData(Source):
 
     name: ClassVar[str] = "none"
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: Definition) -> None:
         """There is nothing to name."""
         super().check(task)
         for attribute in ("path", "train", "validation", "test"):
             if getattr(task, attribute):
                 raise task.error(attribute, "must be empty: source 'none' is a task without data")
 
-    def read(self, task: "Task", split: str) -> Iterable[Record]:  # noqa: ARG002
+    def read(self, task: Definition, split: str) -> Iterable[Record]:  # noqa: ARG002
         """Nothing."""
         return ()

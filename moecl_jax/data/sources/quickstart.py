@@ -33,13 +33,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from moecl_jax.data.sources.base import Record, Source
+from moecl_jax.data.sources.base import Definition, Record, Source
 from moecl_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from moecl_jax.data.task import Task
 
 SPLITS = ("train", "validation", "test")
 TEST_PART, VALIDATION_PART = 0.3, 0.1
@@ -128,13 +125,13 @@ class Quickstart(Source):
 
     name: ClassVar[str] = "quickstart"
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: Definition) -> None:
         """The data set must be named."""
         super().check(task)
         if not task.path:
             raise task.error("path", f"must name the data set of source '{self.name}'")
 
-    def read(self, task: "Task", split: str) -> Iterator[Record]:
+    def read(self, task: Definition, split: str) -> Iterator[Record]:
         """The texts with their labels or responses."""
         for snippet in read(task.path, getattr(task, split)):
             fields = {"text": snippet.text, "label": snippet.label, "response": snippet.response}
