@@ -1,7 +1,9 @@
 """A strict session: silent rank promotion is an error, and JAX sees eight virtual CPU devices."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Before jax is imported. On two cores the eight devices cost the tests about a tenth of their time.
@@ -24,6 +26,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
+OUTCOMES = ("survived", "refused")  # of faults
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +42,23 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared (not shipped with the package)")
     return folder
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
+    """Notes that a fault was tried: what, how many times, and the outcome.
+
+    Where MOECL_FAULTS names a folder, it gets one file a test, which launch/faults.sh turns into
+    the table.
+    """
+    folder = os.environ.get("MOECL_FAULTS")
+    entries: list[tuple[str, int, str]] = []
+
+    def note(fault: str, times: int, outcome: str) -> None:
+        assert outcome in OUTCOMES
+        entries.append((fault, times, outcome))
+        if folder is not None:
+            name = request.node.nodeid.replace("/", ".").replace(":", "_")
+            (Path(folder) / f"{name}.json").write_text(json.dumps(entries), encoding="utf-8")
+
+    return note

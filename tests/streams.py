@@ -63,8 +63,7 @@ def evaluator_of(settings: Settings) -> Evaluator:
 def training_of(settings: Settings, workdir: Path) -> StreamTraining:
     """The training of a stream in a workdir, to watch it from inside."""
     evaluator = evaluator_of(settings)
-    model, keep = evaluator.model, settings.keep_shared
-    store = DiskStore(workdir, evaluator.tasks, evaluator.starting, model, keep)
+    store = DiskStore(workdir, evaluator.tasks, evaluator.starting, evaluator.model, settings)
     workdir.mkdir(parents=True, exist_ok=True)
     save_settings(settings, workdir)  # so that it can be opened afterwards
     return StreamTraining(evaluator, evaluator.load(), store, workdir)

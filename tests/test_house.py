@@ -26,7 +26,16 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
-TOP_MODULES = {"errors", "outside", "plugins", "quiet", "reporting", "settings", "testing"}
+TOP_MODULES = {
+    "errors",
+    "outside",
+    "plugins",
+    "quiet",
+    "reporting",
+    "settings",
+    "stopping",
+    "testing",
+}
 
 
 def imported_modules(tree: ast.Module) -> set[str]:

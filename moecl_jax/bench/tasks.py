@@ -111,10 +111,10 @@ def _noised(generator: np.random.Generator, leaf: jax.Array) -> np.ndarray:
 def _cost(stream: StreamState, seconds: float, step_bytes: int) -> StreamCost:
     last = list(stream.finished.values())[-1]
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = TaskCheckpoints(Path(folder))
-        for index, name in enumerate(("older", "newest")):
+        checkpoints = TaskCheckpoints(Path(folder), ("older", "newest"))
+        for index in range(2):
             own, shared = {"expert": last.expert, "head": last.head}, {"shared": stream.shared}
-            checkpoints.save_finished(index, name, own, shared, {}, keep_shared=1)
+            checkpoints.save_finished(index, own, shared, {}, keep_shared=1)
         older, newest = map(_size_on_disk, sorted(checkpoints.folder.iterdir()))
     return StreamCost(
         finished=len(stream.finished),

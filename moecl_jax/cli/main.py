@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import moecl_jax
+from moecl_jax.cli import signals
 from moecl_jax.cli.command import Command
 from moecl_jax.config.file import OVERRIDE
 from moecl_jax.errors import UserError, one_line
@@ -34,14 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 if all went well, 1 after a mistake that the user can mend, which standard
-      error then names, 130 after an interrupt.
+      error then names, 130 after an interrupt (SIGINT), 143 after SIGTERM.
 
     Raises:
       SystemExit: after `--help` (status 0) and unknown or missing arguments (status 2).
     """
+    with signals.handled() as received:
+        try:
+            return _main(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            print(signals.INTERRUPTED, file=sys.stderr)
+            return received.status
+
+
+def _main(argv: Sequence[str]) -> int:
     commands = [_load(name) for name in COMMANDS]
     parser = _build_parser(commands)
-    plain, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+    plain, overrides = _split_overrides(argv)
     arguments = parser.parse_args(plain)
     command: Command = arguments.command
     if overrides and not command.takes_overrides:
@@ -57,9 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         print(f"moecl: error: {place}{error.strerror or one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
 
 
 def _load(name: str) -> Command:

@@ -17,6 +17,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_workdir(parser, "the folder for the run's results, logs and checkpoints")
     parser.add_argument(
+        "--resume",
+        choices=("newest", "last-good"),
+        default="newest",
+        help="where an interrupted training goes on: from the newest state, which must be whole "
+        "(default), or from the newest that is whole; what is lost is said first, and set aside",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although the tokenizer or the data are no longer those that the training was "
+        "begun with; results.json names what changed",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="train in several processes: the address of the first, or 'auto' under Slurm, on a "
@@ -39,7 +52,12 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments.config, arguments.overrides)
     shows = first_process()
     with reporting.use(reporting.current() if shows else reporting.SilentReporter()):
-        results = train(settings, arguments.workdir)
+        results = train(
+            settings,
+            arguments.workdir,
+            resume=arguments.resume,
+            accept_changes=arguments.accept_changes,
+        )
     if shows:
         print(Results.from_content(results))
         print(f"\nResults: {arguments.workdir / 'results.json'}")

@@ -11,9 +11,9 @@ folder has '+' for ':'.
 import contextlib
 import dataclasses
 import gc
-import json
 import re
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +26,7 @@ from moecl_jax import reporting
 from moecl_jax.config.file import OVERRIDE, load_settings
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.methods import find_method
+from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings
@@ -34,6 +35,7 @@ from moecl_jax.runs.workdir import Busy, refuse_other_settings, write_json
 from moecl_jax.training.trainer import train
 
 CACHE_FOLDER = "compilation_cache"
+TRACE_NAME = "trace.txt"
 _VARIANT = re.compile(r"[\w.]+(:\w+)?(:[\w.]+=[\w.=-]+)*", re.ASCII)
 _ORDER = re.compile(r"[\w.-]+", re.ASCII)
 _OF_THE_GRID = {"method": "--methods", "seed": "--seeds"}
@@ -155,8 +157,7 @@ def plan(grid: Grid) -> list[PlannedRun]:
 def sweep(grid: Grid, workdir: Path) -> Outcome:
     """Trains the runs of a grid that are not finished yet, one after another.
 
-    All configs are checked before the first run. A run that fails with a UserError does not stop
-    the others.
+    All configs are checked before the first run. A run that fails does not stop the others.
 
     Args:
       grid: what to train; it may have more or fewer variants, orders and seeds than an earlier
@@ -247,13 +248,28 @@ def _train_all(runs: Sequence[PlannedRun], workdir: Path) -> list[str]:
             except Busy:
                 busy += 1
                 _say(f"{title}: another process trains it, skipped")
-            except UserError as error:
-                failures.append(f"{run}: {error}")
-                _say(f"{title} failed: {error}")
+            except Exception as error:  # of one run; the others may be sound
+                reason = _failure(error, workdir / run.folder)
+                failures.append(f"{run}: {reason}")
+                _say(f"{title} failed: {reason}")
             gc.collect()  # the run's arrays, before the next run has its own
     others = f", {busy} are left to other processes" if busy else ""
     _say(f"{len(runs) - len(failures) - busy} of {len(runs)} runs are finished{others}")
     return failures
+
+
+def _failure(error: Exception, workdir: Path) -> str:
+    """One line of why a run failed; a trace that its user cannot mend is kept in the workdir."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+    if isinstance(error, OSError):
+        return reason
+    with contextlib.suppress(OSError):
+        trace = workdir / TRACE_NAME
+        trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        reason += f" (the trace is in {trace})"
+    return reason
 
 
 def _say(line: str) -> None:
@@ -313,7 +329,7 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
     """
     path = workdir / SWEEP_NAME
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
         if not all(isinstance(record[key], list) for key in ("overrides", "methods", "seeds")):
             raise ValueError("expected lists of overrides, methods and seeds")
         if not all(entry.keys() >= {"variant", "workdir"} for entry in record["runs"]):

@@ -1,5 +1,6 @@
 """Texts to token ids: prompts that fit, and the answers of a task."""
 
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,11 @@ from moecl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_DAY = datetime.datetime(2025, 1, 1)
+"""What `strftime_now` in a chat template says."""
+
+_DIRECTIVES = [*(f"%{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuVeFTDhR"), "%-d", "%-m", "%%"]
 
 TEXTS_A_CALL = 1024
 """Enough for the tokenizer to use all cores, few enough to hold their offsets in memory."""
@@ -48,6 +54,7 @@ class TokenizedExample:
             a response that was cut has no end. None in a label task.
         response_text: whole response of a free-form task, else "".
         text: what stands in the template, whole; "" where the prompt was given as `input_ids`.
+        where: place in its file, for messages.
     """
 
     prompt: np.ndarray
@@ -55,6 +62,7 @@ class TokenizedExample:
     response: np.ndarray | None = None
     response_text: str = ""
     text: str = ""
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,9 @@ class TokenizedTask:
 def prompt_format(definition: Task, tokenizer: "PreTrainedTokenizerBase | None") -> PromptFormat:
     """How a task's prompts and answers are written, in training and everywhere else.
 
+    The clock of chat templates stands at `TEMPLATE_DAY`: one that prints the day would else write
+    other prompts in training than in use.
+
     Raises:
         UserError: the task is a chat, and the tokenizer's chat template is missing or unfit.
     """
@@ -113,18 +124,44 @@ def prompt_format(definition: Task, tokenizer: "PreTrainedTokenizerBase | None")
         )
     turns = [{"role": "user", "content": definition.template}]
     try:
-        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        rendered, again = (
+            tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=True,
+                chat_template=_without_clock(tokenizer.get_chat_template()),
+            )
+            for _ in range(2)
+        )
     except Exception as error:  # a template is a program, which may fail in any way
         raise UserError(
             f"task '{definition.name}': the tokenizer's chat template fails on one user turn "
             f"({type(error).__name__}: {error}). Mend it, or set chat = False."
         ) from error
+    if rendered != again:
+        raise UserError(
+            f"task '{definition.name}': the tokenizer's chat template writes another prompt each "
+            f"time: {rendered!r}, then {again!r}. Mend it, or set chat = False."
+        )
     if str(rendered).count("{text}") != 1:
         raise UserError(
             f"task '{definition.name}': the tokenizer's chat template must repeat once what the "
             f"user says; of {definition.template!r} it makes {rendered!r}. Set chat = False."
         )
     return PromptFormat(str(rendered), special_tokens=False, answer_prefix="")
+
+
+def _without_clock(template: str) -> str:
+    """A chat template whose `strftime_now` says `TEMPLATE_DAY`, whatever the day is."""
+    if "strftime_now" not in template:
+        return template
+    replaced = "".join(
+        f" | replace({directive!r}, {TEMPLATE_DAY.strftime(directive)!r})"
+        for directive in _DIRECTIVES
+    )
+    # The line end is the macro's: the environment trims it.
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
+    return macro + template
 
 
 def prompt_limit(
@@ -187,7 +224,9 @@ def tokenize_task(
                 f"takes {max_length - max_prompt}): {error}"
             ) from error
         kept = [
-            TokenizedExample(prompt, example.label, response, example.response, example.text)
+            TokenizedExample(
+                prompt, example.label, response, example.response, example.text, example.where
+            )
             for example, (prompt, cut), (response, response_cut) in zip(
                 examples, prompts, responses, strict=True
             )

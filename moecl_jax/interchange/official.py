@@ -235,7 +235,8 @@ def _write(source: _Source, evaluator: Evaluator, workdir: Path, continue_task: 
     if continue_task is not None:
         index = history.converted
         tree = _untrained_tree(evaluator, index, _parameters(source, evaluator, shared, index))
-        store.save_in_progress(index, tree, {"step": 0, "best_score": list(NO_SCORE)})
+        record = {"step": 0, "validated_epochs": 0, "best_score": list(NO_SCORE)}
+        store.save_in_progress(index, tree, record)
     origin = Origin(source.settings.content, official_order, history.converted, source.dtypes)
     origin.save(workdir)
 

@@ -2,12 +2,12 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME, SWEEP_NAME
 from moecl_jax.runs.results import Results, read_object
 
@@ -161,7 +161,7 @@ def _read_log(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                content = json.loads(line)
+                content = parse_json(line)
                 int(content["step"]), str(content["task"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(

@@ -4,13 +4,21 @@
                                 tasks share as they were then, if kept; in the newest one also what
                                 is known of all tasks' features
     checkpoints/in_progress/    the state of the task in training; gone when it is finished
+    checkpoints/.removed/       what is being deleted
+    checkpoints/set_aside/      what was damaged or followed it, after a training went back
 
-Every save is atomic: Orbax writes beside the target and renames. The frozen LLM is not saved;
-its fingerprint is.
+Every save is atomic: Orbax writes beside the target and renames. A deletion is a rename first. What
+is read must have the digest that it was written with. The frozen LLM is not saved; its fingerprint
+is. Whatever else lies in the folder is left alone.
 """
 
+import glob
+import hashlib
+import json
+import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +28,45 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from moecl_jax import quiet
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.sharding import first_process, wait_for_all
+from moecl_jax.outside import shortened
 
 FOLDER = "checkpoints"
+SET_ASIDE = "set_aside"
 _IN_PROGRESS = "in_progress"
+_REMOVED = ".removed"
 _OWN = "task"
 _SHARED = "shared"
 _FEATURES = "features"
+_RECORD = "record"
 _SHAPES = "shapes"  # of the saved arrays, in the record
+_DIGESTS = "digests"  # of the saved arrays by part and of the record itself, in the record
+_REMEDY = (
+    "Restore it from a copy; or train with --resume=last-good, which goes back to the newest whole "
+    "state, says what is lost, and sets the rest aside."
+)
+_UNFINISHED = ".orbax-checkpoint-tmp*"  # what Orbax adds to the name of what it writes
 
 
 def _save(path: Path, record: Mapping[str, Any], **trees: Any) -> None:
+    """Writes a checkpoint whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    digests = {name: _digest(tree) for name, tree in trees.items()}
+    whole = {**record, _DIGESTS: {**digests, _RECORD: _record_digest(record)}}
     parts = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    with quiet.orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        whole = ocp.args.Composite(record=ocp.args.JsonSave(dict(record)), **parts)
-        checkpointer.save(path.absolute(), whole, force=True)
+    try:
+        with quiet.orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            composite = ocp.args.Composite(record=ocp.args.JsonSave(whole), **parts)
+            checkpointer.save(path.absolute(), composite, force=True)
+    except Exception as error:  # of the file system, in whatever clothes TensorStore gives it
+        raise UserError(
+            f"cannot write the checkpoint {path}: {one_line(error)[:300]}. What was saved before "
+            "is as it was; make room or mend the disk, and run the same command again to go on."
+        ) from error
 
 
 def _restore(path: Path, part: str, argument: Any) -> Any:
@@ -44,29 +75,48 @@ def _restore(path: Path, part: str, argument: Any) -> Any:
             return checkpointer.restore(path.absolute(), ocp.args.Composite(**{part: argument}))[
                 part
             ]
-    except (ValueError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot read the checkpoint {path}: {reason}. It is damaged, or was written with "
-            "other sizes or by an earlier version; restore it from a copy, or remove it and what "
-            "follows it to train from the task before."
-        ) from error
+    except Exception as error:  # damaged files fail in many ways
+        raise _damaged(path, one_line(error)[:300]) from error
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"cannot read the checkpoint {path}: {reason}. It is damaged, or was written with other "
+        f"sizes. {_REMEDY}"
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint, with shapes and digests."""
+    record = dict(_restore(path, _RECORD, ocp.args.JsonRestore()))
+    if not isinstance(record.get(_DIGESTS), Mapping):
+        raise _damaged(path, "its record has no digests, as in version 0.1 of moecl_jax")
+    if record[_DIGESTS].get(_RECORD) != _record_digest(record):
+        raise _damaged(path, "its record is not the one that was written")
+    return record
 
 
 def _restore_like(path: Path, part: str, template: Any) -> Any:
     """Arrays in the structure, shapes and dtypes of a template."""
-    abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-    return _restore(path, part, ocp.args.StandardRestore(abstract))
+    return _checked(
+        path, part, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    )
+
+
+def _checked(path: Path, part: str, template: Any) -> Any:
+    """Arrays that have the digest that they were written with; no template: in any structure."""
+    expected = _read_record(path)[_DIGESTS].get(part)
+    tree = _restore(path, part, ocp.args.StandardRestore(template))
+    if expected != _digest(tree):
+        raise _damaged(path, f"the arrays of {part!r} are not those that were written")
+    return tree
 
 
 def _restore_arrays(path: Path, part: str) -> Any:
     """Arrays as they were saved, NumPy's in nested dictionaries."""
-    record = _restore(path, "record", ocp.args.JsonRestore())
-    if _SHAPES not in record:
-        raise UserError(
-            f"{path} was written by version 0.1 of moecl_jax, whose checkpoints this version does "
-            "not read; train again in another workdir, or use that version"
-        )
+    shapes = _read_record(path)[_SHAPES]
+    if part not in shapes:
+        raise _damaged(path, f"it holds no {part!r}")
 
     def blank(shapes: Any) -> Any:
         if isinstance(shapes, dict):
@@ -74,7 +124,25 @@ def _restore_arrays(path: Path, part: str) -> Any:
         shape, dtype = shapes
         return np.zeros(shape, jnp.dtype(dtype))
 
-    return _restore(path, part, ocp.args.StandardRestore(blank(record[_SHAPES][part])))
+    return _restore_like(path, part, blank(shapes[part]))
+
+
+def _digest(tree: Any) -> str:
+    """A digest of all arrays of a tree, whatever structure they stand in."""
+    leaves = sorted(map(_leaf_digest, jax.tree.leaves(tree)))
+    return hashlib.blake2b(b"".join(leaves), digest_size=16).hexdigest()
+
+
+def _leaf_digest(leaf: Any) -> bytes:
+    array = np.ascontiguousarray(leaf)
+    digest = hashlib.blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=16)
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in record.items() if key != _DIGESTS}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _shapes(tree: Any, path: Path) -> Any:
@@ -92,14 +160,19 @@ def _shapes(tree: Any, path: Path) -> Any:
 class TaskCheckpoints:
     """The checkpoints of a workdir."""
 
-    def __init__(self, workdir: Path) -> None:
-        """Names the folder; nothing is created before the first save."""
+    def __init__(self, workdir: Path, names: Sequence[str] = ()) -> None:
+        """Names the folder; nothing is created before the first save.
+
+        Args:
+          workdir: folder of the run.
+          names: names of the tasks in their order; checkpoints of others are not looked at.
+        """
         self.folder = workdir / FOLDER
+        self.names = list(names)
 
     def save_finished(
         self,
         index: int,
-        name: str,
         own: Any,
         shared: Any,
         record: Mapping[str, Any],
@@ -111,55 +184,70 @@ class TaskCheckpoints:
 
         Args:
           index: place of the task in the stream.
-          name: the task.
           own: its expert and head.
           shared: the shared trees and memory of the moment.
           record: JSON-serialisable facts, such as the accuracies so far.
           features: features of all tasks so far, which replace those saved with earlier tasks.
           keep_shared: how many of the newest tasks keep the shared trees of their moment; 0: all.
+
+        Raises:
+          UserError: it cannot be written.
         """
-        path = self._finished(index, name)
+        path = self.path(index)
         trees = {_OWN: own, _SHARED: shared}
         if features is not None:
             trees[_FEATURES] = features
         shapes = {part: _shapes(tree, path) for part, tree in trees.items()}
         _save(path, {**record, _SHAPES: shapes}, **trees)
         if first_process():
-            newest_first = sorted(self._finished_folders(), reverse=True)
-            for age, other in enumerate(newest_first):
-                if other != path:
-                    shutil.rmtree(other / _FEATURES, ignore_errors=True)
-                if keep_shared and age >= keep_shared:
-                    shutil.rmtree(other / _SHARED, ignore_errors=True)
+            for other in range(index):
+                if features is not None:
+                    self._remove(self.path(other) / _FEATURES)
+                if keep_shared and index - other >= keep_shared:
+                    self._remove(self.path(other) / _SHARED)
         self.clear_in_progress()
 
     def finished_count(self) -> int:
-        """How many tasks are finished."""
-        return len(self._finished_folders())
+        """Number of finished tasks, up to the first that is not.
 
-    def finished_record(self, index: int, name: str) -> dict[str, Any] | None:
-        """The record of a finished task, or None if it has not been finished."""
-        path = self._finished(index, name)
-        if not path.is_dir():
-            return None
-        return dict(_restore(path, "record", ocp.args.JsonRestore()))
+        Raises:
+          UserError: a later task is finished than one whose checkpoint is missing.
+        """
+        there = [self.path(index).is_dir() for index in range(len(self.names))]
+        count = there.index(False) if False in there else len(there)
+        if any(there[count:]):
+            later = self.path(there.index(True, count))
+            raise UserError(
+                f"the checkpoint {self.path(count)} is missing, and {later.name} after it is "
+                f"there. {_REMEDY}"
+            )
+        return count
 
-    def restore_own(self, index: int, name: str) -> dict[str, Any]:
+    def any(self) -> bool:
+        """Whether anything is saved."""
+        paths = [*map(self.path, range(len(self.names))), self.folder / _IN_PROGRESS]
+        return any(path.exists() for path in paths)
+
+    def finished_record(self, index: int) -> dict[str, Any]:
+        """The record of a finished task."""
+        return _read_record(self.path(index))
+
+    def restore_own(self, index: int) -> dict[str, Any]:
         """A finished task's expert and head as NumPy arrays."""
-        return dict(_restore_arrays(self._finished(index, name), _OWN))
+        return dict(_restore_arrays(self.path(index), _OWN))
 
-    def has_shared(self, index: int, name: str) -> bool:
+    def has_shared(self, index: int) -> bool:
         """Whether the shared trees are kept of the moment when a task was finished."""
-        return (self._finished(index, name) / _SHARED).is_dir()
+        return (self.path(index) / _SHARED).is_dir()
 
-    def restore_shared(self, index: int, name: str) -> dict[str, Any]:
+    def restore_shared(self, index: int) -> dict[str, Any]:
         """The shared trees and memory of the moment when a task was finished, as NumPy.
 
         Raises:
           UserError: they were not kept, or cannot be read.
         """
-        path = self._finished(index, name)
-        if not self.has_shared(index, name):
+        path = self.path(index)
+        if not self.has_shared(index):
             raise UserError(
                 f"{path} holds the task's own expert and head alone, as config.keep_shared told. "
                 "What all tasks share is with newer tasks: restore their folders from a copy, or "
@@ -167,51 +255,125 @@ class TaskCheckpoints:
             )
         return dict(_restore_arrays(path, _SHARED))
 
-    def restore_features(self, index: int, name: str) -> dict[str, np.ndarray] | None:
-        """The features saved with a task as NumPy, or None where none are."""
-        path = self._finished(index, name)
+    def restore_features(self, index: int) -> dict[str, np.ndarray] | None:
+        """The features saved with the newest task as NumPy, or None where none were."""
+        path = self.path(index)
         if not (path / _FEATURES).is_dir():
+            if _FEATURES in _read_record(path)[_SHAPES]:
+                raise _damaged(path, f"its {_FEATURES} are missing")
             return None
         return dict(_restore_arrays(path, _FEATURES))
 
     def save_in_progress(self, tree: Any, record: Mapping[str, Any]) -> None:
-        """Saves the state of the task in training over the one before, which stays till then."""
+        """Saves the state of the task in training over the one before, which stays till then.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         step = int(record["step"])
         _save(self.folder / _IN_PROGRESS / str(step), record, tree=tree)
         for other in self._in_progress_steps() if first_process() else ():
             if other != step:
-                shutil.rmtree(self.folder / _IN_PROGRESS / str(other))
+                self._remove(self.folder / _IN_PROGRESS / str(other))
         wait_for_all("saved in progress")
 
     def in_progress_record(self) -> dict[str, Any] | None:
         """The record of the newest state of the task in training, or None."""
         steps = self._in_progress_steps()
-        if not steps:
-            return None
-        path = self.folder / _IN_PROGRESS / str(max(steps))
-        return dict(_restore(path, "record", ocp.args.JsonRestore()))
+        return _read_record(self.folder / _IN_PROGRESS / str(max(steps))) if steps else None
 
     def restore_in_progress(self, template: Any) -> Any:
         """The newest state of the task in training as NumPy; `template` gives shapes and dtypes."""
         path = self.folder / _IN_PROGRESS / str(max(self._in_progress_steps()))
         return _restore_like(path, "tree", template)
 
+    def check_in_progress(self) -> None:
+        """Reads the newest state of the task in training, if there is one, and drops it.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        steps = self._in_progress_steps()
+        if steps:
+            _checked(self.folder / _IN_PROGRESS / str(max(steps)), "tree", None)
+
     def clear_in_progress(self) -> None:
         """Forgets the state of the task in training."""
         if first_process():
-            shutil.rmtree(self.folder / _IN_PROGRESS, ignore_errors=True)
+            self._remove(self.folder / _IN_PROGRESS)
         wait_for_all("cleared in progress")
+
+    def tidy(self) -> None:
+        """Deletes what a process that was killed left unfinished: saves and deletions of ours."""
+        shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+        for name in (self.path(index).name for index in range(len(self.names))):
+            for path in self.folder.glob(glob.escape(name) + _UNFINISHED):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in (self.folder / _IN_PROGRESS).glob("*" + _UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def probe(self) -> None:
+        """Tries what will be needed at the end: checkpoints with the names of all tasks.
+
+        Raises:
+          UserError: the folder cannot hold them; says why.
+        """
+        path = self.folder.absolute()
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the path {str(path)!r} is not UTF-8, in which checkpoints cannot be written; "
+                "name another --workdir"
+            ) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index, name in enumerate(self.names):
+            trial = self.folder / (self.path(index).name + _UNFINISHED.replace("*", ".0000000000"))
+            try:
+                trial.mkdir(exist_ok=True)
+                trial.rmdir()
+            except OSError as error:
+                raise UserError(
+                    f"no checkpoint of task {shortened(name)} can be written in {self.folder}: "
+                    f"{error.strerror}"
+                ) from error
+
+    def set_aside_from(self, count: int, *, in_progress: bool) -> Path | None:
+        """Moves checkpoints out of the way without deleting anything.
+
+        Args:
+          count: number of the first tasks whose checkpoints stay.
+          in_progress: whether the state inside a task is moved too.
+
+        Returns:
+          The folder that holds them now; None if there are none.
+        """
+        paths = [self.path(index) for index in range(count, len(self.names))]
+        paths += [self.folder / _IN_PROGRESS] if in_progress else []
+        present = [path for path in paths if path.exists()]
+        if not present:
+            return None
+        aside = self.folder / SET_ASIDE / time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        aside.mkdir(parents=True, exist_ok=True)
+        for path in present:
+            os.rename(path, aside / path.name)
+        return aside
+
+    def path(self, index: int) -> Path:
+        """The folder of a task's checkpoint."""
+        return self.folder / f"{index:03d}_{self.names[index]}"
 
     def _in_progress_steps(self) -> list[int]:
         folder = self.folder / _IN_PROGRESS
         if not folder.is_dir():
             return []
-        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
-    def _finished_folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return [p for p in self.folder.iterdir() if p.is_dir() and p.name != _IN_PROGRESS]
-
-    def _finished(self, index: int, name: str) -> Path:
-        return self.folder / f"{index:03d}_{name}"
+    def _remove(self, path: Path) -> None:
+        """Deletes a folder so that a process that is killed meanwhile leaves no half of it."""
+        if not path.exists():
+            return
+        removed = self.folder / _REMOVED
+        removed.mkdir(exist_ok=True)
+        os.rename(path, removed / f"{path.parent.name}_{path.name}_{time.time_ns()}")
+        shutil.rmtree(removed, ignore_errors=True)

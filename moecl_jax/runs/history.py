@@ -46,6 +46,7 @@ class History:
       gate_weights: mean weight of MoE-CL's shared expert by task and layer, after the task
         that was finished last.
       converted: number of finished tasks that came with a converted checkpoint.
+      skipped: number of steps that were skipped because something was not finite.
       task_free: after the last task of the stream, results where each text's task is chosen.
     """
 
@@ -57,6 +58,7 @@ class History:
     wall_seconds: float = 0.0
     gate_weights: list[list[float]] = dataclasses.field(default_factory=list)
     converted: int = 0
+    skipped: int = 0
     task_free: dict[str, Any] | None = None
 
     @classmethod

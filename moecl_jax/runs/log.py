@@ -11,9 +11,8 @@ from typing import Any, Self
 import numpy as np
 
 from moecl_jax.errors import UserError
-
-LOG_NAME = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
+from moecl_jax.outside import parse_json
+from moecl_jax.runs.names import LOG_NAME, NOT_FINITE_NAME, TENSORBOARD_FOLDER
 
 
 class MetricsLog:
@@ -46,7 +45,7 @@ class MetricsLog:
         self.path = workdir / LOG_NAME
         if self.path.exists():
             _drop_lines(self.path, resumed_step)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._file = self.path.open("ab", buffering=0)
         self._events: Any = None
         if tensorboard:
             import tensorboardX  # here, because it takes a while and is not always wanted
@@ -69,11 +68,30 @@ class MetricsLog:
         """
         step = int(values["step"])
         line = plain(values)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._append(json.dumps(line, allow_nan=False).encode() + b"\n")
         if self._events is not None:
             for key, value in line.items():
                 if key != "step" and isinstance(value, int | float):
                     self._events.add_scalar(f"train/{key}", value, step)
+
+    def _append(self, line: bytes) -> None:
+        """Writes a line whole or not at all."""
+        size, written = self._file.seek(0, os.SEEK_END), 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:]) or 0
+        except OSError as error:
+            self._file.truncate(size)
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}. What was saved before is as it was; "
+                "make room or mend the disk, and run the same command again to go on."
+            ) from error
+
+    def note_not_finite(self, content: Mapping[str, Any]) -> Path:
+        """Writes beside the log which steps were not finite, and returns the file's path."""
+        path = self.path.with_name(NOT_FINITE_NAME)
+        path.write_text(json.dumps(plain(content), indent=2) + "\n", encoding="utf-8")
+        return path
 
     def close(self) -> None:
         """Writes out what is buffered and closes the files."""
@@ -110,7 +128,7 @@ def _drop_lines(path: Path, last_step: int | None) -> None:
             if not line.endswith(b"\n"):
                 break
             try:
-                step = int(json.loads(line)["step"])
+                step = int(parse_json(line)["step"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}, line {number}: expected a JSON object with an integer 'step', as a "

@@ -9,6 +9,12 @@ CONFIG_NAME = "config.json"
 RESULTS_NAME = "results.json"
 """The outcome of a finished training; `runs.results.Results` reads it."""
 
+DATA_NAME = "data.json"
+"""Fingerprints of the tokenizer and of the tasks' data; `runs.data_record` reads it."""
+
+NOT_FINITE_NAME = "not_finite.json"
+"""The steps and examples at which a training stopped because nothing was finite any more."""
+
 ORIGIN_NAME = "origin.json"
 """Facts about the checkpoint that a workdir was converted from; absent in a trained workdir."""
 

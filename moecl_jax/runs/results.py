@@ -1,7 +1,6 @@
 """The results of a finished training: reading them, showing them as text, and plotting them."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.outside import parse_json
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
 from moecl_jax.runs.tables import format_matrix, format_metrics, format_task_free
@@ -246,7 +246,7 @@ def read_object(path: Path) -> dict[str, Any]:
       UserError: if the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {one_line(error)}. {_ADVICE}") from error
     if not isinstance(content, dict):

@@ -3,7 +3,7 @@
 import abc
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.history import History
 from moecl_jax.runs.log import plain
-from moecl_jax.runs.workdir import refuse_other_tasks
+from moecl_jax.runs.names import CONFIG_NAME
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.workdir import bound_settings, refuse_other_tasks
 
 
 class Store(abc.ABC):
@@ -28,14 +30,20 @@ class Store(abc.ABC):
     Attributes:
       tasks: tasks of the stream in their order.
       starting: starting values of the stream.
+      lasting: whether what is kept outlives this process.
     """
 
     tasks: Sequence[Task]
     starting: StartingValues
+    lasting: bool
 
     @abc.abstractmethod
     def restore(self) -> tuple[StreamState, History | None]:
         """The state after the last finished task, and the history; None if none is finished."""
+
+    @abc.abstractmethod
+    def finished_names(self) -> list[str]:
+        """Names of the finished tasks in their order."""
 
     @abc.abstractmethod
     def restore_features(self, state: StreamState) -> TaskFeatures | None:
@@ -83,6 +91,8 @@ class Store(abc.ABC):
 class MemoryStore(Store):
     """Keeps everything in this process alone; a state inside a task is not kept."""
 
+    lasting = False
+
     def __init__(self) -> None:
         """Empty; the tasks and the starting values are set by whoever trains."""
         self.tasks = ()
@@ -102,6 +112,10 @@ class MemoryStore(Store):
         names = [task.name for task in self.tasks]
         refuse_other_tasks("this training", self._known, names, "Make another Trainer.")
         return self._ready(self._moments[-1]), copy.deepcopy(self._history)
+
+    def finished_names(self) -> list[str]:
+        """As `Store` says."""
+        return [task.name for task in self.tasks[: len(self._moments)]]
 
     def restore_features(self, state: StreamState) -> TaskFeatures | None:
         """As `Store` says."""
@@ -145,13 +159,15 @@ class MemoryStore(Store):
 class DiskStore(Store):
     """Keeps a stream in the checkpoints of a workdir."""
 
+    lasting = True
+
     def __init__(
         self,
         workdir: Path,
         tasks: Sequence[Task],
         starting: StartingValues,
         model: Model,
-        keep_shared: int = 0,
+        settings: Settings | None = None,
     ):
         """Opens the checkpoints; nothing is created before the first save.
 
@@ -160,11 +176,12 @@ class DiskStore(Store):
           tasks: tasks of the stream in their order.
           starting: starting values of the stream.
           model: frozen model, whose fingerprint checkpoints must have.
-          keep_shared: number of the newest tasks with which shared trees are kept; 0: all.
+          settings: settings of the training, which checkpoints note and must have been made
+            with; None in a conversion, which fixes a part of them alone.
         """
         self.tasks, self.starting, self.model = tasks, starting, model
-        self.checkpoints = TaskCheckpoints(workdir)
-        self.keep_shared = keep_shared
+        self.workdir, self.settings = workdir, settings
+        self.checkpoints = TaskCheckpoints(workdir, self.names)
 
     @property
     def names(self) -> list[str]:
@@ -175,21 +192,28 @@ class DiskStore(Store):
         """As `Store` says.
 
         Raises:
-          UserError: the checkpoints were made with another frozen model, or cannot be read.
+          UserError: the checkpoints were made with another frozen model or other settings, one is
+            missing, or one cannot be read.
         """
-        finished: dict[str, FinishedTask] = {}
-        history = None
-        for index, name in enumerate(self.names):
-            record = self.checkpoints.finished_record(index, name)
-            if record is None:
-                break
-            self.check_fingerprint(record)
-            history = History.from_record(record)
-            finished[name] = FinishedTask(**self.checkpoints.restore_own(index, name))
-        if history is None:
+        count = self.checkpoints.finished_count()
+        if not count:
             return self.starting.stream(len(self.tasks)), None
-        last = self._shared(len(finished) - 1)
-        return dataclasses.replace(last, finished=finished), history
+        finished = {
+            name: FinishedTask(**self.checkpoints.restore_own(index))
+            for index, name in enumerate(self.names[:count])
+        }
+        record = self.checkpoints.finished_record(count - 1)
+        self._check(record)
+        last = self._shared(count - 1)
+        return dataclasses.replace(last, finished=finished), History.from_record(record)
+
+    def finished_names(self) -> list[str]:
+        """As `Store` says.
+
+        Raises:
+          UserError: the checkpoint of one is missing.
+        """
+        return self.names[: self.checkpoints.finished_count()]
 
     def restore_features(self, state: StreamState) -> TaskFeatures | None:
         """As `Store` says."""
@@ -198,17 +222,17 @@ class DiskStore(Store):
         if not names:
             return TaskFeatures.blank(self.starting.sizes.width)
         index = len(state.finished) - 1
-        arrays = self.checkpoints.restore_features(index, self.names[index])
+        arrays = self.checkpoints.restore_features(index)
         return None if arrays is None else TaskFeatures(names, **arrays)
 
     def has_moment(self, index: int) -> bool:
         """As `Store` says."""
-        return self.checkpoints.has_shared(index, self.names[index])
+        return self.checkpoints.has_shared(index)
 
     def restore_moment(self, index: int) -> StreamState:
         """As `Store` says, as NumPy arrays and with that task alone."""
         name = self.names[index]
-        own = FinishedTask(**self.checkpoints.restore_own(index, name))
+        own = FinishedTask(**self.checkpoints.restore_own(index))
         return dataclasses.replace(self._shared(index), finished={name: own})
 
     def save_finished(
@@ -221,46 +245,77 @@ class DiskStore(Store):
         shared = {"shared": state.shared}
         if state.memory:
             shared["memory"] = state.memory
-        facts = {"tasks": self.names, "fingerprint": self.model.fingerprint}
         self.checkpoints.save_finished(
             index,
-            name,
             {"expert": done.expert, "head": done.head},
             shared,
-            plain({**dataclasses.asdict(history), **facts}),
+            plain({**dataclasses.asdict(history), **self._facts}),
             features.arrays if features is not None and features.names else None,
-            keep_shared=self.keep_shared,
+            keep_shared=self.settings.keep_shared if self.settings is not None else 0,
         )
 
     def save_in_progress(self, index: int, tree: Tree, record: Mapping[str, Any]) -> None:
         """As `Store` says."""
-        facts = {
-            "task": self.names[index],
-            "tasks": self.names,
-            "fingerprint": self.model.fingerprint,
-        }
-        self.checkpoints.save_in_progress(self.model.placement.host(tree), {**facts, **record})
+        facts = {"task": self.names[index], **self._facts, **record}
+        self.checkpoints.save_in_progress(self.model.placement.host(tree), facts)
 
     def in_progress(self) -> dict[str, Any] | None:
         """As `Store` says.
 
         Raises:
-          UserError: it was made with another frozen model.
+          UserError: it was made with another frozen model or other settings, or cannot be read.
         """
         record = self.checkpoints.in_progress_record()
         if record is not None:
-            self.check_fingerprint(record)
+            self._check(record)
         return record
 
     def restore_in_progress(self, template: Tree) -> Tree:
         """As `Store` says, as NumPy arrays."""
         return self.checkpoints.restore_in_progress(template)
 
-    def check_fingerprint(self, record: Mapping[str, Any]) -> None:
-        """Refuses checkpoints that were made with another frozen model.
+    def go_back(self) -> list[str]:
+        """Goes back to the newest whole state, and sets aside what is damaged and what follows it.
+
+        Returns:
+          Lines that say what was found and what is lost; none if all is whole.
+        """
+        problems, count = [], 0
+        for index in range(len(self.names)):
+            problem = self._problem(self.checkpoints.restore_own, index)
+            if problem is not None:
+                problems += [problem] if self._anything_from(index) else []
+                break
+            count = index + 1
+        while count and (problem := self._problem(self._restore_whole, count - 1)):
+            problems.append(problem)
+            count -= 1
+        record: dict[str, Any] | None = None
+        problem = self._problem(lambda _: self.checkpoints.check_in_progress(), count)
+        if problem is None:
+            record = self.checkpoints.in_progress_record()
+        else:
+            problems.append(problem)
+        stale = record is not None and record["task"] not in self.names[count : count + 1]
+        aside = self.checkpoints.set_aside_from(count, in_progress=problem is not None or stale)
+        if aside is None:
+            return problems
+        known = ", ".join(self.names[:count]) or "none"
+        return [*problems, f"going on after the finished tasks: {known}; the rest is in {aside}"]
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What every checkpoint notes of the training that made it."""
+        facts = {"tasks": self.names, "fingerprint": self.model.fingerprint}
+        if self.settings is None:
+            return facts
+        return {**facts, "settings": plain(bound_settings(self.settings, self.names))}
+
+    def _check(self, record: Mapping[str, Any]) -> None:
+        """Refuses checkpoints that were made with another frozen model or other settings.
 
         Raises:
-          UserError: the fingerprints differ.
+          UserError: the fingerprints or the settings differ.
         """
         ours, theirs = self.model.fingerprint, record["fingerprint"]
         if ours != theirs:
@@ -269,12 +324,36 @@ class DiskStore(Store):
                 f"{self.model.source} has {ours}. Experts fit only the model they were "
                 "trained in: set config.model.path to that model."
             )
+        if self.settings is None:
+            return
+        now = plain(bound_settings(self.settings, record["tasks"]))
+        for key, then in record.get("settings", {}).items():
+            if key in now and now[key] != then:
+                raise UserError(
+                    f"the checkpoints in {self.workdir} were trained with {key} = {then!r}, and "
+                    f"now it is {now[key]!r}. Put the value back, in {CONFIG_NAME} too."
+                )
+
+    def _problem(self, read: Callable[[int], Any], index: int) -> str | None:
+        """Why something cannot be read; None if it can."""
+        try:
+            read(index)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _restore_whole(self, index: int) -> None:
+        self.checkpoints.restore_shared(index)
+        self.checkpoints.restore_features(index)
+
+    def _anything_from(self, index: int) -> bool:
+        return any(self.checkpoints.path(i).exists() for i in range(index, len(self.names)))
 
     def _shared(self, index: int) -> StreamState:
         """The shared tree and the memory of the moment when a task was finished, as NumPy."""
-        tree = self.checkpoints.restore_shared(index, self.names[index])
+        tree = self.checkpoints.restore_shared(index)
         state = StreamState(tree["shared"], {}, tree.get("memory", {}))
-        record = self.checkpoints.finished_record(index, self.names[index]) or {}
+        record = self.checkpoints.finished_record(index)
         if len(record["random_init"]) == len(self.tasks):
             return state
         state = self.starting.extended(state, len(self.tasks))

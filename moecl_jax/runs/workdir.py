@@ -23,6 +23,7 @@ from moecl_jax.errors import UserError, one_line
 from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
+from moecl_jax.outside import parse_json
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.names import CONFIG_NAME, ORIGIN_NAME
 from moecl_jax.runs.settings import Settings, leaves
@@ -80,7 +81,7 @@ class Origin:
         """
         path = workdir / ORIGIN_NAME
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**parse_json(path.read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, TypeError, ValueError) as error:
@@ -159,7 +160,7 @@ def load_settings(workdir: Path) -> Settings:
             f"{path} does not exist: {workdir} is no workdir. Name the --workdir of a training."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("expected an object")
     except (OSError, ValueError) as error:
@@ -175,6 +176,23 @@ def load_settings(workdir: Path) -> Settings:
     if MADE_FOR.get(attention, jax.default_backend()) != jax.default_backend():
         changes["model"] = dataclasses.replace(settings.model, attention="xla")
     return dataclasses.replace(settings, **changes)
+
+
+def check_workdir(settings: Settings, workdir: Path) -> None:
+    """Refuses to train in a workdir of another run, or in one that cannot hold what will be saved.
+
+    Raises:
+      UserError: says why.
+    """
+    refuse_other_settings(settings, workdir)
+    checkpoints = TaskCheckpoints(workdir, settings.tasks)
+    if first_process():
+        checkpoints.probe()
+    if checkpoints.any() and not (workdir / CONFIG_NAME).exists():
+        raise UserError(
+            f"{workdir} holds checkpoints, and no {CONFIG_NAME}, which says how they were trained. "
+            "Restore it from a copy, or use another --workdir."
+        )
 
 
 def refuse_other_settings(settings: Settings, workdir: Path) -> None:
@@ -193,14 +211,14 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
     known = list(old.tasks)
     refuse_other_tasks(str(workdir), known, new.tasks, "Use another --workdir.")
     origin = Origin.load(workdir)
-    free_to_choose = origin is not None and not _trained_since(workdir, origin)
+    free_to_choose = origin is not None and not _trained_since(workdir, old.tasks, origin)
     objective = new.options.get("adversarial", {}).get("objective")
     if free_to_choose and new.method == "moe_cl" and objective == "off":
         raise UserError(
             f"config: adversarial.objective = 'off' leaves no place for the discriminator in "
             f"{workdir}; take adversarial.alpha=0 to train without its influence"
         )
-    held = _fixed if free_to_choose else _bound
+    held = _fixed if free_to_choose else bound_settings
     flat_old, flat_new = held(old, known), held(new, known)
     for key in sorted(flat_old.keys() | flat_new.keys()):
         if flat_old.get(key) != flat_new.get(key):
@@ -208,6 +226,18 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
                 f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
                 f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with."
             )
+
+
+def bound_settings(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
+    """All that a run that goes on must repeat, by dotted key.
+
+    Args:
+      settings: settings of the run.
+      known: names of the tasks that were known when it was begun.
+    """
+    content = settings.to_mapping()
+    content["definitions"] = _definitions(settings, known)
+    return {key: value for key, value in leaves(content) if key not in _FREE}
 
 
 def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], remedy: str) -> None:
@@ -237,19 +267,12 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(beside, path)
 
 
-def _trained_since(workdir: Path, origin: Origin) -> bool:
+def _trained_since(workdir: Path, tasks: Sequence[str], origin: Origin) -> bool:
     """Whether anything was trained since the conversion."""
-    checkpoints = TaskCheckpoints(workdir)
+    checkpoints = TaskCheckpoints(workdir, tasks)
     record = checkpoints.in_progress_record()
     begun = record is not None and record["step"] > 0
     return begun or checkpoints.finished_count() > origin.finished
-
-
-def _bound(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
-    """All that a run that goes on must repeat, by dotted key."""
-    content = settings.to_mapping()
-    content["definitions"] = _definitions(settings, known)
-    return {key: value for key, value in leaves(content) if key not in _FREE}
 
 
 def _fixed(settings: Settings, known: Sequence[str]) -> dict[str, Any]:

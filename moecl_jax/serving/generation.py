@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moecl_jax import stopping
 from moecl_jax.data.batching import chunks, row_length
 from moecl_jax.errors import UserError
 from moecl_jax.methods.forward import StepContext, vocabulary_logits
@@ -215,6 +216,7 @@ class Generator:
         """
         written: list[np.ndarray] = []
         for chosen in chunks(range(len(prompts)), batch_size):
+            stopping.check()
             rows = [prompts[index] for index in chosen]
             columns = list(
                 self._columns(

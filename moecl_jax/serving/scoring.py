@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moecl_jax import stopping
 from moecl_jax.data.batching import Batch, BatchLayout, chunks, make_batch, make_mixed_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.forward import StepContext, forward, output_logits, vocabulary_logits
@@ -153,10 +154,13 @@ def _scored(
     """Scores `count` examples, all batches being dispatched before the first is fetched."""
     if not count:
         return Scores(np.zeros((0, columns), np.float32), np.zeros((0, columns), bool))
-    results = [
-        (step(parameters, frozen, make(chunk)), len(chunk))
-        for chunk in chunks(range(count), layout.batch_size)
-    ]
+    results = []
+    for chunk in chunks(range(count), layout.batch_size):
+        stopping.check()
+        results.append((step(parameters, frozen, make(chunk)), len(chunk)))
+    for (scores, *_), _ in results:
+        stopping.check()
+        jax.block_until_ready(scores)
     scores, answered = (
         np.concatenate([np.asarray(result[part])[:held] for result, held in results])
         for part in (0, 1)

@@ -17,6 +17,7 @@ from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.model import Model
+from moecl_jax.runs.data_record import refuse_other_tokenizer
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.names import RESULTS_NAME
 from moecl_jax.runs.results import Results
@@ -389,8 +390,9 @@ def open_stream(
     given = {task.name: task for task in tasks}
     chosen = [given.get(task.name, task) for task in settings.task_objects()]
     loaded = model_of(settings) if model is None else model
+    refuse_other_tokenizer(workdir, loaded.tokenizer)
     evaluator = Evaluator(loaded, settings.method_object(), chosen, settings)
-    store = DiskStore(workdir, chosen, evaluator.starting, loaded, settings.keep_shared)
+    store = DiskStore(workdir, chosen, evaluator.starting, loaded, settings)
     return evaluator, store
 
 

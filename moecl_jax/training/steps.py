@@ -109,14 +109,20 @@ def train_step(
 
     Returns:
       The new state, and the metrics `loss` (L of eq. 10: what experts, gate and head minimise),
-      `loss_instruction`, `loss_adversarial`, `gradient_norm` and the method's own.
+      `loss_instruction`, `loss_adversarial`, `gradient_norm`, `skipped` and the method's own. A
+      step whose loss or gradient is not finite is skipped: it changes the state's `step` alone.
     """
     gradients, metrics = _gradients(state, frozen, batch, context)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
-    updates, optimizer_state = optimizer.update(
-        gradients, state.optimizer_state, state.active
-    )
+    finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss"])
+    metrics["skipped"] = ~finite
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.active)
     active = jax.tree.map(lambda p, u: p - learning_rate * u, state.active, updates)
+    active, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (active, optimizer_state),
+        (state.active, state.optimizer_state),
+    )
     advanced = dataclasses.replace(
         state, step=state.step + 1, active=active, optimizer_state=optimizer_state
     )

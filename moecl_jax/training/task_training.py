@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from moecl_jax import reporting
+from moecl_jax import reporting, stopping
 from moecl_jax.data.batching import Batch, BatchLayout, chunks, epoch_order, make_batch
 from moecl_jax.data.rehearsal import PastTask, with_response
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
@@ -32,6 +32,7 @@ from moecl_jax.training.steps import (
     init_train_state,
     train_step,
 )
+from moecl_jax.training.watch import NotFinite, Watch
 
 NO_SCORE = (-1.0, -math.inf)  # validation accuracy and likelihood before any epoch
 
@@ -139,7 +140,7 @@ class TaskTraining:
         key = starting.training_key(index)
         state = init_train_state(self.method, steps.optimizer, parameters, key)
         self.state = self.placement.put(state)
-        self.step = 0
+        self.step = self.validated_epochs = 0
         self.best, self.best_score = parameters.replace(memory={}), NO_SCORE
         self.stored = self._stored_examples(stream.memory)
         self.validated = [
@@ -158,6 +159,8 @@ class TaskTraining:
             self._restore(record)
         self.pending: dict[str, Any] | None = None
         self.since_log, self.logged_at = np.zeros(2), time.perf_counter()
+        skipped = 0 if record is None or self.step == 0 else int(record.get("skipped", 0))
+        self.watch = Watch(self.task.name, len(steps.tasks), self.total_steps, skipped)
 
     def run(self) -> tuple[TaskParameters, float | None]:
         """Trains to the end; returns the selected parameters and their validation accuracy."""
@@ -167,8 +170,12 @@ class TaskTraining:
         done = epochs * count + place * self.size
         total = self.settings.epochs * count
         with reporting.current().task(label, total, done) as progress:
-            while self.step < self.total_steps:
-                self._run_epoch(progress)
+            try:
+                while self.validated_epochs < self.settings.epochs:
+                    self._run_epoch(progress)
+                self.watch.look_at_all()
+            except NotFinite as error:
+                raise self._kept(error, progress) from error
         best = self.best.replace(memory=self.state.memory)
         return best, self.best_score[0] if self.validates else None
 
@@ -234,8 +241,8 @@ class TaskTraining:
 
     def _run_epoch(self, progress: reporting.Progress) -> None:
         """Trains to the end of the current epoch, validates and saves."""
-        settings = self.settings
-        epoch, place = divmod(self.step, self.epoch_steps)
+        settings, epoch = self.settings, self.validated_epochs
+        place = self.step - epoch * self.epoch_steps
         order = epoch_order(settings.seed, self.index, epoch, len(self.examples))
         for chunk in list(chunks(order, self.size))[place:]:
             metrics = self._train_batch([self.examples[index] for index in chunk])
@@ -250,11 +257,19 @@ class TaskTraining:
                     "metrics": metrics,
                 }
             progress.update(len(chunk))
+            if stopping.requested():
+                self._save(progress)
+                stopping.check()
             if self.step % settings.checkpoint_every == 0 and self.step % self.epoch_steps:
                 self._save(progress)
-        reached = self._validate()
+        try:
+            reached = self._validate()
+        except stopping.Stopped:
+            self._save(progress)
+            raise
         if reached > self.best_score or settings.selection == "last":
             self.best, self.best_score = copied(self.state.active), reached
+        self.validated_epochs += 1
         self._save(progress)
 
     def _validate(self) -> tuple[float, float]:
@@ -275,10 +290,9 @@ class TaskTraining:
         joined = [self.stored[place] for place in places]
         batch = self._batch([*examples, *joined], self.steps.layout)
         rate = np.float32(self.steps.schedule(self.step, self.total_steps))
-        self.state, metrics = self.steps.step(
-            self.state, self.evaluator.model.params, batch, rate
-        )
+        self.state, metrics = self.steps.step(self.state, self.evaluator.model.params, batch, rate)
         self.step += 1
+        self.watch.add(self.step, metrics.pop("skipped"), metrics, [*examples, *joined])
         self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
         return metrics
 
@@ -310,12 +324,32 @@ class TaskTraining:
     def _save(self, progress: reporting.Progress) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""
         self._write_pending(progress)
-        record = {"step": int(self.state.step), "best_score": list(self.best_score)}
+        self.watch.look_at_all()
+        record: dict[str, Any] = {
+            "step": self.step,
+            "validated_epochs": self.validated_epochs,
+            "best_score": list(self.best_score),
+        }
+        if self.watch.skipped:
+            record["skipped"] = self.watch.skipped
         self.store.save_in_progress(self.index, in_progress_tree(self.state, self.best), record)
+
+    def _kept(self, error: NotFinite, progress: reporting.Progress) -> UserError:
+        """Saves the state before the steps that were skipped, which they left as it was."""
+        self.pending = None
+        self.step = error.steps[0].step - 1
+        self.validated_epochs = min(self.validated_epochs, self.step // self.epoch_steps)
+        self.watch.skipped -= len(error.steps)
+        self._save(progress)
+        steps = [dataclasses.asdict(step) for step in error.steps]
+        place = self.log.note_not_finite({"task": self.task.name, "steps": steps})
+        listed = f"; {place} lists the examples" if self.store.lasting else ""
+        return UserError(f"{error}{listed}.")
 
     def _restore(self, record: Mapping[str, Any]) -> None:
         tree = self.store.restore_in_progress(in_progress_tree(self.state, self.best))
         self.step = int(record["step"])
+        self.validated_epochs = int(record["validated_epochs"])
         self.best = self.placement.put(tree["best"])
         self.best_score = tuple(record["best_score"])
         reached = dataclasses.replace(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from moecl_jax import reporting
+from moecl_jax import reporting, stopping
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.errors import UserError
@@ -21,6 +21,7 @@ from moecl_jax.methods import Method, find_method, spec_of
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.model import Model
 from moecl_jax.models.sharding import first_process, wait_for_all
+from moecl_jax.runs.data_record import DataRecord
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.history import Evaluation, History
 from moecl_jax.runs.log import MetricsLog, plain
@@ -29,13 +30,14 @@ from moecl_jax.runs.names import RESULTS_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings, settings_of
 from moecl_jax.runs.store import DiskStore, MemoryStore, Store
-from moecl_jax.runs.workdir import claimed, refuse_other_settings, save_settings, write_json
+from moecl_jax.runs.workdir import check_workdir, claimed, save_settings, write_json
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import Session, model_of
 from moecl_jax.serving.task_free import add_task, evaluate_task_free
 from moecl_jax.training.steps import make_optimizer
 from moecl_jax.training.task_training import TaskTraining, TrainingSteps
 
+RESUME = ("newest", "last-good")
 _VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
@@ -56,6 +58,8 @@ class Trainer:
         *,
         workdir: str | Path | None = None,
         settings: Settings | None = None,
+        resume: str = "newest",
+        accept_changes: bool = False,
         **changes: Any,
     ):
         """Prepares a training; nothing is read or written yet.
@@ -66,12 +70,20 @@ class Trainer:
           workdir: folder that gets config.json, metrics.jsonl, checkpoints and results.json, and
             from which an interrupted training goes on. None keeps everything in memory.
           settings: settings to start from; the defaults if none are given.
+          resume: "newest" goes on from the newest state in the workdir, and refuses it if it is
+            damaged; "last-good" goes back to the newest whole state, says what is lost, and sets
+            the rest aside.
+          accept_changes: whether a training may go on although the tokenizer or the data are no
+            longer those that it was begun with; `Results` then names what changed.
           **changes: settings by key, such as `epochs=2`, `seed=1` or
             `optimizer={"learning_rate": 1e-3}`; a section may be given in part.
 
         Raises:
           UserError: the method cannot be found, a key is unknown, or a value is not allowed.
         """
+        if resume not in RESUME:
+            raise UserError(f"resume = {resume!r} is not one of {', '.join(RESUME)}")
+        self.resume, self.accept_changes = resume, accept_changes
         known = Settings() if settings is None else settings
         if isinstance(method, Method):
             changes = settings_of(method) | changes
@@ -114,19 +126,28 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.workdir is not None:
                 stack.enter_context(claimed(self.workdir))
-                refuse_other_settings(settings, self.workdir)
+                check_workdir(settings, self.workdir)
             evaluator = Evaluator(self.model, self.method, tasks, settings)
             store = self._store(evaluator)
-            run = StreamTraining(evaluator, evaluator.load(), store, self.workdir)
-            if self.workdir is not None and first_process():
-                save_settings(settings, self.workdir)
+            if isinstance(store, DiskStore):
+                self._mend(store)
+            tokenized = evaluator.load()
+            run = StreamTraining(evaluator, tokenized, store, self.workdir)
+            data = DataRecord.of(tokenized, self.model.tokenizer)
+            if self.workdir is not None:
+                data = self._goes_on(data, run)
+                if first_process():
+                    save_settings(settings, self.workdir)
+                    data.save(self.workdir)
             wait_for_all("begun")
-            state, content = run.run()
+            with stopping.heeding():
+                state, content = run.run()
             content = plain(
                 {
                     "method": self.method.name,
                     "tasks": evaluator.names,
                     **content,
+                    **({"accepted_changes": data.accepted} if data.accepted else {}),
                     "seed": settings.seed,
                     "versions": versions(),
                 }
@@ -136,6 +157,23 @@ class Trainer:
         place = "the session" if self.workdir is None else str(self.workdir)
         return Session(evaluator, store, state, Results.from_content(content), place=place)
 
+    def _mend(self, store: DiskStore) -> None:
+        """Deletes what a killed process left unfinished, and goes back if that is asked for."""
+        if first_process():
+            store.checkpoints.tidy()
+            if self.resume == "last-good":
+                for line in store.go_back():
+                    reporting.current().message(line)
+        wait_for_all("mended")
+
+    def _goes_on(self, now: DataRecord, run: "StreamTraining") -> DataRecord:
+        """The record of the data, after a comparison with that of the training before."""
+        assert self.workdir is not None
+        before = DataRecord.load(self.workdir)
+        if before is None:
+            return now
+        return before.followed_by(now, run.begun_tasks(), accept=self.accept_changes)
+
     def _store(self, evaluator: Evaluator) -> Store:
         if self.workdir is not None:
             return DiskStore(
@@ -143,18 +181,22 @@ class Trainer:
                 evaluator.tasks,
                 evaluator.starting,
                 self.model,
-                evaluator.settings.keep_shared,
+                evaluator.settings,
             )
         self._memory.tasks, self._memory.starting = evaluator.tasks, evaluator.starting
         return self._memory
 
 
-def train(settings: Settings, workdir: Path) -> dict[str, Any]:
+def train(
+    settings: Settings, workdir: Path, *, resume: str = "newest", accept_changes: bool = False
+) -> dict[str, Any]:
     """Trains as a config asks, or goes on where an earlier run in `workdir` stopped.
 
     Args:
       settings: all settings of the run.
       workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints and results.json.
+      resume: "newest" or "last-good", as for `Trainer`.
+      accept_changes: whether tokenizer and data may have changed, as for `Trainer`.
 
     Returns:
       What results.json holds.
@@ -164,9 +206,16 @@ def train(settings: Settings, workdir: Path) -> dict[str, Any]:
         another process trains in it.
     """
     with claimed(workdir):
-        refuse_other_settings(settings, workdir)
+        check_workdir(settings, workdir)
     tasks = settings.task_objects()
-    trainer = Trainer(model_of(settings), settings.method, workdir=workdir, settings=settings)
+    trainer = Trainer(
+        model_of(settings),
+        settings.method,
+        workdir=workdir,
+        settings=settings,
+        resume=resume,
+        accept_changes=accept_changes,
+    )
     session = trainer._train(settings, tasks)
     assert session.results is not None
     return dict(session.results.content)
@@ -248,6 +297,7 @@ class StreamTraining:
             parameters, validation = training.run()
             end = training.end(parameters)
             history.global_step += training.total_steps
+            history.skipped += training.watch.skipped
         parameters = self.evaluator.model.placement.host(parameters)
         finished = self.method.finish_task(parameters, end)
         stream = stream.after(task.name, finished, len(task.labels))
@@ -265,6 +315,12 @@ class StreamTraining:
         self.begun = time.perf_counter()
         self.store.save_finished(stream, history, self.features)
         return stream
+
+    def begun_tasks(self) -> list[str]:
+        """Names of the tasks whose training was begun before."""
+        record = self.store.in_progress()
+        names = [] if record is None else [str(record["task"])]
+        return [*self.store.finished_names(), *names]
 
     def evaluate_all(self, stream: StreamState) -> list[Evaluation]:
         """Test results on all tasks, with the starting values of those not trained yet."""
@@ -366,11 +422,13 @@ class StreamTraining:
             "stored_examples": len(self.steps.stored(stream.memory, len(self.tasks))),
             "selection": self._selection(),
             "wall_seconds": history.wall_seconds,
+            "skipped_steps": history.skipped,
         }
         if self.settings.head == "classification":
             del results["scored_accuracy_matrix"]  # the same as accuracy_matrix
-        if not history.gate_weights:
-            del results["gate_weights"]
+        for key in ("gate_weights", "skipped_steps"):
+            if not results[key]:
+                del results[key]
         return results
 
 

@@ -409,3 +409,40 @@ def test_the_comparison_s_methods_and_orders_are_known() -> None:
     grid = Grid.parse("configs/mtl5_comparison.py", [], methods, orders, "0")
     assert len(grid.variants) == 12
     assert grid.orders == ("1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no memory\nis left"), "RuntimeError: no memory is left (the trace is in "),
+        (OSError(28, "No space left"), "OSError: [Errno 28] No space left"),
+    ],
+)
+def test_a_run_that_fails_in_any_way_stops_no_other(
+    config_file: Path,
+    tmp_path: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    reason: str,
+) -> None:
+    stand_in = sweep.train
+
+    def fails_at_moe_cl(settings: Settings, workdir: Path) -> dict[str, Any]:
+        if settings.method == "moe_cl":
+            workdir.mkdir(parents=True)
+            raise error
+        return stand_in(settings, workdir)
+
+    monkeypatch.setattr(sweep, "train", fails_at_moe_cl)
+    assert command(config_file, tmp_path, "--methods=moe_cl,sequential_lora") == 1
+    captured = capsys.readouterr()
+    assert trained == ["sequential_lora/seed0"]
+    last = captured.err.splitlines()[-1]
+    assert last.startswith(f"moecl: error: moe_cl seed 0: {reason}")
+    assert "Traceback" not in captured.err
+    trace = tmp_path / "moe_cl" / "seed0" / "trace.txt"
+    assert trace.exists() == ("trace" in reason)
+    if trace.exists():
+        assert "raise error" in trace.read_text(encoding="utf-8")

