@@ -6,19 +6,26 @@ a program does with the package itself, nothing changes. Errors come through.
 
 import contextlib
 import logging
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 
 @contextlib.contextmanager
 def orbax() -> Iterator[None]:
-    """Drops Orbax's warnings, which it logs through absl.
+    """Drops what Orbax logs through absl, and the traces of its threads.
 
-    They are notes on its inner workings, such as "Skipping merge of OCDBT checkpoints" where a tree
-    has no arrays. What goes wrong is an exception.
+    Its warnings are notes on its inner workings, such as "Skipping merge of OCDBT checkpoints" where
+    a tree has no arrays. What goes wrong is an exception of the call.
     """
-    with _without("absl", _is_warning_of_orbax):
-        yield
+    hook = threading.excepthook
+    threading.excepthook = lambda args: None if _is_of_orbax(args) else hook(args)
+    try:
+        with _without("absl", _is_logged_by_orbax):
+            yield
+    finally:
+        threading.excepthook = hook
 
 
 @contextlib.contextmanager
@@ -51,8 +58,14 @@ def datasets() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _is_warning_of_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno == logging.WARNING and "orbax" in PurePath(record.pathname).parts
+def _is_logged_by_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING and "orbax" in PurePath(record.pathname).parts
+
+
+def _is_of_orbax(args: threading.ExceptHookArgs) -> bool:
+    """Whether an exception that ended a thread went through code of Orbax."""
+    frames = traceback.walk_tb(args.exc_traceback)
+    return any("orbax" in PurePath(frame.f_code.co_filename).parts for frame, _ in frames)
 
 
 @contextlib.contextmanager

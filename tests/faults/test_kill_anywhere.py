@@ -70,7 +70,7 @@ def test_an_export_is_killed_anywhere(tmp_path, tried):
     config = write_config(tmp_path, tasks=("two",), method="sequential_lora")
     workdir, whole, killed = (tmp_path / name for name in ("run", "whole", "killed"))
     assert run("train", f"--config={config}", f"--workdir={workdir}")[0] == 0
-    export = ["export", "peft", f"--workdir={workdir}"]
+    export = ["export", "--format=peft", f"--workdir={workdir}"]
     assert run(*export, f"--output={whole}", folder=whole)[0] == 0
     points = list(range(1, operations(whole) + 1))
     kills = kill_until_done([*export, f"--output={killed}"], killed, points, [], 3)
@@ -92,10 +92,12 @@ def test_two_processes_are_killed_and_go_on(tmp_path, tried):
         second = begin(*train, "--process=1/2")
         try:
             status, _, err = finish(first)
-        finally:
-            if kill_at:
+            if status:
                 second.kill()
             finish(second)
+        finally:
+            first.kill()
+            second.kill()
         return status, err
 
     assert both(whole, 0)[0] == 0
