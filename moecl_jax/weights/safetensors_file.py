@@ -97,19 +97,13 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def _describe(name: str, entry: Any, file: Path, data: np.ndarray) -> StoredTensor:
     """One header entry, checked against the bytes [bytes] that follow the header."""
     tensor = shortened(name, 200)
-    try:
-        encoding, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not isinstance(encoding, str):
-            raise ValueError("its dtype must be a text")
-        if len(shape) > _MOST_AXES:
-            raise ValueError(f"it has {len(shape)} axes, at most {_MOST_AXES} are read")
-        if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
-            raise ValueError("sizes and offsets must be integers of at least 0")
-    except (KeyError, TypeError, ValueError) as error:
+    problem = _malformed(entry)
+    if problem:
         raise UserError(
-            f"{file}: the header entry of tensor {tensor} is malformed ({shortened(error, 200)}). "
-            "Download the file again."
-        ) from error
+            f"{file}: the header entry of tensor {tensor} is malformed: {problem}. Download the "
+            "file again."
+        )
+    encoding, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if encoding not in _DTYPES:
         raise UserError(
             f"{file}: tensor {tensor} is stored as {shortened(encoding)[1:-1]}, which is not "
@@ -131,6 +125,25 @@ def _describe(name: str, entry: Any, file: Path, data: np.ndarray) -> StoredTens
     return StoredTensor(
         name, file, shape, encoding, stored, functools.partial(_decode, stored, dtype, shape)
     )
+
+
+def _malformed(entry: Any) -> str:
+    """What is wrong with the types of a header entry; "" if nothing is."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return f"it is {shortened(entry)}; expected an object with dtype, shape and data_offsets"
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(entry["dtype"], str):
+        return f"dtype is {shortened(entry['dtype'])}; expected a text"
+    if not _are_sizes(shape) or len(shape) > _MOST_AXES:
+        return f"shape is {shortened(shape)}; expected at most {_MOST_AXES} sizes"
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        return f"data_offsets is {shortened(offsets)}; expected two offsets"
+    return ""
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether it is a list of integers of at least 0."""
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
 def _decode(stored: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -279,14 +279,15 @@ def test_a_header_of_absurd_size_is_named(tmp_path, state):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"dtype": ["F32"]}, "is malformed (ValueError('its dtype must be a text'))"),
+        ({"dtype": ["F32"]}, "is malformed: dtype is ['F32']; expected a text"),
         ({"dtype": "F" * 10**5}, "is stored as FFFFF"),
-        ({"shape": [1] * 100}, "is malformed (ValueError('it has 100 axes, at most 8 are read'))"),
-        ({"shape": [True, 32]}, "sizes and offsets must be integers of at least 0"),
+        ({"shape": [1] * 100}, "; expected at most 8 sizes"),
+        ({"shape": [True, 32]}, "shape is [True, 32]; expected at most 8 sizes"),
+        ({"shape": [-32, -32]}, "shape is [-32, -32]; expected at most 8 sizes"),
         ({"shape": [10**90, 0]}, "has 4096 bytes, expected 0 for shape [1000"),
-        ({"shape": "ab"}, "is malformed"),
-        ({"data_offsets": [0]}, "is malformed"),
-        ({"data_offsets": {"a": 1, "b": 2}}, "is malformed"),
+        ({"shape": "ab"}, "shape is 'ab'; expected at most 8 sizes"),
+        ({"data_offsets": [0]}, "data_offsets is [0]; expected two offsets"),
+        ({"data_offsets": {"a": 1, "b": 2}}, "data_offsets is {'a': 1, 'b': 2}; expected two"),
     ],
 )
 def test_a_malformed_entry_is_named(tmp_path, state, change, words):
@@ -298,6 +299,17 @@ def test_a_malformed_entry_is_named(tmp_path, state, change, words):
     assert message.startswith(f"{file}: ")
     assert repr(Q_PROJ) in message and words in message
     assert len(message) < 800
+
+
+@pytest.mark.parametrize("entry", [None, 3, "F32", [], {"dtype": "F32", "shape": [1]}])
+def test_what_is_no_entry_is_named(tmp_path, state, entry):
+    file = write_folder(tmp_path / "m", state) / "model.safetensors"
+    header, data = header_of(file)
+    write_safetensors_with(file, header | {Q_PROJ: entry}, data)
+    assert message_of(file.parent).startswith(
+        f"{file}: the header entry of tensor {Q_PROJ!r} is malformed: it is {entry!r}; expected an "
+        "object with dtype, shape and data_offsets."
+    )
 
 
 def overlapping(header):
