@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from moecl_jax.errors import UserError
 
-CASES = 5_600
-"""Damaged files of all property tests together; each test has a share."""
+CASES = 7_500
+"""Damaged files of all property tests together; each test has a share, and the shares make one."""
 SECONDS = 10
 """The longest that reading one of them may take."""
 
@@ -94,6 +95,16 @@ def refusal(read: Callable[[], Any]) -> str | None:
         assert message.splitlines() == [message]
         return message
     return None
+
+
+def read_with(file: Path, content: bytes | str, read: Callable[[], Any]) -> str | None:
+    """The `refusal` of reading a file with another content, which is then put back."""
+    before = file.read_bytes()
+    file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "ignore"))
+    try:
+        return refusal(read)
+    finally:
+        file.write_bytes(before)
 
 
 @st.composite

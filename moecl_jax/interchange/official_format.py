@@ -43,7 +43,7 @@ _LAYER = "seq_module_.layer{layer}.wrapper_module_."
 _OUTPUT = "seq_module_.output.wrapper_module_.layers_."
 _GATE = _LAYER + "mlp_.moes_.gate_.weight"
 _DISCRIMINATOR = _LAYER + "mlp_.moes_.task_classifier_.weight"
-_HEAD = re.compile(re.escape(_OUTPUT) + r"(?:(?P<task>.+)_)?score_\.weight")
+_HEAD = re.compile(re.escape(_OUTPUT) + r"(?:(?P<task>.{1,100})_)?score_\.weight")
 _LAYER_INDEX = re.compile(r"seq_module_\.layer([0-9]{1,6})\.")
 
 _PROJECTIONS = {

@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from official_files import random_tensors, settings_of
+from official_files import random_tensors, settings_of, write_adapter, write_base
 
 from moecl_jax.errors import UserError
 from moecl_jax.interchange import official_format, torch_file
-from moecl_jax.weights.huggingface import open_safetensors
-from moecl_jax.weights.safetensors_file import write_safetensors
+from moecl_jax.interchange.official import convert_official
+from moecl_jax.weights.safetensors_file import open_safetensors, write_safetensors
 
 LAYER = "seq_module_.layer{layer}.wrapper_module_."
 
@@ -78,6 +78,35 @@ def test_a_number_that_is_not_finite_is_named(tmp_path):
     names = official_format.tensor_names(["gate_proj"], ["t"], shared_head=True)
     with pytest.raises(UserError, match=f"a.bin: tensor '{name}' holds numbers that are not"):
         official_format.to_trees(tensors, names, 2, tmp_path / "a.bin")
+
+
+def test_a_head_named_too_long_for_a_folder_is_no_head(tmp_path):
+    tensors = random_tensors({"x" * 100: 2, "y" * 101: 3})
+    assert official_format.head_classes(tensors, tmp_path / "a.bin") == {"x" * 100: 2}
+
+
+def test_more_experts_than_tensors_are_named(tmp_path):
+    write_base(tmp_path / "base")
+    tensors = random_tensors({"": 2}, tasks=2)
+    prefix = write_adapter(tmp_path / "a", tensors, num_experts=10**12)
+    message = (
+        f"a.json: num_experts is 1000000000000, and a.safetensors holds {len(tensors)} tensors"
+    )
+    with pytest.raises(UserError, match=message):
+        convert_official(tmp_path / "base", prefix, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.safetensors"])
+def test_what_stands_for_a_file_is_named(tmp_path, name):
+    write_base(tmp_path / "base")
+    prefix = write_adapter(tmp_path / "a", random_tensors({"x": 2}))
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=f"{name}: holds a Git LFS pointer"):
+        convert_official(tmp_path / "base", prefix, tmp_path / "run")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(Too many levels of symbolic"):
+        convert_official(tmp_path / "base", prefix, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
