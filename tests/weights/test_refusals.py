@@ -16,6 +16,9 @@ from backbone_files import (
 )
 from gguf import GGMLQuantizationType
 
+from moecl_jax.data.task import Task
+from moecl_jax.data.tokenize import prompt_format
+from moecl_jax.errors import UserError
 from moecl_jax.testing import VOCABULARY, write_model
 from moecl_jax.weights import all_finite
 from moecl_jax.weights.gguf import read_gguf
@@ -536,3 +539,22 @@ def test_a_panic_of_rust_is_named(tiny, monkeypatch):
     assert message.startswith(
         f"{tiny}: the tokenizer cannot be read: index out of bounds: the len is 0. Download"
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for i in range(10**12) %}a{% endfor %}", "OverflowError: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{" * 100_000, "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError: access to attribute '__class__'"),
+        ("{{ messages[0].content * 100_000 }}", "must repeat once what the user says"),
+    ],
+)
+def test_a_chat_template_runs_in_a_sandbox(tiny, template, words):
+    tokenizer = load_backbone(tiny).tokenizer
+    tokenizer.chat_template = template
+    with pytest.raises(UserError) as caught:
+        prompt_format(Task("x", source="none", labels=("a", "b"), chat=True), tokenizer)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 600
