@@ -26,15 +26,10 @@ _USER_DEFINED = 4
 
 # One of these files makes a folder a tokenizer's.
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-# What transformers reads in such a folder, if it is there.
-_OBJECTS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-)
-_OTHERS = ("tokenizer.model", "merges.txt", "chat_template.jinja")
+# What transformers reads beside tokenizer.json, if it is there, and what it reads without that.
+_OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEMPLATE = "chat_template.jinja"
+_PARTS = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
 def from_folder(folder: Path) -> "PreTrainedTokenizerFast | None":
@@ -52,15 +47,17 @@ def from_folder(folder: Path) -> "PreTrainedTokenizerFast | None":
 
     if not any(os.path.lexists(folder / name) for name in _FILES):
         return None
+    as_written = os.path.lexists(folder / "tokenizer.json")
     contents = {
-        name: read_object(folder / name) for name in _OBJECTS if os.path.lexists(folder / name)
+        name: read_object(folder / name, nan_as_null=True)  # as transformers does
+        for name in ("tokenizer.json", *_OBJECTS)
+        if os.path.lexists(folder / name)
     }
-    for name in _OTHERS:
+    for name in (_TEMPLATE, *(() if as_written else _PARTS)):
         if os.path.lexists(folder / name):
             map_bytes(folder / name)
     # transformers 5 rebuilds the steps of tokenizer.json when the config names a model's class
     # (GPT2Tokenizer loses SmolLM2's splitting of digits); the general class takes it as it is.
-    as_written = "tokenizer.json" in contents
     reader = PreTrainedTokenizerFast if as_written else AutoTokenizer
     with _blamed_on(
         str(folder), "Download tokenizer.json and tokenizer_config.json of the model again."

@@ -527,6 +527,15 @@ def test_a_hostile_tokenizer_is_named(tiny, name, text, words):
     assert message_of(tiny).startswith(f"{tiny / name}: {words}")
 
 
+def test_what_is_not_read_may_be_anything(tiny):
+    """A tokenizer.json makes the older files of a tokenizer superfluous."""
+    for name in ("tokenizer.model", "vocab.json", "merges.txt"):
+        (tiny / name).write_text(POINTER)
+    assert load_backbone(tiny).tokenizer("w1")["input_ids"] == [3]
+    (tiny / "tokenizer.json").unlink()
+    assert message_of(tiny).startswith(f"{tiny / 'tokenizer.model'}: holds a Git LFS pointer")
+
+
 def test_a_panic_of_rust_is_named(tiny, monkeypatch):
     class PanicException(BaseException):
         """As pyo3 raises it."""
