@@ -19,7 +19,7 @@ from moecl_jax.models.config import DecoderConfig
 TreePath = tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor of a checkpoint, still on disk.
 

@@ -67,7 +67,7 @@ def map_bytes(file: Path, missing: str = _WHOLE_MODEL) -> np.ndarray:
             raise UserError(f"{shown(file)}: is {found}; expected a file. {missing}")
         if status.st_size == 0:
             return np.zeros(0, np.uint8)
-        content = np.memmap(file, np.uint8, mode="r")
+        content = np.asarray(np.memmap(file, np.uint8, mode="r"))
     except FileNotFoundError as error:
         link = ": it is a link to a file that is not there" if file.is_symlink() else ""
         raise UserError(f"{shown(file)}: no such file{link}. {missing}") from error
