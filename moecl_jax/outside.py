@@ -15,11 +15,13 @@ MOST_DIGITS = 100
 """Digits of a number."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, nan_as_null: bool = False) -> Any:
     """Parses a JSON text (RFC 8259).
 
     Args:
       text: the text; bytes are UTF-8, with or without a byte order mark.
+      nan_as_null: whether NaN and Infinity are read as null; Python's json writes them, and
+        they are no JSON.
 
     Raises:
       ValueError: it is malformed (a `json.JSONDecodeError`, which knows the place), is not UTF-8,
@@ -28,19 +30,21 @@ def parse_json(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
-    value, end = decode_json(text, len(text) - len(text.lstrip(_SPACE)))
+    start = len(text) - len(text.lstrip(_SPACE))
+    value, end = decode_json(text, start, nan_as_null=nan_as_null)
     rest = text[end:].lstrip(_SPACE)
     if rest:
         raise json.JSONDecodeError("text after the end", text, len(text) - len(rest))
     return value
 
 
-def decode_json(text: str, start: int) -> tuple[Any, int]:
+def decode_json(text: str, start: int, *, nan_as_null: bool = False) -> tuple[Any, int]:
     """Parses the JSON value that begins at an index.
 
     Args:
       text: holds the value, and maybe more.
       start: where the value begins.
+      nan_as_null: whether NaN and Infinity are read as null; else they are refused.
 
     Returns:
       The value, and the index after its end.
@@ -49,7 +53,7 @@ def decode_json(text: str, start: int) -> tuple[Any, int]:
       ValueError: as `parse_json` says.
     """
     try:
-        value, end = _DECODER.raw_decode(text, start)
+        value, end = (_NAN_AS_NULL if nan_as_null else _DECODER).raw_decode(text, start)
     except RecursionError as error:
         raise _too_deep() from error
     if _depth_exceeds(value, MOST_DEPTH):
@@ -124,3 +128,6 @@ def _constant(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant)
+_NAN_AS_NULL = json.JSONDecoder(
+    parse_int=_integer, parse_float=_float, parse_constant=lambda _: None
+)

@@ -1,6 +1,7 @@
 """Writes tiny checkpoints to disk, and checks what was read back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ TENSORS = (
 # A tensor in the middle, for tests that damage one.
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
+# What Git LFS leaves in place of a file that was not pulled.
+LFS_POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+    "size 12345\n"
+)
+
 
 def random_state() -> dict[str, np.ndarray]:
     """A Hugging Face state dict of random float32 numbers."""
@@ -104,6 +112,13 @@ def write_folder(
         content = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "model.safetensors.index.json").write_text(content)
     return folder
+
+
+def edit_json(file: Path, edit: Callable[[Any], object]) -> None:
+    """Changes the content of a JSON file in place."""
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
 
 
 def without(state: dict[str, np.ndarray], *names: str) -> dict[str, np.ndarray]:

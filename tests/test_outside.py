@@ -42,6 +42,13 @@ def test_what_is_broken_or_hostile_is_one_short_line(text, message):
     assert len(str(caught.value)) < 200
 
 
+def test_what_python_writes_for_no_number_may_be_read_as_null():
+    text = '{"a": [NaN, Infinity, -Infinity, 1.5]}'
+    assert parse_json(text, nan_as_null=True) == {"a": [None, None, None, 1.5]}
+    with pytest.raises(ValueError, match="1e999 is larger"):
+        parse_json("1e999", nan_as_null=True)
+
+
 def test_a_hundred_levels_are_read():
     text = "[" * 100 + "]" * 100
     assert json.dumps(parse_json(text)) == text

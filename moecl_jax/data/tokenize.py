@@ -9,7 +9,8 @@ import numpy as np
 
 from moecl_jax.data.examples import Example, TaskExamples
 from moecl_jax.data.task import SPLITS, Task
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, one_line
+from moecl_jax.outside import shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,7 +137,7 @@ def prompt_format(definition: Task, tokenizer: "PreTrainedTokenizerBase | None")
     except Exception as error:  # a template is a program, which may fail in any way
         raise UserError(
             f"task '{definition.name}': the tokenizer's chat template fails on one user turn "
-            f"({type(error).__name__}: {error}). Mend it, or set chat = False."
+            f"({type(error).__name__}: {one_line(error)[:200]}). Mend it, or set chat = False."
         ) from error
     if rendered != again:
         raise UserError(
@@ -146,7 +147,8 @@ def prompt_format(definition: Task, tokenizer: "PreTrainedTokenizerBase | None")
     if str(rendered).count("{text}") != 1:
         raise UserError(
             f"task '{definition.name}': the tokenizer's chat template must repeat once what the "
-            f"user says; of {definition.template!r} it makes {rendered!r}. Set chat = False."
+            f"user says; of {shortened(definition.template)} it makes {shortened(rendered, 200)}. "
+            "Set chat = False."
         )
     return PromptFormat(str(rendered), special_tokens=False, answer_prefix="")
 

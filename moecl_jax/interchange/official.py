@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from moecl_jax.training.steps import init_train_state
 from moecl_jax.training.task_training import NO_SCORE, in_progress_tree
 from moecl_jax.training.trainer import optimizer_of
 from moecl_jax.weights import huggingface
-from moecl_jax.weights.safetensors_file import write_safetensors
+from moecl_jax.weights.safetensors_file import open_safetensors, write_safetensors
 
 
 def convert_official(
@@ -78,7 +79,7 @@ def convert_official(
             if continue_task not in order:
                 raise UserError(
                     f"--continue={continue_task}: no such task; the tasks of {adapter} are "
-                    f"{', '.join(order)}"
+                    f"{', '.join(order)[:300]}"
                 )
             order = [*(task for task in order if task != continue_task), continue_task]
         settings = _settings(source, order, base)
@@ -114,16 +115,23 @@ class _Source:
 
 
 def _read(base: Path, adapter: Path, tasks: Sequence[str]) -> _Source:
-    settings = official_format.read_settings(_beside(adapter, ".json"))
+    settings_file = _beside(adapter, ".json")
+    settings = official_format.read_settings(settings_file)
     file = _beside(adapter, ".safetensors")
-    if file.exists():
-        tensors = {name: t.decode() for name, t in huggingface.open_safetensors(file).items()}
+    if os.path.lexists(file):
+        tensors = {name: t.decode() for name, t in open_safetensors(file).items()}
     else:
         file = _beside(adapter, ".bin")
         tensors = torch_file.read_state(file)
     if not base.is_dir():
         raise UserError(f"--base={base} is no folder; expected a Hugging Face folder of the base")
     config = huggingface.read_checkpoint(base).config
+    if settings.task_count > len(tensors):  # before anything has their number
+        raise UserError(
+            f"{settings_file}: num_experts is {settings.task_count + 1}, and {file.name} holds "
+            f"{len(tensors)} tensors, where each expert has several. Copy both files again, from "
+            "one training."
+        )
     heads = official_format.head_classes(tensors, file)
     classes = _classes(heads, tasks, settings, file)
     shared_head = None in heads
@@ -163,13 +171,13 @@ def _classes(
     own = {name: classes for name, classes in heads.items() if name is not None}
     if tasks:
         raise UserError(
-            f"--tasks names tasks that have names in {file}: {', '.join(own)}. Leave it out."
+            f"--tasks names tasks that have names in {file}: {', '.join(own)[:300]}. Leave it out."
         )
     if len(own) != count:
         raise UserError(
-            f"{file}: holds heads of {len(own)} tasks ({', '.join(own)}), but the num_experts of "
-            f"{file.stem}.json is {count + 1}: {count} tasks and the shared expert. Tensors are "
-            "missing or surplus; copy both files again, from one training."
+            f"{file}: holds heads of {len(own)} tasks ({', '.join(own)[:300]}), but the "
+            f"num_experts of {file.stem}.json is {count + 1}: {count} tasks and the shared expert. "
+            "Tensors are missing or surplus; copy both files again, from one training."
         )
     return {task: own[task] for task in official_format.expert_order(list(own))}
 

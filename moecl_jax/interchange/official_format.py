@@ -18,7 +18,6 @@ where w1 is the gate projection, w2 the down and w3 the up projection.
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +27,12 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from moecl_jax.errors import UserError, one_line
+from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import ATTENTION_TARGETS, FFN_TARGETS, TARGETS, projection_sizes
+from moecl_jax.outside import shortened
 from moecl_jax.weights import TreePath
+from moecl_jax.weights.files import read_object
 
 Tensors = dict[str, np.ndarray]
 
@@ -42,8 +43,8 @@ _LAYER = "seq_module_.layer{layer}.wrapper_module_."
 _OUTPUT = "seq_module_.output.wrapper_module_.layers_."
 _GATE = _LAYER + "mlp_.moes_.gate_.weight"
 _DISCRIMINATOR = _LAYER + "mlp_.moes_.task_classifier_.weight"
-_HEAD = re.compile(re.escape(_OUTPUT) + r"(?:(?P<task>.+)_)?score_\.weight")
-_LAYER_INDEX = re.compile(r"seq_module_\.layer(\d+)\.")
+_HEAD = re.compile(re.escape(_OUTPUT) + r"(?:(?P<task>.{1,100})_)?score_\.weight")
+_LAYER_INDEX = re.compile(r"seq_module_\.layer([0-9]{1,6})\.")
 
 _PROJECTIONS = {
     "gate_proj": "mlp_.mlp_.w1_",
@@ -90,22 +91,17 @@ def read_settings(file: Path) -> AdapterSettings:
     Raises:
       UserError: it is missing, broken, or asks for something that is not implemented.
     """
-    try:
-        # NaN and Infinity, which Python's json writes, are no JSON; null stands for them.
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file}: no such file. A checkpoint of the original is PREFIX.bin with PREFIX.json "
-            "beside it; name both by --adapter=PREFIX."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not valid JSON ({one_line(error)}). Copy it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object. Copy it again.")
+    content = read_object(
+        file,
+        "A checkpoint of the original is PREFIX.bin with PREFIX.json beside it; name both by "
+        "--adapter=PREFIX.",
+        nan_as_null=True,  # the original's code writes them for what it has not measured
+    )
     for key, only in _ONLY_VALUE.items():
         if content.get(key, only) not in (only, None):
             raise UserError(
-                f"{file}: {key} is {content[key]!r}, which is not supported; expected {only!r}."
+                f"{file}: {key} is {shortened(content[key])}, which is not supported; expected "
+                f"{only!r}."
             )
     dropout = _number(content, "lora_dropout", file)
     if not 0 <= dropout < 1:
@@ -246,8 +242,8 @@ def check_tensors(
     elif misshapen:
         name = misshapen[0]
         problem = (
-            f"{_some(misshapen)} misshapen: it has shape {list(tensors[name].shape)}, expected "
-            f"{list(expected[name])} {why}"
+            f"{_some(misshapen)} misshapen: it has shape {shortened(list(tensors[name].shape))}, "
+            f"expected {list(expected[name])} {why}"
         )
     elif surplus:
         problem = f"{_some(surplus)} unexpected {why} and target_modules {list(settings.targets)}"
@@ -276,7 +272,8 @@ def to_trees(tensors: Tensors, names: Mapping[TreePath, str], layers: int, file:
     for path, name in names.items():
         parts = []
         for one in _each_layer(name, layers):
-            part = tensors[one].astype(np.float32)
+            with np.errstate(invalid="ignore"):  # refused below
+                part = tensors[one].astype(np.float32)
             if not np.isfinite(part).all():
                 raise UserError(f"{file}: tensor '{one}' holds numbers that are not finite.")
             parts.append(part.T if _transposed(path) else part)
@@ -304,13 +301,15 @@ def _targets(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
         given = [name for name, chosen in given.items() if chosen]
     if not isinstance(given, list) or not given or not all(isinstance(g, str) for g in given):
         raise UserError(
-            f"{file}: target_modules is {content.get('target_modules')!r}; expected a list of "
-            f"projections ({', '.join(_SETTINGS_NAMES)}) or an object of true and false by them."
+            f"{file}: target_modules is {shortened(content.get('target_modules'))}; expected a "
+            f"list of projections ({', '.join(_SETTINGS_NAMES)}) or an object of true and false by "
+            "them."
         )
     for name in given:
         if name not in _SETTINGS_NAMES:
             raise UserError(
-                f"{file}: target_modules names {name!r}; expected {', '.join(_SETTINGS_NAMES)}."
+                f"{file}: target_modules names {shortened(name)}; expected "
+                f"{', '.join(_SETTINGS_NAMES)}."
             )
     chosen = {_SETTINGS_NAMES[name] for name in given}
     return tuple(target for target in TARGETS if target in chosen)
@@ -320,7 +319,7 @@ def _integer(content: Mapping[str, Any], key: str, file: Path, lowest: int) -> i
     value = content.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise UserError(
-            f"{file}: {key} is {value!r}; expected an integer of at least {lowest}."
+            f"{file}: {key} is {shortened(value)}; expected an integer of at least {lowest}."
             if key in content
             else f"{file}: {key} is missing; expected an integer of at least {lowest}."
         )
@@ -331,7 +330,7 @@ def _number(content: Mapping[str, Any], key: str, file: Path) -> float:
     value = content.get(key)
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
     if not 0 <= number < _HUGE:
-        found = repr(value) if key in content else "missing"
+        found = shortened(value) if key in content else "missing"
         raise UserError(f"{file}: {key} is {found}; expected a number of at least 0.")
     return float(number)
 
@@ -381,10 +380,11 @@ def _sizes(tensors: Tensors) -> tuple[int | None, int | None, int | None]:
     """Layers, width and FFN width of the base an adapter was made for, as most tensors say."""
     layers = [int(match[1]) for name in tensors if (match := _LAYER_INDEX.match(name))]
     gate, up = _GATE.partition("{layer}")[2], f"{_PROJECTIONS['up_proj']}."
-    width = Counter(t.shape[-1] for name, t in tensors.items() if name.endswith(gate))
+    matrices = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 2}
+    width = Counter(t.shape[-1] for name, t in matrices.items() if name.endswith(gate))
     ffn = Counter(
         tensor.shape[0]
-        for name, tensor in tensors.items()
+        for name, tensor in matrices.items()
         if (up in name or f"{_PROJECTIONS['gate_proj']}." in name) and "lora_b_" in name
     )
     commonest = [counts.most_common(1)[0][0] if counts else None for counts in (width, ffn)]
@@ -393,4 +393,4 @@ def _sizes(tensors: Tensors) -> tuple[int | None, int | None, int | None]:
 
 def _some(names: Sequence[str]) -> str:
     rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"tensor '{names[0]}'{rest} is"
+    return f"tensor {shortened(names[0], 200)}{rest} is"

@@ -12,6 +12,7 @@ Specification: https://huggingface.co/docs/peft/developer_guides/checkpoint
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import FinishedTask, StreamState
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import ATTENTION_TARGETS, TARGETS, Expert, projection_sizes
+from moecl_jax.outside import shortened
 from moecl_jax.runs.history import History
 from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.store import DiskStore
@@ -36,6 +38,8 @@ from moecl_jax.runs.workdir import Origin, new_workdir, note_other_base, save_se
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import model_of, open_stream
 from moecl_jax.weights import Checkpoint, StoredTensor, huggingface
+from moecl_jax.weights.files import read_object
+from moecl_jax.weights.safetensors_file import open_safetensors
 
 CONFIG_NAME = "adapter_config.json"
 TENSORS_NAME = "adapter_model.safetensors"
@@ -59,9 +63,10 @@ _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 # "base_model." and "model." depend on what the adapter was put on, ".default" on PEFT's version.
 _TENSOR_NAME = re.compile(
-    r"(?:base_model\.model\.)?(?:model\.)?layers\.(?P<layer>\d+)\.(?P<module>self_attn|mlp)"
+    r"(?:base_model\.model\.)?(?:model\.)?layers\.(?P<layer>[0-9]{1,6})\.(?P<module>self_attn|mlp)"
     rf"\.(?P<target>{'|'.join(TARGETS)})\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
 )
+_HUGE = 1e9  # no setting reaches it
 _Place = tuple[str, int, str]  # projection, layer, "A" or "B"
 _Factors = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -215,19 +220,27 @@ def read_adapter(folder: Path, config: DecoderConfig, base: str) -> PeftAdapter:
       UserError: a file is missing or damaged; the adapter is not a plain LoRA with one rank on all
         layers; a tensor is missing, surplus or misshapen.
     """
-    content = _read_config(folder)
     file = folder / CONFIG_NAME
+    content = read_object(
+        file,
+        f"Name the folder that PEFT's save_pretrained wrote, with {CONFIG_NAME} and "
+        f"{TENSORS_NAME}.",
+    )
     _refuse_what_is_not_plain(content, file)
     rank = content.get("r")
     if type(rank) is not int or rank < 1:
-        raise UserError(f"{file}: r is {rank!r}; expected an integer of at least 1")
+        raise UserError(f"{file}: r is {shortened(rank)}; expected an integer of at least 1")
     alpha = _number(content, "lora_alpha", file)
     if content.get("use_rslora"):
         alpha *= math.sqrt(rank)  # its scale is lora_alpha / sqrt(r)
     dropout = _number(content, "lora_dropout", file, default=0.0)
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"{file}: lora_dropout is {dropout}; expected at least 0 and below 1")
-    trained_in = str(content.get("base_model_name_or_path") or "")
+    trained_in = content.get("base_model_name_or_path") or ""
+    if not isinstance(trained_in, str):
+        raise UserError(
+            f"{file}: base_model_name_or_path is {shortened(trained_in)}; expected a name"
+        )
     tensors = _places(_open_tensors(folder), config, base)
     targets = _targets(content.get("target_modules"), tensors)
     if not targets:
@@ -246,7 +259,7 @@ def read_adapter(folder: Path, config: DecoderConfig, base: str) -> PeftAdapter:
             layers = [tensors[target, layer, factor] for layer in range(config.layers)]
             for tensor in layers:
                 _check_shape(tensor, shape, "AB".index(factor), base, trained_in)
-            decoded = [tensor.decode().astype(np.float32).T for tensor in layers]
+            decoded = [tensor.read().astype(np.float32).T for tensor in layers]
             stacked[factor.lower()] = np.stack(decoded)
         expert[target] = stacked
     return PeftAdapter(trained_in, rank, alpha, dropout, expert)
@@ -341,31 +354,17 @@ def _block(target: str) -> str:
     return "self_attn" if target in ATTENTION_TARGETS else "mlp"
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG_NAME
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file} does not exist; name the folder that PEFT's save_pretrained wrote, with "
-            f"{CONFIG_NAME} and {TENSORS_NAME}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is broken: expected a JSON object")
-    return content
-
-
 def _refuse_what_is_not_plain(content: Mapping[str, Any], file: Path) -> None:
     """Raises a UserError at the first setting that makes the adapter more than B A x."""
     kind, purpose = content.get("peft_type"), content.get("task_type")
     if kind != "LORA":
-        raise UserError(f"{file}: peft_type is {kind!r}; only LORA can be converted. {_MERGE}.")
+        raise UserError(
+            f"{file}: peft_type is {shortened(kind)}; only LORA can be converted. {_MERGE}."
+        )
     if purpose not in (None, "CAUSAL_LM"):
         raise UserError(
-            f"{file}: task_type is {purpose!r}; expected CAUSAL_LM: other adapters bring a head of "
-            "their own or belong to another kind of model"
+            f"{file}: task_type is {shortened(purpose)}; expected CAUSAL_LM: other adapters bring "
+            "a head of their own or belong to another kind of model"
         )
     for key, value in content.items():
         if key in _WITHOUT_EFFECT or (key in _READ and key not in ("bias", "init_lora_weights")):
@@ -374,9 +373,10 @@ def _refuse_what_is_not_plain(content: Mapping[str, Any], file: Path) -> None:
         if key == "init_lora_weights":
             plain = value in _PLAIN_BEGINNINGS
         if not plain:
+            named = repr(key[:80])[1:-1]
             raise UserError(
-                f"{file}: {key} is {json.dumps(value)}, and only a plain LoRA, B A x beside "
-                f"unchanged weights, can be converted. {_MERGE}, or train a LoRA without {key}."
+                f"{file}: {named} is {json.dumps(value)[:80]}, and only a plain LoRA, B A x beside "
+                f"unchanged weights, can be converted. {_MERGE}, or train a LoRA without {named}."
             )
 
 
@@ -384,15 +384,15 @@ def _number(
     content: Mapping[str, Any], key: str, file: Path, default: float | None = None
 ) -> float:
     value = content.get(key, default)
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise UserError(f"{file}: {key} is {value!r}; expected a number")
+    if type(value) not in (int, float) or not abs(value) < _HUGE:
+        raise UserError(f"{file}: {key} is {shortened(value)}; expected a number below {_HUGE:g}")
     return float(value)
 
 
 def _open_tensors(folder: Path) -> dict[str, StoredTensor]:
     file = folder / TENSORS_NAME
-    if file.is_file():
-        return huggingface.open_safetensors(file)
+    if os.path.lexists(file):
+        return open_safetensors(file)
     if (folder / PICKLED_NAME).exists():
         raise UserError(
             f"{folder / PICKLED_NAME} is a pickle, which can run code and is never read; write it "
@@ -411,8 +411,8 @@ def _places(
         match = _TENSOR_NAME.fullmatch(name)
         if match is None or match["module"] != _block(match["target"]):
             raise UserError(
-                f"{tensor.file}: tensor {name!r} has no place here; expected LoRA factors of "
-                f"{', '.join(TARGETS)} only, as base_model.model.{_module('q_proj', 0)}"
+                f"{tensor.file}: tensor {shortened(name, 200)} has no place here; expected LoRA "
+                f"factors of {', '.join(TARGETS)} only, as base_model.model.{_module('q_proj', 0)}"
                 f".lora_A.weight. {_MERGE}, or train a LoRA on these projections alone."
             )
         place = (match["target"], int(match["layer"]), match["factor"])
@@ -435,7 +435,7 @@ def _targets(declared: Any, tensors: Iterable[_Place]) -> list[str]:
     """
     found = {target for target, _, _ in tensors}
     if isinstance(declared, list):
-        found |= {str(name).rpartition(".")[2] for name in declared}
+        found |= {name.rpartition(".")[2] for name in declared if isinstance(name, str)}
     return [target for target in TARGETS if target in found]
 
 
@@ -471,15 +471,15 @@ def _check_shape(
     if tensor.shape == shape:
         return
     problem = (
-        f"{tensor.file}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected "
-        f"{list(shape)}"
+        f"{tensor.file}: tensor {tensor.name!r} has shape {shortened(list(tensor.shape))}, "
+        f"expected {list(shape)}"
     )
     if len(tensor.shape) == 2 and tensor.shape[1 - rank_axis] == shape[1 - rank_axis]:
         raise UserError(
             f"{problem} for r = {shape[rank_axis]} of {CONFIG_NAME}. All projections must have "
             f"this rank. {_MERGE}."
         )
-    said = f" (it says {trained_in!r})" if trained_in else ""
+    said = f" (it says {shortened(trained_in)})" if trained_in else ""
     raise UserError(
         f"{problem} for {base}: the adapter was trained in another base{said}. Name that one."
     )

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.outside import shortened
+from moecl_jax.weights.files import map_bytes
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -28,8 +31,7 @@ def read_state(file: Path) -> dict[str, np.ndarray]:
         floating point tensors, or holds objects or code, which are refused.
     """
     torch = _import_torch(f"{file} is in torch's format")
-    if not file.is_file():
-        raise UserError(f"{file}: no such file.")
+    _refuse_compression(file, map_bytes(file, "Copy all files of the checkpoint.").size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -39,7 +41,8 @@ def read_state(file: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         reason = one_line(error)
         blocked = re.search(r"GLOBAL (\S+)", reason)
-        why = f"asks for {blocked[1]}, which is code" if blocked else "is damaged, or holds code"
+        code = shortened(blocked[1])[1:-1] if blocked else ""
+        why = f"asks for {code}, which is code" if blocked else "is damaged, or holds code"
         raise UserError(
             f"{file}: refused, because it {why}; nothing of it was executed. Expected a dictionary "
             "of tensors, as torch.save(state_dict) writes it. Do not open this file by other means "
@@ -78,6 +81,22 @@ def write_state(file: Path, tensors: dict[str, np.ndarray]) -> None:
     os.replace(beside, file)
 
 
+def _refuse_compression(file: Path, size: int) -> None:
+    """Raises a UserError if a file would unpack to more than its size [bytes]; torch's never do."""
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+    except Exception:
+        return  # torch will say what is wrong
+    if unpacked > size:
+        raise UserError(
+            f"{file}: would unpack to {unpacked} bytes, and has {size}: it was not written by "
+            "torch.save. Copy it again."
+        )
+
+
 def _import_torch(why: str) -> ModuleType:
     try:
         import torch
@@ -91,7 +110,9 @@ def _import_torch(why: str) -> ModuleType:
 
 def _checked_name(name: Any, file: Path) -> str:
     if not isinstance(name, str):
-        raise UserError(f"{file}: holds an entry named {name!r}; expected names of tensors.")
+        raise UserError(
+            f"{file}: holds an entry named {shortened(name)}; expected names of tensors."
+        )
     return name
 
 
@@ -102,9 +123,15 @@ def _array(name: Any, value: Any, file: Path) -> np.ndarray:
     if not dense or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         found = f"a {value.dtype} tensor" if dense else f"a {type(value).__name__}"
         raise UserError(
-            f"{file}: '{name}' is {found}; expected a dense tensor in float32, float16 or bfloat16."
+            f"{file}: {shortened(name, 200)} is {found}; expected a dense tensor in float32, "
+            "float16 or bfloat16."
         )
     value = value.detach()
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise UserError(
+            f"{file}: {shortened(name, 200)} has the shape {shortened(list(value.shape))}, for "
+            "which the file does not hold the numbers. Copy it again."
+        )
     if value.dtype == torch.bfloat16:
         return np.asarray(value.contiguous().view(torch.int16).numpy()).view(_BFLOAT16)
     return np.asarray(value.numpy())

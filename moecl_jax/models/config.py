@@ -3,6 +3,14 @@
 import dataclasses
 from typing import Literal
 
+# What a file of a model may ask for: far more than any model has, and far from where float32
+# arithmetic overflows or gives NaN.
+MOST_LAYERS = 10_000
+MOST_SIZE = 2**31 - 1
+LEAST_NUMBER, MOST_NUMBER = 1e-30, 1e30
+LEAST_ROPE_THETA = 1.0
+MOST_NORM_EPSILON = 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:

@@ -2,7 +2,8 @@
 
 `huggingface` and `gguf` each describe a checkpoint on disk as a `Checkpoint`; `load` turns any of
 them into the parameter tree of the decoder. The two classes here are all that they share.
-`families` knows what Hugging Face's config.json means for each kind of model.
+`families` knows what Hugging Face's config.json means for each kind of model. `files` and
+`safetensors_file` open files, of models and of adapters.
 """
 
 import dataclasses
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
 
 # Where a parameter lives in the tree, for example ("layers", "attention", "q_proj", "kernel").
 TreePath = tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor of a checkpoint, still on disk.
 
@@ -27,7 +29,7 @@ class StoredTensor:
       shape: its shape, projections as [out, in].
       encoding: how its numbers are stored, for example "BF16" or "Q4_1".
       stored: its bytes as they are in the file, a memory-mapped uint8 array [bytes].
-      decode: reads it as a floating point array of `shape`.
+      decode: reads it as a floating point array of `shape`, unchecked.
     """
 
     name: str
@@ -36,6 +38,21 @@ class StoredTensor:
     encoding: str
     stored: np.ndarray
     decode: Callable[[], np.ndarray]
+
+    def read(self) -> np.ndarray:
+        """Reads it as a floating point array of `shape`.
+
+        Raises:
+          UserError: a number is NaN or infinite.
+        """
+        array = self.decode()
+        if not all_finite(array):
+            raise UserError(
+                f"{self.file}: tensor {self.name!r} holds numbers that are not finite (NaN or "
+                "infinite): the file is damaged, or training diverged. Download it again, or use "
+                "another checkpoint."
+            )
+        return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +72,18 @@ class Checkpoint:
     config: DecoderConfig
     names: Mapping[TreePath, str]
     tensors: Mapping[str, StoredTensor]
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite, of a float32, float16 or bfloat16 array.
+
+    In these formats (IEEE 754 binary32, binary16 and the upper half of binary32) what is not finite
+    has the largest bits of its sign: as integers, two maxima tell, one for each sign. That takes a
+    fraction of the time of `np.isfinite`, which makes an array and is slow for bfloat16.
+    """
+    if array.size == 0:
+        return True
+    bits = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32)}[array.dtype.itemsize]
+    infinities = np.array([np.inf, -np.inf]).astype(array.dtype)
+    positive, negative = (array.view(integer).max() for integer in bits)
+    return bool(positive < infinities.view(bits[0])[0] and negative < infinities.view(bits[1])[1])

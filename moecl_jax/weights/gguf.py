@@ -2,12 +2,15 @@
 
 The header is parsed here and not by `gguf.GGUFReader`, which takes seconds over a vocabulary and
 cannot say which tensor of a truncated file is incomplete; block formats are those of the gguf
-package. Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+package. What llama.cpp refuses is refused here too. Specification:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import functools
 import math
+import re
 import struct
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,19 @@ from gguf.constants import (
 from gguf.quants import dequantize
 
 from moecl_jax.errors import UserError
-from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.config import (
+    LEAST_NUMBER,
+    LEAST_ROPE_THETA,
+    MOST_LAYERS,
+    MOST_NORM_EPSILON,
+    MOST_NUMBER,
+    MOST_SIZE,
+    DecoderConfig,
+)
+from moecl_jax.outside import shortened
 from moecl_jax.weights import Checkpoint, StoredTensor, TreePath
 from moecl_jax.weights.families import FAMILIES, Family
+from moecl_jax.weights.files import map_bytes
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -41,6 +54,10 @@ _SCALAR_FORMATS = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
+
+_LEAST_KEY_BYTES = 8 + 4 + 1  # an empty name, a type, one byte
+_LEAST_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # an empty name, one axis, a type, an offset
+_MOST_AXES = 4
 
 _NAMES: dict[TreePath, str] = {
     ("embedder", "embedding"): "token_embd.weight",
@@ -82,6 +99,7 @@ def read_checkpoint(file: Path, family: Family | None = None) -> tuple[Checkpoin
       UserError: the file is truncated or damaged, or holds an unsupported kind of model.
     """
     metadata, tensors = read_gguf(file)
+    _refuse_part(metadata, file)
     if "rope_freqs.weight" in tensors:
         raise UserError(
             f"{file}: tensor 'rope_freqs.weight' (scaled rotary positions, as of Llama 3.1) is "
@@ -120,29 +138,37 @@ def parse_config(
         key = prefix + end
         if key in metadata and metadata[key] not in allowed:
             raise UserError(
-                f"{file}: {key} is {metadata[key]!r}, which is not supported yet. "
+                f"{file}: {key} is {shortened(metadata[key])}, which is not supported yet. "
                 "Use a model without it."
             )
+    layers = _positive_integer(metadata, f"{prefix}block_count", file, most=MOST_LAYERS)
     width = _positive_integer(metadata, f"{prefix}embedding_length", file)
     heads = _positive_integer(metadata, f"{prefix}attention.head_count", file)
     head_width = _positive_integer(metadata, f"{prefix}attention.key_length", file, width // heads)
     for key in (f"{prefix}attention.value_length", f"{prefix}rope.dimension_count"):
         if metadata.get(key, head_width) != head_width:
             raise UserError(
-                f"{file}: {key} is {metadata[key]!r}, which is not supported; expected the width "
-                f"of a head, {head_width}."
+                f"{file}: {key} is {shortened(metadata[key])}, which is not supported; expected "
+                f"the width of a head, {head_width}."
             )
     try:
         return DecoderConfig(
             vocabulary_size=_positive_integer(metadata, f"{prefix}vocab_size", file),
             width=width,
             ffn_width=_positive_integer(metadata, f"{prefix}feed_forward_length", file),
-            layers=_positive_integer(metadata, f"{prefix}block_count", file),
+            layers=layers,
             heads=heads,
             kv_heads=_positive_integer(metadata, f"{prefix}attention.head_count_kv", file, heads),
             head_width=head_width,
-            rope_theta=_number(metadata, f"{prefix}rope.freq_base", file, 10000.0),
-            norm_epsilon=_number(metadata, f"{prefix}attention.layer_norm_rms_epsilon", file),
+            rope_theta=_number(
+                metadata, f"{prefix}rope.freq_base", file, 10000.0, least=LEAST_ROPE_THETA
+            ),
+            norm_epsilon=_number(
+                metadata,
+                f"{prefix}attention.layer_norm_rms_epsilon",
+                file,
+                most=MOST_NORM_EPSILON,
+            ),
             tied_embeddings=tied,
             context_length=_positive_integer(metadata, f"{prefix}context_length", file),
         )
@@ -160,8 +186,8 @@ def _checked(family: Family | None, architecture: Any, file: Path) -> Family:
     if family is None:
         if not isinstance(architecture, str) or architecture not in known:
             raise UserError(
-                f"{file}: general.architecture is {architecture!r}, which is not supported. "
-                f"Supported: {', '.join(sorted(known))}."
+                f"{file}: general.architecture is {shortened(architecture)}, which is not "
+                f"supported. Supported: {', '.join(sorted(known))}."
             )
         return known[architecture]()
     if family.gguf_architecture is None:
@@ -171,11 +197,25 @@ def _checked(family: Family | None, architecture: Any, file: Path) -> Family:
         )
     if family.gguf_architecture != architecture:
         raise UserError(
-            f"{file}: general.architecture is {architecture!r}, and the gguf_architecture of the "
-            f"family {family.model_type} is {family.gguf_architecture!r}. Use the file's own "
-            "family, or correct the class."
+            f"{file}: general.architecture is {shortened(architecture)}, and the "
+            f"gguf_architecture of the family {family.model_type} is "
+            f"{family.gguf_architecture!r}. Use the file's own family, or correct the class."
         )
     return family
+
+
+def _refuse_part(metadata: dict[str, Any], file: Path) -> None:
+    """Raises a UserError for a part of a model that llama.cpp has split into several files."""
+    count = metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return
+    number = metadata.get("split.no", 0)
+    number = f"part {number + 1}" if isinstance(number, int) else "one"
+    first = re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-00001-of-\1.gguf", file.name)
+    raise UserError(
+        f"{file}: is {number} of {count} files of one model, which are read only when joined. Join "
+        f"them with llama.cpp, beginning at the first: llama-gguf-split --merge {first} joined.gguf"
+    )
 
 
 def _required(metadata: dict[str, Any], key: str, file: Path, default: Any) -> Any:
@@ -188,18 +228,37 @@ def _required(metadata: dict[str, Any], key: str, file: Path, default: Any) -> A
 
 
 def _positive_integer(
-    metadata: dict[str, Any], key: str, file: Path, default: int | None = None
+    metadata: dict[str, Any],
+    key: str,
+    file: Path,
+    default: int | None = None,
+    *,
+    most: int = MOST_SIZE,
 ) -> int:
     value = _required(metadata, key, file, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{file}: {key} is {value!r}; expected one positive integer.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        limit = f", at most {most}" if isinstance(value, int) and value > most else ""
+        raise UserError(
+            f"{file}: {key} is {shortened(value)}; expected one positive integer{limit}."
+        )
     return value
 
 
-def _number(metadata: dict[str, Any], key: str, file: Path, default: float | None = None) -> float:
+def _number(
+    metadata: dict[str, Any],
+    key: str,
+    file: Path,
+    default: float | None = None,
+    *,
+    least: float = LEAST_NUMBER,
+    most: float = MOST_NUMBER,
+) -> float:
     value = _required(metadata, key, file, default)
-    if not isinstance(value, float) or not value > 0:
-        raise UserError(f"{file}: {key} is {value!r}; expected one positive number.")
+    if not isinstance(value, float) or not least <= value <= most:
+        limits = f" from {least:g} to {most:g}" if isinstance(value, float) and value > 0 else ""
+        raise UserError(
+            f"{file}: {key} is {shortened(value)}; expected one positive number{limits}."
+        )
     # The file stores float32; the shortest decimal that means it is what config.json had.
     return float(str(np.float32(value)))
 
@@ -228,23 +287,38 @@ def _decode_permuted(tensor: StoredTensor, heads: int) -> np.ndarray:
 def read_gguf(file: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Reads the metadata of a GGUF file and opens its tensors without reading them.
 
+    Memory is bounded by a few times the file's size, whatever the file says.
+
     Returns:
-      Metadata by key, arrays as lists; tensors by name, shapes in row-major order.
+      Metadata by key, where arrays of texts are lists and those of numbers `array.array`; tensors
+      by name, shapes in row-major order.
 
     Raises:
-      UserError: the file is no GGUF file, or it is truncated or damaged.
+      UserError: the file cannot be read, is no GGUF file, or is truncated or damaged.
     """
-    if file.stat().st_size == 0:
+    content = map_bytes(file)
+    if content.size == 0:
         raise UserError(f"{file}: the file is empty. Download it again.")
-    content = np.memmap(file, np.uint8, mode="r")
     reader = _HeaderReader(file, content)
     metadata, entries = reader.read()
     alignment = _positive_integer(metadata, "general.alignment", file, GGUF_DEFAULT_ALIGNMENT)
+    if alignment & (alignment - 1):
+        raise UserError(
+            f"{file}: general.alignment is {alignment}; expected a power of two. The file is "
+            "damaged; download it again."
+        )
     data = content[math.ceil(reader.offset / alignment) * alignment :]
-    tensors = {
-        name: _describe(name, shape, encoding, offset, file, data)
-        for name, shape, encoding, offset in entries
-    }
+    tensors: dict[str, StoredTensor] = {}
+    begin = 0
+    for name, shape, encoding, offset in entries:
+        if name in tensors or offset != begin:
+            raise UserError(
+                f"{file}: tensor {shortened(name)} begins at byte {offset} of the data; expected "
+                f"{begin}, as tensors lie one after the other, and each name once. The file is "
+                "damaged; download it again."
+            )
+        tensors[name] = _describe(name, shape, encoding, offset, file, data)
+        begin = math.ceil((offset + tensors[name].stored.size) / alignment) * alignment
     return metadata, tensors
 
 
@@ -258,8 +332,9 @@ class _HeaderReader:
 
     def read(self) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]]]:
         """Returns metadata, and name, shape, type and offset of every tensor."""
-        if bytes(self._take(4)) != _MAGIC:
+        if bytes(self._view[:4]) != _MAGIC:
             raise UserError(f"{self._file}: not a GGUF file: it does not start with 'GGUF'.")
+        self.offset = 4
         version = self._scalar("I")
         if version not in _VERSIONS:
             raise UserError(
@@ -267,16 +342,21 @@ class _HeaderReader:
                 f"{' or '.join(map(str, _VERSIONS))}, little-endian."
             )
         tensor_count, key_count = self._scalar("Q"), self._scalar("Q")
-        metadata = {}
+        self._expect(tensor_count * _LEAST_TENSOR_BYTES + key_count * _LEAST_KEY_BYTES)
+        metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self._string()
+            if key in metadata:
+                raise self._damaged(f"metadata key {shortened(key)} is there twice")
             metadata[key] = self._value(self._scalar("I"), key)
         return metadata, [self._tensor_entry() for _ in range(tensor_count)]
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._string()
+        name, axes = self._string(), self._scalar("I")
+        if not 1 <= axes <= _MOST_AXES:
+            raise self._damaged(f"tensor {shortened(name)} has {axes} axes, not 1 to {_MOST_AXES}")
         # The file lists the fastest-running axis first.
-        shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))[::-1]
+        shape = tuple(self._scalar("Q") for _ in range(axes))[::-1]
         return name, shape, self._scalar("I"), self._scalar("Q")
 
     def _value(self, code: int, key: str) -> Any:
@@ -285,36 +365,50 @@ class _HeaderReader:
         if code == GGUFValueType.STRING:
             return self._string()
         if code == GGUFValueType.ARRAY:
-            item, length = self._scalar("I"), self._scalar("Q")
-            return [self._value(item, key) for _ in range(length)]
-        raise UserError(
-            f"{self._file}: metadata key {key!r} has the unknown type {code}. "
-            "The file is damaged; download it again."
-        )
+            return self._array(self._scalar("I"), self._scalar("Q"), key)
+        raise self._damaged(f"metadata key {shortened(key)} has the unknown type {code}")
+
+    def _array(self, code: int, length: int, key: str) -> Any:
+        if code in _SCALAR_FORMATS:
+            numbers = array(_SCALAR_FORMATS[GGUFValueType(code)].replace("?", "B"))
+            numbers.frombytes(self._take(length * numbers.itemsize))
+            return numbers
+        if code == GGUFValueType.STRING:
+            self._expect(length * 8)
+            return [self._string() for _ in range(length)]
+        kind = "arrays" if code == GGUFValueType.ARRAY else f"the unknown type {code}"
+        raise self._damaged(f"metadata key {shortened(key)} is an array of {kind}")
 
     def _string(self) -> str:
         content = bytes(self._take(self._scalar("Q")))
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self._file}: a string before byte {self.offset} is not UTF-8. "
-                "The file is damaged; download it again."
-            ) from error
+            raise self._damaged("a string is not UTF-8") from error
 
     def _scalar(self, format_: str) -> Any:
         return struct.unpack("<" + format_, self._take(struct.calcsize("<" + format_)))[0]
 
     def _take(self, count: int) -> memoryview:
+        self._expect(count)
+        taken = self._view[self.offset : self.offset + count]
+        self.offset += count
+        return taken
+
+    def _expect(self, count: int) -> None:
+        """Raises a UserError unless so many bytes follow."""
         end = self.offset + count
         if end > len(self._view):
             raise UserError(
                 f"{self._file}: truncated in its header: it has {len(self._view)} bytes, expected "
-                f"at least {end}. Download the file again."
+                f"at least {end}, as byte {self.offset} says. Download the file again."
             )
-        taken = self._view[self.offset : end]
-        self.offset = end
-        return taken
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"{self._file}: {problem}, before byte {self.offset}. The file is damaged; download it "
+            "again."
+        )
 
 
 def _describe(
@@ -326,19 +420,19 @@ def _describe(
         block, block_bytes = GGML_QUANT_SIZES[encoding]
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{file}: tensor {name!r} has the unknown type {code}. "
+            f"{file}: tensor {shortened(name)} has the unknown type {code}. "
             "Use a common quantisation, for example Q8_0."
         ) from error
-    if not shape or shape[-1] % block:
+    if not math.prod(shape) or shape[-1] % block:
         raise UserError(
-            f"{file}: tensor {name!r} has shape {list(shape)}, but {encoding.name} stores rows in "
-            f"blocks of {block} numbers. The file is damaged; download it again."
+            f"{file}: tensor {shortened(name)} has shape {list(shape)}, but {encoding.name} stores "
+            f"rows in blocks of {block} numbers. The file is damaged; download it again."
         )
     end = offset + math.prod(shape) // block * block_bytes
     if end > data.size:
         raise UserError(
-            f"{file}: truncated in tensor {name!r} of shape {list(shape)}: {data.size} bytes "
-            f"follow the header, expected at least {end}. Download the file again."
+            f"{file}: truncated in tensor {shortened(name)} of shape {list(shape)}: {data.size} "
+            f"bytes follow the header, expected at least {end}. Download the file again."
         )
     stored = data[offset:end]
     decode = functools.partial(_decode, name, file, stored, encoding, shape)
@@ -357,9 +451,10 @@ def _decode(
     if encoding == GGMLQuantizationType.F16:
         return np.frombuffer(stored, np.float16).reshape(shape)
     try:
-        return dequantize(stored.reshape(*shape[:-1], -1), encoding)
+        with np.errstate(all="ignore"):  # what is not finite is refused by the reader
+            return dequantize(stored.reshape(*shape[:-1], -1), encoding)
     except NotImplementedError as error:
         raise UserError(
-            f"{file}: tensor {name!r} is stored as {encoding.name}, which is not supported. "
-            "Use a common quantisation, for example Q8_0."
+            f"{file}: tensor {shortened(name)} is stored as {encoding.name}, which is not "
+            "supported. Use a common quantisation, for example Q8_0."
         ) from error

@@ -1,31 +1,24 @@
-"""Reads a Hugging Face model folder: config.json and safetensors files.
-
-The safetensors format is read here directly (an 8-byte little-endian length, a JSON header, then
-the tensors' bytes): the numpy side of the safetensors package knows no bfloat16, and memory-mapped
-bytes serve the fingerprint too. Specification: https://github.com/huggingface/safetensors#format
-"""
+"""Reads a Hugging Face model folder: config.json and safetensors files."""
 
 import dataclasses
 import functools
-import json
-import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.outside import inside, shortened
 from moecl_jax.weights import Checkpoint, StoredTensor
 from moecl_jax.weights.families import Family, family_of
+from moecl_jax.weights.files import read_object, shown
+from moecl_jax.weights.safetensors_file import open_safetensors
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+# Characters of a file's name, on every common file system.
+_MOST_NAME = 255
 
 
 def read_checkpoint(folder: Path, family: Family | None = None) -> Checkpoint:
@@ -39,10 +32,10 @@ def read_checkpoint(folder: Path, family: Family | None = None) -> Checkpoint:
       UserError: the model is of an unsupported kind, or a file is missing, truncated or damaged.
     """
     config_file = folder / "config.json"
-    raw = _read_json(config_file)
+    raw = read_object(config_file, _what_a_folder_holds(folder))
     family = family or family_of(raw, config_file)
     config = family.parse_config(raw, config_file)
-    tensors = _open_all(_weight_files(folder))
+    tensors = _open_weights(folder)
     _drop_redundant(tensors, config, family)
     names = family.tensor_names(config)
     if offset := family.norm_offset:
@@ -54,38 +47,45 @@ def read_checkpoint(folder: Path, family: Family | None = None) -> Checkpoint:
     return Checkpoint(folder, family.model_type, config, names, tensors)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        beside = ", ".join(sorted(path.name for path in file.parent.glob("*.gguf")))
-        hint = f" To read a GGUF file, name it and not its folder ({beside})." if beside else ""
-        raise UserError(
-            f"{file}: no such file. A Hugging Face model folder holds config.json and "
-            f"*.safetensors; download the whole model.{hint}"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error}). Download the file again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object. Download the file again.")
-    return content
+def _what_a_folder_holds(folder: Path) -> str:
+    beside = ", ".join(sorted(path.name for path in folder.glob("*.gguf")))
+    hint = f" To read a GGUF file, name it and not its folder ({beside})." if beside else ""
+    return (
+        "A Hugging Face model folder holds config.json and *.safetensors; download the whole "
+        f"model.{hint}"
+    )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files: model.safetensors, else those of the index, else all of them."""
-    single = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index}: the key weight_map is missing. Download the file again.")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        for file in files:
-            if not file.exists():
-                raise UserError(f"{file}: no such file, but {index.name} names it. Download it.")
-        return files
+def _open_weights(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of model.safetensors, else of the index's files, else of all *.safetensors.
+
+    Raises:
+      UserError: there are none, there are two sets of them, a file is damaged, or the index belongs
+        to other files.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    indexed = _read_index(index) if os.path.lexists(index) else {}
+    if os.path.lexists(single):
+        shards = {*indexed.values(), *folder.glob("model-*-of-*.safetensors")} - {single}
+        stray = sorted(shard.name for shard in shards if shard.exists())
+        if stray:
+            raise UserError(
+                f"{folder}: holds two sets of weights: {single.name}, and {_some_files(stray)}. "
+                "Delete the one that does not belong to config.json, or download the model again "
+                "into an empty folder."
+            )
+        return _open_all([single])
+    if indexed:
+        _refuse_absent(sorted(set(indexed.values())), index)
+        tensors = _open_all(sorted(set(indexed.values())))
+        for name, file in indexed.items():
+            if name not in tensors or tensors[name].file != file:
+                raise UserError(
+                    f"{index}: says that tensor {shortened(name, 200)} is in {file.name}, where it "
+                    "is not: the index belongs to other weights. Download both again, "
+                    "or delete it if the folder holds no other *.safetensors than the model's."
+                )
+        return tensors
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pth"))
@@ -95,7 +95,57 @@ def _weight_files(folder: Path) -> list[Path]:
             "Download the safetensors files of the model, or write them with "
             "save_pretrained of transformers."
         )
+    return _open_all(files)
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by the tensor's name.
+
+    Raises:
+      UserError: it is no index, or names something that is no file of its folder.
+    """
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        found = "is missing" if weight_map is None else f"is {shortened(weight_map)}"
+        raise UserError(
+            f"{index}: the key weight_map {found}; expected the name of each tensor's file. "
+            "Download the file again."
+        )
+    files: dict[Any, Path] = {}
+    for tensor, name in weight_map.items():
+        try:
+            if isinstance(name, str) and (len(name) > _MOST_NAME or not name.isprintable()):
+                raise ValueError(f"{shortened(name)} is not the name of a file")
+            files[tensor] = inside(index.parent, name)
+        except ValueError as error:
+            raise UserError(
+                f"{index}: the file of tensor {shortened(tensor, 200)}: {error}; expected a "
+                "*.safetensors file in the same folder. Download the file again."
+            ) from error
     return files
+
+
+def _refuse_absent(files: list[Path], index: Path) -> None:
+    """Raises a UserError for the first file that the index names and the folder lacks."""
+    absent = [file for file in files if not file.exists()]
+    if not absent:
+        return
+    others = sorted({file.name for file in index.parent.glob("*.safetensors")})
+    others = [name for name in others if index.parent / name not in files]
+    if others:
+        raise UserError(
+            f"{absent[0]}: no such file, but {index.name} names it, and not {_some_files(others)}, "
+            "which is there: the index belongs to other weights. Download it and the weights again "
+            "into an empty folder."
+        )
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    raise UserError(
+        f"{shown(absent[0])}: no such file, but {index.name} names it. Download it{more}."
+    )
+
+
+def _some_files(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
 def _open_all(files: list[Path]) -> dict[str, StoredTensor]:
@@ -104,81 +154,16 @@ def _open_all(files: list[Path]) -> dict[str, StoredTensor]:
         for name, tensor in open_safetensors(file).items():
             if name in tensors:
                 raise UserError(
-                    f"{file}: tensor {name!r} is also in {tensors[name].file}. "
+                    f"{file}: tensor {shortened(name, 200)} is also in {tensors[name].file}. "
                     "Remove the file that does not belong to the model."
                 )
             tensors[name] = tensor
     return tensors
 
 
-def open_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Opens one safetensors file without reading its tensors.
-
-    Raises:
-      UserError: the file is truncated or damaged, or a tensor's dtype is not F32, F16 or BF16.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        if size < 8 + header_size:
-            raise UserError(
-                f"{file}: truncated in its header: it has {size} bytes, expected at least "
-                f"{8 + header_size}. Download the file again."
-            )
-        try:
-            header = dict(json.loads(stream.read(header_size)))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{file}: the header is not a JSON object ({error}). Download the file again."
-            ) from error
-    header.pop("__metadata__", None)
-    content = np.memmap(file, np.uint8, mode="r")
-    return {
-        name: _describe(name, entry, file, content[8 + header_size :])
-        for name, entry in header.items()
-    }
-
-
-def _describe(name: str, entry: dict[str, Any], file: Path, data: np.ndarray) -> StoredTensor:
-    """One header entry, checked against the bytes [bytes] that follow the header."""
-    try:
-        encoding, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if any(not isinstance(number, int) or number < 0 for number in (*shape, begin, end)):
-            raise ValueError("sizes and offsets must be integers of at least 0")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: the header entry of tensor {name!r} is malformed ({error!r}). Download the "
-            "file again."
-        ) from error
-    if encoding not in _DTYPES:
-        raise UserError(
-            f"{file}: tensor {name!r} is stored as {encoding}, which is not supported; expected "
-            f"{', '.join(_DTYPES)}. Use an unquantised version of the model."
-        )
-    if end > data.size:
-        raise UserError(
-            f"{file}: truncated in tensor {name!r} of shape {list(shape)}: {data.size} bytes "
-            f"follow the header, expected at least {end}. Download the file again."
-        )
-    dtype = _DTYPES[encoding]
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise UserError(
-            f"{file}: tensor {name!r} has {end - begin} bytes, expected "
-            f"{math.prod(shape) * dtype.itemsize} for shape {list(shape)} in {encoding}. "
-            "Download the file again."
-        )
-    stored = data[begin:end]
-    decode = functools.partial(_decode, stored, dtype, shape)
-    return StoredTensor(name, file, shape, encoding, stored, decode)
-
-
-def _decode(stored: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    # A copy when a writer did not align the tensor; numpy refuses to view those in place.
-    return np.frombuffer(stored, dtype).reshape(shape)
-
-
 def _add(offset: float, decode: Callable[[], np.ndarray]) -> np.ndarray:
-    return decode().astype(np.float32) + np.float32(offset)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused by `StoredTensor.read`
+        return decode().astype(np.float32) + np.float32(offset)
 
 
 def _drop_redundant(

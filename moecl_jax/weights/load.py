@@ -15,15 +15,17 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, one_line
 from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS, as_bits, one_by_one, quantize_layers
 from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.model import Architecture, Model
 from moecl_jax.models.sharding import AXES, Placement
+from moecl_jax.outside import shortened
 from moecl_jax.weights import Checkpoint, StoredTensor, TreePath, gguf, huggingface, tokenizer
 from moecl_jax.weights.families import Family, family_named
+from moecl_jax.weights.files import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -151,23 +153,39 @@ def load_backbone(
         read_tokenizer = tokenizer.from_gguf(metadata, location)
     else:
         found = "neither a folder nor a *.gguf file" if location.exists() else "no such path"
-        raise UserError(
-            f"{path}: {found}. Expected a Hugging Face folder, a GGUF file or {SMOLLM2!r}. Models "
-            "of a hub must be downloaded first, for example: "
-            "hf download meta-llama/Llama-2-7b-hf --local-dir llama-2-7b"
-        )
+        raise _no_model(path, found)
+    if read_tokenizer is not None:
+        tokenizer.fit_to_rows(read_tokenizer, checkpoint.config.vocabulary_size, location)
     params, fingerprint = read_params(checkpoint, np.dtype(dtype))
     return Backbone(checkpoint.config, params, read_tokenizer, fingerprint, str(path))
 
 
 def _locate(path: str | Path) -> Path:
-    """The folder or file that a user names; it need not exist."""
+    """The folder or file that a user names; it need not exist.
+
+    Raises:
+      UserError: the system cannot tell whether it exists.
+    """
     if path == SMOLLM2:
         return smollm2_file()
-    location = Path(path).expanduser()
-    if not location.exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
-        return _in_hub_cache(str(path)) or location
+    try:
+        location = Path(path).expanduser()
+        location.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+            return _in_hub_cache(str(path)) or location
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise _no_model(path, f"cannot be opened ({reason})") from error
     return location
+
+
+def _no_model(path: str | Path, found: str) -> UserError:
+    return UserError(
+        f"{shown(path)}: {found}. Expected a Hugging Face folder, a GGUF file or {SMOLLM2!r}. "
+        "Models of a hub must be downloaded first, for example: "
+        "hf download meta-llama/Llama-2-7b-hf --local-dir llama-2-7b"
+    )
 
 
 def _in_hub_cache(name: str) -> Path | None:
@@ -201,7 +219,7 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
       The tree described in `Backbone`, and the fingerprint.
 
     Raises:
-      UserError: a tensor is missing, unexpected or of the wrong shape.
+      UserError: a tensor is missing, unexpected, of the wrong shape, or not finite.
     """
     shapes = _tree_shapes(checkpoint.config)
     sources = {path: _tensor_names(checkpoint, path) for path in checkpoint.names}
@@ -213,7 +231,7 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
         for index, name in enumerate(names):
             tensor = checkpoint.tensors[name]
             _update(digest, path, index, tensor)
-            decoded = tensor.decode()
+            decoded = tensor.read()
             np.copyto(target[index], decoded.T if path[-1] == "kernel" else decoded, "same_kind")
         params[path] = target if path[0] == "layers" else target[0]
     return traverse_util.unflatten_dict(params), digest.hexdigest()[:16]
@@ -281,14 +299,15 @@ def _check_tensors(
     if missing:
         raise UserError(
             f"{checkpoint.location}: {_some(missing)} missing; expected it with shape "
-            f"{list(expected[missing[0]])}. Download the model again, with all its files."
+            f"{list(expected[missing[0]])} in a model of {checkpoint.config.layers} layers, as its "
+            "config says. Download the model again, with all its files."
         )
     for name, shape in expected.items():
         tensor = checkpoint.tensors[name]
         if tensor.shape != shape:
             raise UserError(
-                f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, expected "
-                f"{list(shape)} from the model's config. Take both from one download."
+                f"{tensor.file}: tensor {name!r} has shape {shortened(list(tensor.shape))}, "
+                f"expected {list(shape)} from the model's config. Take both from one download."
             )
     surplus = [name for name in checkpoint.tensors if name not in expected]
     if surplus:
@@ -301,7 +320,7 @@ def _check_tensors(
 
 def _some(names: list[str]) -> str:
     rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"tensor {names[0]!r}{rest} is"
+    return f"tensor {shortened(names[0], 200)}{rest} is"
 
 
 def _update(digest: "hashlib._Hash", path: TreePath, index: int, tensor: StoredTensor) -> None:

@@ -12,7 +12,7 @@ from streams import logged, tiny_settings
 from moecl_jax.cli.main import main
 from moecl_jax.runs.workdir import save_settings
 from moecl_jax.testing import write_model
-from moecl_jax.weights.huggingface import open_safetensors
+from moecl_jax.weights.safetensors_file import open_safetensors
 
 HEADS = {"tickets": 3, "amazon": 5, "agnews": 2}  # in the order of their experts
 PROMPTS = ([5, 9, 30, 2, 2, 17, 8], [1], [12, 11, 10, 0, 4])

@@ -4,17 +4,18 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from official_files import random_tensors, settings_of
+from official_files import random_tensors, settings_of, write_adapter, write_base
 
 from moecl_jax.errors import UserError
 from moecl_jax.interchange import official_format, torch_file
-from moecl_jax.weights.huggingface import open_safetensors
-from moecl_jax.weights.safetensors_file import write_safetensors
+from moecl_jax.interchange.official import convert_official
+from moecl_jax.weights.safetensors_file import open_safetensors, write_safetensors
 
 LAYER = "seq_module_.layer{layer}.wrapper_module_."
 
@@ -79,6 +80,35 @@ def test_a_number_that_is_not_finite_is_named(tmp_path):
         official_format.to_trees(tensors, names, 2, tmp_path / "a.bin")
 
 
+def test_a_head_named_too_long_for_a_folder_is_no_head(tmp_path):
+    tensors = random_tensors({"x" * 100: 2, "y" * 101: 3})
+    assert official_format.head_classes(tensors, tmp_path / "a.bin") == {"x" * 100: 2}
+
+
+def test_more_experts_than_tensors_are_named(tmp_path):
+    write_base(tmp_path / "base")
+    tensors = random_tensors({"": 2}, tasks=2)
+    prefix = write_adapter(tmp_path / "a", tensors, num_experts=10**12)
+    message = (
+        f"a.json: num_experts is 1000000000000, and a.safetensors holds {len(tensors)} tensors"
+    )
+    with pytest.raises(UserError, match=message):
+        convert_official(tmp_path / "base", prefix, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.safetensors"])
+def test_what_stands_for_a_file_is_named(tmp_path, name):
+    write_base(tmp_path / "base")
+    prefix = write_adapter(tmp_path / "a", random_tensors({"x": 2}))
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=f"{name}: holds a Git LFS pointer"):
+        convert_official(tmp_path / "base", prefix, tmp_path / "run")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(Too many levels of symbolic"):
+        convert_official(tmp_path / "base", prefix, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("tasks", "order"),
     [
@@ -110,7 +140,12 @@ def test_target_modules_are_a_list_or_truth_values(tmp_path):
         ({"num_experts": 1}, "num_experts is 1; expected an integer of at least 2"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number of at least 0"),
         ({"lora_alpha": float("inf")}, "lora_alpha is None; expected a number of at least 0"),
-        ({"lora_alpha": 10**400}, "lora_alpha is 1000+; expected a number of at least 0"),
+        ({"lora_alpha": 10**90}, "lora_alpha is 1000+[.]*; expected a number of at least 0"),
+        ({"lora_alpha": 10**400}, r"not valid JSON \(a number has 401 digits"),
+        (
+            {"r": 10**9, "target_modules": ["w" * 10**6]},
+            "target_modules names 'www+'[.]*; expected",
+        ),
         (
             {"target_modules": [["w1_proj"]]},
             r"target_modules is \[\['w1_proj'\]\]; expected a list",
@@ -210,8 +245,11 @@ class TestTorchFiles:
 
     @pytest.mark.usefixtures("torch")
     def test_text_and_absence_are_named(self, tmp_path):
-        (tmp_path / "a.bin").write_text("version https://git-lfs.github.com/spec/v1")
+        (tmp_path / "a.bin").write_text("<!DOCTYPE html>")
         with pytest.raises(UserError, match=r"a.bin: (truncated, damaged or not|refused)"):
+            torch_file.read_state(tmp_path / "a.bin")
+        (tmp_path / "a.bin").write_text("version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(UserError, match=r"a.bin: holds a Git LFS pointer and not the file"):
             torch_file.read_state(tmp_path / "a.bin")
         with pytest.raises(UserError, match=r"b.bin: no such file"):
             torch_file.read_state(tmp_path / "b.bin")
@@ -228,6 +266,31 @@ class TestTorchFiles:
             torch.save(content, tmp_path / "a.bin")
             with pytest.raises(UserError, match=message):
                 torch_file.read_state(tmp_path / "a.bin")
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_a_shape_without_its_numbers_is_named(self, tmp_path, torch, dtype):
+        """A view of one row as 10**12 of them, which would fill the memory when it is copied."""
+        row = torch.ones(24, dtype=getattr(torch, dtype))
+        torch.save({"head": row.expand(10**12, 24)}, tmp_path / "a.bin")
+        message = r"a.bin: 'head' has the shape \[1000000000000, 24\], for which the file does not"
+        with pytest.raises(UserError, match=message):
+            torch_file.read_state(tmp_path / "a.bin")
+
+    def test_views_of_numbers_that_are_there_are_read(self, tmp_path, torch):
+        torch.save({"a": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "a.bin")
+        read = torch_file.read_state(tmp_path / "a.bin")["a"]
+        np.testing.assert_array_equal(read, np.arange(6.0).reshape(2, 3).T)
+
+    def test_a_compressed_file_is_refused_before_it_is_unpacked(self, tmp_path, torch):
+        torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.bin")
+        with (
+            zipfile.ZipFile(tmp_path / "a.bin") as whole,
+            zipfile.ZipFile(tmp_path / "b.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for name in whole.namelist():
+                packed.writestr(name, whole.read(name))
+        with pytest.raises(UserError, match=r"b.bin: would unpack to 40\d+ bytes, and has \d+: it"):
+            torch_file.read_state(tmp_path / "b.bin")
 
     def test_what_is_written_is_read_by_torch_and_by_us(self, tmp_path, torch):
         tensors = random_tensors({"x": 2}, narrow=True)

@@ -144,6 +144,9 @@ def test_half_precision_becomes_float32(folder, backbone):
         ({"r": 0}, "r is 0; expected an integer of at least 1"),
         ({"r": "8"}, "r is '8'; expected an integer of at least 1"),
         ({"lora_alpha": None}, "lora_alpha is None; expected a number"),
+        ({"lora_alpha": 1e300}, "lora_alpha is 1e+300; expected a number below 1e+09"),
+        ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path is ['a']; expected a name"),
+        ({"x" * 10**5: "y" * 10**5}, "xxx"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected at least 0 and below 1"),
         ({"bias": "all"}, f'bias is "all", {NOT_PLAIN}'),
         ({"use_dora": True}, f"use_dora is true, {NOT_PLAIN}"),
@@ -231,11 +234,48 @@ def test_missing_and_broken_files_are_named(folder, backbone):
     (folder / TENSORS).unlink()
     assert f"{folder / TENSORS} does not exist; copy it" in error_of(folder, config)
     (folder / CONFIG).write_text("[]")
-    assert error_of(folder, config) == f"{folder / CONFIG} is broken: expected a JSON object"
+    assert f"{folder / CONFIG}: expected a JSON object" in error_of(folder, config)
     (folder / CONFIG).write_text("{")
-    assert error_of(folder, config).startswith(f"cannot read {folder / CONFIG}: Expecting")
+    assert f"{folder / CONFIG}: not valid JSON (Expecting" in error_of(folder, config)
+    (folder / CONFIG).write_text("[" * 10**5)
+    assert f"{folder / CONFIG}: not valid JSON (lists and obj" in error_of(folder, config)
     shutil.rmtree(folder)
-    assert f"{folder / CONFIG} does not exist; name the folder" in error_of(folder, config)
+    assert f"{folder / CONFIG}: no such file. Name the folder" in error_of(folder, config)
+
+
+@pytest.mark.parametrize("name", [CONFIG, TENSORS])
+def test_what_stands_for_a_file_is_named(folder, backbone, name):
+    file = folder / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert error_of(folder, backbone.config).startswith(f"{file}: holds a Git LFS pointer and not")
+    file.unlink()
+    file.mkdir()
+    assert error_of(folder, backbone.config).startswith(f"{file}: is a folder; expected a file")
+    file.rmdir()
+    file.symlink_to(file)
+    assert error_of(folder, backbone.config).startswith(f"{file}: cannot be read (Too many levels")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_named(folder, backbone, number):
+    def spoil(tensors):
+        tensors[GATE_B.format(1)][0, 0] = number
+
+    edit_tensors(folder, spoil)
+    expected = f"{folder / TENSORS}: tensor {GATE_B.format(1)!r} holds numbers that are not finite"
+    assert error_of(folder, backbone.config).startswith(expected)
+
+
+def test_an_absurd_rank_is_named(folder, backbone):
+    edit_config(folder, r=10**9)
+    assert "expected [1000000000, 32] for r = 1000000000" in error_of(folder, backbone.config)
+
+
+def test_a_layer_of_five_thousand_digits_is_no_layer(folder, backbone):
+    edit_tensors(folder, lambda t: t.update({Q_A.format("1" * 5000): zeros(4, 32)}))
+    message = error_of(folder, backbone.config)
+    assert "has no place here; expected LoRA factors" in message
+    assert len(message) < 1000
 
 
 def test_a_pickled_adapter_is_never_read(folder, backbone):

@@ -1,5 +1,8 @@
 """GGUF files: what is in them arrives exactly, and every mistake is named."""
 
+import struct
+import tracemalloc
+from array import array
 from typing import Any
 
 import gguf
@@ -20,6 +23,7 @@ from backbone_files import (
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
+from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.weights.gguf import read_gguf
 from moecl_jax.weights.load import Backbone, load_backbone, smollm2_file
@@ -66,6 +70,12 @@ def test_gguf_without_output_projection_is_tied(tmp_path, state):
         ({"extra_keys": {"attention.head_count": "x"}}, ["head_count is 'x'", "positive integer"]),
         ({"extra_keys": {"attention.head_count_kv": 3}}, ["kv_heads (3) must divide heads (4)"]),
         ({"extra_keys": {"rope.scaling.type": "yarn"}}, ["llama.rope.scaling.type is 'yarn'"]),
+        (
+            {"extra_keys": {"block_count": 10_000_000}},
+            ["llama.block_count is 10000000; expected one positive integer, at most 10000"],
+        ),
+        ({"extra_keys": {"block_count": 9_999}}, ["missing", "in a model of 9999 layers"]),
+        ({"extra_keys": {"context_length": 2**31}}, ["llama.context_length is 2147483648"]),
         ({"extra_keys": {"expert_count": 8}}, ["llama.expert_count is 8", "not supported yet"]),
         ({"extra_keys": {"rope.dimension_count": 4}}, ["llama.rope.dimension_count is 4", "8"]),
         (
@@ -116,6 +126,112 @@ def test_damaged_gguf_is_named(tmp_path, state):
     assert "GGUF version 9 is not supported; expected 2 or 3" in message_of(file)
 
 
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def header(keys: dict[str, tuple[int, bytes]], tensors: int = 0) -> bytes:
+    """A header with these keys, each a type and the bytes of its value."""
+    content = b"GGUF" + struct.pack("<IQQ", 3, tensors, len(keys))
+    return content + b"".join(
+        text(key) + struct.pack("<I", kind) + value for key, (kind, value) in keys.items()
+    )
+
+
+def array_of(kind: int, length: int, content: bytes = b"") -> tuple[int, bytes]:
+    return 9, struct.pack("<IQ", kind, length) + content
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            header({"a": array_of(9, 1, array_of(9, 1)[1] * 5000)}),
+            "metadata key 'a' is an array of arrays, before byte 49. The file is damaged",
+        ),
+        (
+            header({"a": array_of(77, 1)}),
+            "metadata key 'a' is an array of the unknown type 77, before byte 49",
+        ),
+        (header({"a": (77, b"1")}), "metadata key 'a' has the unknown type 77, before byte 37"),
+        (
+            header({"a": array_of(8, 2**60)}),
+            "truncated in its header: it has 49 bytes, expected at",
+        ),
+        (
+            header({"a": array_of(5, 2**63)}),
+            "truncated in its header: it has 49 bytes, expected at",
+        ),
+        (header({"a": (8, b"\xff" * 8)}), "truncated in its header: it has 45 bytes"),
+        (header({}, tensors=2**62), "truncated in its header: it has 24 bytes, expected at least"),
+        (
+            header({"a": (8, struct.pack("<Q", 2) + b"\xff\xfe")}),
+            "a string is not UTF-8, before byte 47",
+        ),
+        (
+            header({"a": (0, b"1"), "b": (0, b"1")}).replace(b"b", b"a"),
+            "metadata key 'a' is there twice, before byte 47",
+        ),
+        (
+            header({"general.alignment": (4, struct.pack("<I", 48))}),
+            "general.alignment is 48; expected a power of two",
+        ),
+        (
+            header({}, tensors=1) + text("w") + struct.pack("<I", 2**31) + bytes(99),
+            "tensor 'w' has 2147483648 axes, not 1 to 4, before byte 37",
+        ),
+        (
+            header({}, tensors=1) + text("w") + struct.pack("<IQIQ", 1, 4, 0, 32) + bytes(99),
+            "tensor 'w' begins at byte 32 of the data; expected 0",
+        ),
+        (
+            header({}, tensors=1) + text("w") + struct.pack("<IQIQ", 1, 0, 0, 0) + bytes(99),
+            "tensor 'w' has shape [0], but F32 stores rows in blocks of 1 numbers",
+        ),
+    ],
+)
+def test_damaged_headers_are_named(tmp_path, content, words):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_gguf(file)
+    assert str(caught.value).startswith(f"{file}: {words}")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("kind", range(13))
+def test_a_header_takes_less_memory_than_ten_times_the_file(tmp_path, kind):
+    """Arrays of every type, as long as the file allows and of what takes most."""
+    sizes = "BbHhIif???Qqd"  # struct's letters in the order of the types
+    item = text("\u0100") if kind == 8 else b"\x81" * struct.calcsize(sizes[kind])
+    items = [item] * 200_000
+    file = tmp_path / "m.gguf"
+    file.write_bytes(header({"a": array_of(kind, len(items), b"".join(items))}))
+    tracemalloc.start()
+    try:
+        if kind == 9:
+            with pytest.raises(UserError, match="is an array of arrays"):
+                read_gguf(file)
+        else:
+            assert len(read_gguf(file)[0]["a"]) == len(items)
+        assert tracemalloc.get_traced_memory()[1] < 10 * file.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_part_of_a_model_is_named(tmp_path, part):
+    """The second part of a split file has no other metadata than this."""
+    split = {"split.no": (2, struct.pack("<H", part - 1)), "split.count": (2, b"\x03\x00")}
+    file = tmp_path / f"model-0000{part}-of-00003.gguf"
+    file.write_bytes(header(split))
+    assert message_of(file).startswith(
+        f"{file}: is part {part} of 3 files of one model, which are read only when joined. Join "
+        "them with llama.cpp, beginning at the first: llama-gguf-split --merge "
+        "model-00001-of-00003.gguf joined.gguf"
+    )
+
+
 @pytest.fixture(name="smollm2", scope="module")
 def fixture_smollm2() -> Backbone:
     return load_backbone("smollm2-135m", ml_dtypes.bfloat16)
@@ -144,6 +260,7 @@ def test_header_is_read_as_the_gguf_package_reads_it():
     metadata, tensors = read_gguf(smollm2_file())
     reader = gguf.GGUFReader(smollm2_file())
     fields = {k: v.contents() for k, v in reader.fields.items() if not k.startswith("GGUF.")}
+    metadata = {k: list(v) if isinstance(v, array) else v for k, v in metadata.items()}
     assert metadata == fields
     assert list(tensors) == [tensor.name for tensor in reader.tensors]
     for tensor in reader.tensors:

@@ -1,6 +1,7 @@
 """Tokenizers, against literal ids and against those that transformers builds from the same file."""
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ def test_beginning_of_sequence(metadata, ids, tmp_path):
         (tiny(merges=None), ["tokenizer.ggml.merges is missing"]),
         (tiny(tokens=None), ["tokenizer.ggml.tokens is missing"]),
         (tiny(merges=["a z"]), ["tokenizer.ggml.merges does not fit tokenizer.ggml.tokens"]),
+        (tiny(merges=["a b", 3]), ["merges is ['a b', 3]; expected an array of texts"]),
+        (tiny(merges=["a b c"]), ["merges holds 'a b c'; expected two tokens with a space"]),
+        (tiny(merges=["ab"]), ["merges holds 'ab'; expected two tokens with a space"]),
+        (tiny(tokens=array("i", [1, 2])), ["tokens is array('i', [1, 2]); expected an array of"]),
+        (tiny(token_type="3" * 13), ["token_type is '3333333333333'; expected an array of whole"]),
+        (tiny(pre=["gpt-2"]), ["tokenizer.ggml.pre is ['gpt-2'], which is not supported"]),
+        (tiny(eos_token_id=True), ["tokenizer.ggml.eos_token_id is True; expected an id below"]),
+        (tiny() | {"tokenizer.chat_template": 5}, ["chat_template is 5; expected a text"]),
         (tiny(token_type=[1]), ["tokenizer.ggml.token_type has 1 entries, expected 13"]),
         (tiny(eos_token_id=13), ["tokenizer.ggml.eos_token_id is 13", "below 13"]),
     ],

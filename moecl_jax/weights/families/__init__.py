@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moecl_jax.errors import UserError
+from moecl_jax.outside import shortened
 from moecl_jax.plugins import load_class
 from moecl_jax.weights.families.base import FAMILIES, Family, check_family, register
 
@@ -60,5 +61,5 @@ def family_of(raw: dict[str, Any], file: Path) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         refused = {k: v for family in FAMILIES.values() for k, v in family.refused.items()}
         reason = refused.get(str(model_type), "which is not supported")
-        raise UserError(f"{file}: model_type is {model_type!r}, {reason}. {supported}")
+        raise UserError(f"{file}: model_type is {shortened(model_type)}, {reason}. {supported}")
     return FAMILIES[model_type]()

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from moecl_jax.errors import UserError
-from moecl_jax.models.config import AttentionKind, DecoderConfig
+from moecl_jax.models.config import (
+    MOST_LAYERS,
+    MOST_NORM_EPSILON,
+    AttentionKind,
+    DecoderConfig,
+)
+from moecl_jax.outside import shortened
 from moecl_jax.plugins import check_class
 from moecl_jax.weights import TreePath
 from moecl_jax.weights.families.rope import ROPE_TYPES, read_rope
@@ -163,10 +169,12 @@ class Family:
         for key, only in _ONLY_VALUE.items():
             if raw.get(key, only) not in (only, None):
                 raise UserError(
-                    f"{file}: {key} is {raw[key]!r}, which is not supported yet; expected "
+                    f"{file}: {key} is {shortened(raw[key])}, which is not supported yet; expected "
                     f"{only!r}. Use a model without it."
                 )
         values = Values({**self.defaults, **raw}, file)
+        if values.raw.get("num_hidden_layers") is not None:  # before anything has their length
+            values.integer("num_hidden_layers", most=MOST_LAYERS)
         heads = values.integer("num_attention_heads")
         width = values.integer("hidden_size")
         try:
@@ -184,7 +192,7 @@ class Family:
                 kv_heads=values.integer("num_key_value_heads", heads),
                 head_width=head_width,
                 rope_theta=rope_theta,
-                norm_epsilon=values.number("rms_norm_eps", 1e-6),
+                norm_epsilon=values.number("rms_norm_eps", 1e-6, most=MOST_NORM_EPSILON),
                 tied_embeddings=values.truth("tie_word_embeddings"),
                 context_length=values.integer("max_position_embeddings", 2048),
                 activation=self._activation(values),
@@ -218,10 +226,11 @@ class Family:
 
     def _activation(self, values: Values) -> Activation:
         name = values.raw.get(self.activation_key, "silu")
-        if name not in _ACTIVATIONS:
+        if not isinstance(name, str) or name not in _ACTIVATIONS:
             raise UserError(
-                f"{values.file}: {self.activation_key} is {name!r}, which is not supported yet; "
-                f"expected {' or '.join(map(repr, _ACTIVATIONS))}. Use a model without it."
+                f"{values.file}: {self.activation_key} is {shortened(name)}, which is not "
+                f"supported yet; expected {' or '.join(map(repr, _ACTIVATIONS))}. Use a model "
+                "without it."
             )
         return _ACTIVATIONS[name]
 
@@ -244,7 +253,7 @@ def listed_layer_types(values: Values) -> list[str] | None:
     wrong = not isinstance(listed, list) or len(listed) != layers
     if wrong or any(entry not in LAYER_TYPES for entry in listed):
         raise UserError(
-            f"{values.file}: layer_types is {listed!r}; expected {layers} entries, each "
+            f"{values.file}: layer_types is {shortened(listed)}; expected {layers} entries, each "
             f"{FULL!r} or {SLIDING!r}."
         )
     checked: list[str] = listed

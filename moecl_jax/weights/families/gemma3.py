@@ -2,6 +2,7 @@
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import AttentionKind
+from moecl_jax.outside import shortened
 from moecl_jax.weights.families.base import (
     FULL,
     LAYER_TYPES,
@@ -67,14 +68,13 @@ class Gemma3(Family):
         """Sliding layers have the base `rope_local_base_freq`, and no `rope_scaling`."""
         parameters = values.mapping("rope_parameters")
         scaling = values.mapping("rope_scaling")
+        of_kind = Values(parameters, values.file, "rope_parameters.")
         if set(parameters) - set(LAYER_TYPES):
             raise UserError(
-                f"{values.file}: rope_parameters is {parameters!r}; expected no keys but {FULL!r} "
-                f"and {SLIDING!r}."
+                f"{values.file}: rope_parameters is {shortened(parameters)}; expected no keys but "
+                f"{FULL!r} and {SLIDING!r}."
             )
-        objects = {
-            kind: {f"rope_parameters.{kind}": parameters.get(kind) or {}} for kind in LAYER_TYPES
-        }
+        objects = {kind: {f"rope_parameters.{kind}": of_kind.mapping(kind)} for kind in LAYER_TYPES}
         objects[FULL]["rope_scaling"] = scaling
         theta, full = read_rope(
             values,

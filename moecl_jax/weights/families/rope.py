@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moecl_jax.errors import UserError
-from moecl_jax.models.config import RotaryScaling
+from moecl_jax.models.config import LEAST_ROPE_THETA, MOST_NUMBER, RotaryScaling
+from moecl_jax.outside import shortened
 from moecl_jax.weights.families.values import Values
 
 _SHARED_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
@@ -52,11 +53,11 @@ def read_rope(
     """
     thetas, scalings = {}, {}
     if values.raw.get(theta_key) is not None:
-        thetas[theta_key] = values.number(theta_key)
+        thetas[theta_key] = values.number(theta_key, least=LEAST_ROPE_THETA)
     for name, content in objects.items():
         rope = Values(content, values.file, f"{name}.")
         if rope.raw.get("rope_theta") is not None:
-            thetas[f"{name}.rope_theta"] = rope.number("rope_theta")
+            thetas[f"{name}.rope_theta"] = rope.number("rope_theta", least=LEAST_ROPE_THETA)
         if rope.raw:
             context = values.raw.get("max_position_embeddings")
             scalings[name] = _scaling(name, rope, types, head_width, context)
@@ -64,10 +65,17 @@ def read_rope(
         if len(set(found.values())) > 1:
             shown = found if found is thetas else {name: objects[name] for name in found}
             raise UserError(
-                f"{values.file}: the values disagree: {shown}. Keep the right one only."
+                f"{values.file}: the values disagree: {shortened(shown, 400)}. Keep the right one "
+                "only."
             )
     scaling, stretch = next(iter(scalings.values()), (None, 1.0))
-    return next(iter(thetas.values()), default_theta) * stretch, scaling
+    theta = next(iter(thetas.values()), default_theta) * stretch
+    if not LEAST_ROPE_THETA <= theta <= MOST_NUMBER:
+        raise UserError(
+            f"{values.file}: the scaling by alpha makes the rotary base {theta:g}; expected "
+            f"from {LEAST_ROPE_THETA:g} to {MOST_NUMBER:g}. Download the file again."
+        )
+    return theta, scaling
 
 
 def _scaling(
@@ -81,20 +89,22 @@ def _scaling(
         supported &= bool(raw.get("alpha"))
     if not supported or raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
-            f"{rope.file}: {name} is {raw!r}, which is not supported yet. Supported are the "
-            f"rope_type 'default', 'linear' and 'llama3', each with its own keys only, and in "
-            "hunyuan_v1_dense 'dynamic' with alpha. Use a model without it."
+            f"{rope.file}: {name} is {shortened(raw, 200)}, which is not supported yet. Supported "
+            "are the rope_type 'default', 'linear' and 'llama3', each with its own keys only, and "
+            "in hunyuan_v1_dense 'dynamic' with alpha. Use a model without it."
         )
     if kind == "linear":
-        return RotaryScaling(rope.number("factor")), 1.0
+        return RotaryScaling(rope.number("factor", least=1.0)), 1.0
     if kind == "llama3":
         length = rope.integer("original_max_position_embeddings", context_length)
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-        if low >= high:
+        band = (length / high, length / low)
+        if not 1 / band[0] > 1 / band[1]:
             raise UserError(
-                f"{rope.file}: {name} is {raw!r}; expected low_freq_factor < high_freq_factor."
+                f"{rope.file}: {name} is {shortened(raw, 200)}; expected low_freq_factor < "
+                "high_freq_factor."
             )
-        return RotaryScaling(rope.number("factor"), (length / high, length / low)), 1.0
+        return RotaryScaling(rope.number("factor", least=1.0), band), 1.0
     if kind == "dynamic":
         return None, rope.number("alpha") ** (head_width / (head_width - 2))
     return None, 1.0
