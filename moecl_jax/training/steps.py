@@ -113,9 +113,7 @@ def train_step(
     """
     gradients, metrics = _gradients(state, frozen, batch, context)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
-    updates, optimizer_state = optimizer.update(
-        gradients, state.optimizer_state, state.active
-    )
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.active)
     active = jax.tree.map(lambda p, u: p - learning_rate * u, state.active, updates)
     advanced = dataclasses.replace(
         state, step=state.step + 1, active=active, optimizer_state=optimizer_state

@@ -275,9 +275,7 @@ class TaskTraining:
         joined = [self.stored[place] for place in places]
         batch = self._batch([*examples, *joined], self.steps.layout)
         rate = np.float32(self.steps.schedule(self.step, self.total_steps))
-        self.state, metrics = self.steps.step(
-            self.state, self.evaluator.model.params, batch, rate
-        )
+        self.state, metrics = self.steps.step(self.state, self.evaluator.model.params, batch, rate)
         self.step += 1
         self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
         return metrics
