@@ -227,7 +227,7 @@ def _contradictions(task: Task, splits: dict[str, Examples]) -> Iterator[str]:
         if pairs:
             one, another = next(iter(pairs.values()))
             yield (
-                f"{len(pairs)} {split} texts with several labels, first at {one.where} and "
+                f"{split} texts with several labels: {len(pairs)}, first at {one.where} and "
                 f"{another.where}"
             )
 
