@@ -39,8 +39,8 @@ def setting(
       above: the value must be larger than this.
       most: largest value that is allowed.
       below: the value must be smaller than this.
-      choices: the values that are allowed; of a tuple, the values that may stand in it, at least
-        one of them and none twice.
+      choices: the values that are allowed; of a tuple, the values that may stand in it, none of
+        them twice.
     """
     limits = {"least": least, "above": above, "most": most, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata={"limits": limits})
@@ -182,8 +182,5 @@ def _check_choices(key: str, value: Any, choices: Sequence[str]) -> None:
             raise UserError(
                 f"config: {key} = {shortened(each)} is not one of {', '.join(map(str, choices))}"
             )
-    if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
-        raise UserError(
-            f"config: {key} = {shortened(value)} must hold at least one of "
-            f"{', '.join(map(str, choices))}, and none twice"
-        )
+    if isinstance(value, tuple) and len(set(value)) < len(value):
+        raise UserError(f"config: {key} = {shortened(value)} must hold none of them twice")

@@ -11,7 +11,6 @@ folder has '+' for ':'.
 import contextlib
 import dataclasses
 import gc
-import json
 import re
 import time
 from collections import Counter, defaultdict
@@ -26,6 +25,7 @@ from moecl_jax import reporting
 from moecl_jax.config.file import OVERRIDE, load_settings
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.methods import find_method
+from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings
@@ -313,7 +313,7 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
     """
     path = workdir / SWEEP_NAME
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
         if not all(isinstance(record[key], list) for key in ("overrides", "methods", "seeds")):
             raise ValueError("expected lists of overrides, methods and seeds")
         if not all(entry.keys() >= {"variant", "workdir"} for entry in record["runs"]):

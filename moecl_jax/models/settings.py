@@ -62,8 +62,8 @@ class Lora(Section):
       rank: rank r of every expert, at most the width of the model.
       alpha: lora_alpha; an expert's output is scaled by alpha / rank.
       dropout: dropout rate on the inputs of A.
-      targets: projections that experts adapt. On attention's (q_proj, k_proj, v_proj, o_proj) the
-        experts' terms are added without a gate.
+      targets: projections that experts adapt, at least one in a run. On attention's (q_proj,
+        k_proj, v_proj, o_proj) the experts' terms are added without a gate.
       task_attention: whether a task's own expert adapts attention too, or the shared one alone, as
         in the original code.
     """

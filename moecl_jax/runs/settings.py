@@ -10,6 +10,7 @@ from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed
 from moecl_jax.methods import METHODS, Method, find_method, spec_of
 from moecl_jax.methods.options import from_sections, to_sections
+from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
 from moecl_jax.outside import shortened
 from moecl_jax.settings import Section, refuse_unknown, setting
@@ -128,6 +129,11 @@ class Settings(Section):
     def __post_init__(self) -> None:
         """Checks all values, and completes `options`."""
         super().__post_init__()
+        if not self.lora.targets:
+            raise UserError(
+                "config: lora.targets = () must name at least one projection, or nothing is "
+                f"trained; there are {', '.join(TARGETS)}"
+            )
         _check_definitions(self.definitions)
         object.__setattr__(self, "options", _options(find_method(self.method), self.options))
 

@@ -91,8 +91,8 @@ def error_of(key: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("lora.targets", (), "lora.targets = () must hold at least one of gate_proj, up_proj"),
-        ("lora.targets", ("up_proj", "up_proj"), "and none twice"),
+        ("lora.targets", (), "lora.targets = () must name at least one projection, or"),
+        ("lora.targets", ("up_proj", "up_proj"), "must hold none of them twice"),
         ("lora.alpha", 0.0, "lora.alpha = 0.0 must be above 0 and at most 1000000.0"),
         ("lora.rank", 10**9, "lora.rank = 1000000000 must be at most 65536 and at least 1"),
         ("optimizer.learning_rate", 1e9, "learning_rate = 1000000000.0 must be at most 10"),
@@ -235,3 +235,29 @@ def test_any_config_dict_gives_settings_or_an_error(key: str, value: Any) -> Non
     except Exception:  # ml_collections does not hold every mapping
         return
     loads_or_says_why(lambda: from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.lora = None", "lora = None must be a section of keys and values"),
+        ("config.lora = 4", "own.py, line 4: TypeError: .*lora"),
+        ("config.seed = None", "seed = None must be a whole number"),
+        ("config.data.max_length = None", "data.max_length = None must be a whole number"),
+        ("config.method = None", "method = None must be a method's name"),
+        ("del config['optimizer']", ""),
+    ],
+)
+def test_a_config_file_with_a_hole_is_read_or_named(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    lines = ["from moecl_jax.config.default import get_config as default", "def get_config():"]
+    lines += ["  config = default()", f"  {line}", "  return config"]
+    file = tmp_path / "own.py"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    if not message:  # what a file leaves out has its default
+        assert load_settings(str(file)) == Settings()
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        load_settings(str(file))
+    assert is_one_line(caught.value)

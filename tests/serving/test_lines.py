@@ -177,8 +177,12 @@ def standard_input() -> Any:
         out, into = os.pipe()
         os.dup2(out, 0)
         os.close(out)
-        thread = threading.Thread(target=lambda: (os.write(into, content), os.close(into)))
-        thread.start()
+
+        def write() -> None:
+            os.write(into, content)
+            os.close(into)
+
+        threading.Thread(target=write).start()
 
     yield feed
     os.dup2(before, 0)
