@@ -82,7 +82,10 @@ def shortened(value: Any, most: int = 80) -> str:
     if isinstance(value, str | bytes) and len(value) > most:
         value = value[:most]  # before repr, which copies
         return f"{value!r}..."
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists within lists
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -6,6 +6,7 @@ a program does with the package itself, nothing changes. Errors come through.
 
 import contextlib
 import logging
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,18 +15,19 @@ from pathlib import PurePath
 
 @contextlib.contextmanager
 def orbax() -> Iterator[None]:
-    """Drops what Orbax logs through absl, and the traces of its threads.
+    """Drops what Orbax logs through absl, and the traces of its threads and of its futures.
 
-    Its warnings are notes on its inner workings, such as "Skipping merge of OCDBT checkpoints" where
-    a tree has no arrays. What goes wrong is an exception of the call.
+    Its warnings are notes on its inner workings, such as "Skipping merge of OCDBT checkpoints"
+    where a tree has no arrays. What goes wrong is an exception of the call. Writes that it had
+    begun end a little later, and then find no one to tell: after a failure their traces are dropped
+    till the end of the process.
     """
-    hook = threading.excepthook
-    threading.excepthook = lambda args: None if _is_of_orbax(args) else hook(args)
-    try:
-        with _without("absl", _is_logged_by_orbax):
-            yield
-    finally:
-        threading.excepthook = hook
+    thread_hook, hook = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda args: None if _is_of_orbax(args) else thread_hook(args)
+    sys.unraisablehook = lambda args: None if _is_of_a_closed_loop(args) else hook(args)
+    with _without("absl", _is_logged_by_orbax):
+        yield
+    threading.excepthook, sys.unraisablehook = thread_hook, hook
 
 
 @contextlib.contextmanager
@@ -66,6 +68,11 @@ def _is_of_orbax(args: threading.ExceptHookArgs) -> bool:
     """Whether an exception that ended a thread went through code of Orbax."""
     frames = traceback.walk_tb(args.exc_traceback)
     return any("orbax" in PurePath(frame.f_code.co_filename).parts for frame, _ in frames)
+
+
+def _is_of_a_closed_loop(args: "sys.UnraisableHookArgs") -> bool:
+    """Whether a future of compiled code found the event loop closed that waited for it."""
+    return isinstance(args.exc_value, RuntimeError) and "loop is closed" in str(args.exc_value)
 
 
 @contextlib.contextmanager

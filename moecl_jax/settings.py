@@ -6,12 +6,20 @@ section, its default and its range in the field. `runs.settings` puts them toget
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from moecl_jax.errors import UserError, suggestion
+from moecl_jax.errors import UserError, listed, suggestion
+from moecl_jax.outside import shortened
 
-_RANGE = ("least", "above", "most", "below", "choices")
+# A limit by its name: its words in messages, and the comparison of a value with it.
+_LIMITS = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 def setting(
@@ -23,7 +31,7 @@ def setting(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> Any:
-    """A field of a section with its range.
+    """A field of a section with its range. Each number has a lower and an upper limit.
 
     Args:
       default: the default value, which also gives the type.
@@ -31,7 +39,8 @@ def setting(
       above: the value must be larger than this.
       most: largest value that is allowed.
       below: the value must be smaller than this.
-      choices: the values that are allowed; of a tuple, the values that may stand in it.
+      choices: the values that are allowed; of a tuple, the values that may stand in it, none of
+        them twice.
     """
     limits = {"least": least, "above": above, "most": most, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata={"limits": limits})
@@ -82,7 +91,7 @@ def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:
       UserError: `values` is no mapping, a key is unknown, or a value is not allowed.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"config: {key} = {values!r} must be a section of keys and values")
+        raise UserError(f"config: {key} = {shortened(values)} must be a section of keys and values")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     refuse_unknown([f"{key}.{name}" for name in values], [f"{key}.{name}" for name in fields])
     checked: dict[str, Any] = {}
@@ -110,10 +119,10 @@ def refuse_unknown(keys: Iterable[str], known: Sequence[str]) -> None:
     """
     for key in keys:
         if key not in known:
-            hint = suggestion(key, known)
-            raise UserError(
-                f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(known))}"
-            )
+            section = key.rpartition(".")[0]
+            beside = [name for name in sorted(known) if name.rpartition(".")[0] == section]
+            hint = suggestion(key, known) or f"; the keys are {listed(beside or known, 500)}"
+            raise UserError(f"unknown config key {shortened(key)}{hint}")
 
 
 def typed(key: str, value: Any, default: Any) -> Any:
@@ -131,38 +140,47 @@ def typed(key: str, value: Any, default: Any) -> Any:
         return value if isinstance(value, kind) else section(kind, key.rpartition(".")[2], value)
     if isinstance(default, tuple):
         return _tuple(key, value, default)
+    if kind is str and isinstance(value, str) and "\0" in value:
+        raise UserError(f"config: {key} = {shortened(value)} must not hold a NUL character")
     if kind not in expected or (type(value) is kind and kind is not float):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return float(value)
-        raise UserError(f"config: {key} = {value} must be a finite number")
-    raise UserError(f"config: {key} = {value!r} must be {expected[kind]}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        raise UserError(f"config: {key} = {shortened(value)} must be a finite number")
+    raise UserError(f"config: {key} = {shortened(value)} must be {expected[kind]}")
 
 
 def _tuple(key: str, value: Any, default: tuple[Any, ...]) -> tuple[Any, ...]:
     """A list or tuple as a tuple, its values in the type of the default's first one."""
     if not isinstance(value, list | tuple):
-        raise UserError(f"config: {key} = {value!r} must be a list of values, such as {default}")
+        raise UserError(
+            f"config: {key} = {shortened(value)} must be a list of values, such as {default}"
+        )
     return tuple(typed(key, each, default[0]) if default else each for each in value)
 
 
 def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
-    for kind in _RANGE:
-        limit = limits.get(kind)
-        if limit is None:
-            continue
-        if kind == "choices":
-            for each in value if isinstance(value, tuple) else (value,):
-                if each not in limit:
-                    raise UserError(
-                        f"config: {key} = {each!r} is not one of {', '.join(map(str, limit))}"
-                    )
-        elif kind == "least" and value < limit:
-            raise UserError(f"config: {key} = {value} must be at least {limit}")
-        elif kind == "above" and value <= limit:
-            raise UserError(f"config: {key} = {value} must be above {limit}")
-        elif kind == "most" and value > limit:
-            raise UserError(f"config: {key} = {value} must be at most {limit}")
-        elif kind == "below" and value >= limit:
-            raise UserError(f"config: {key} = {value} must be below {limit}")
+    if limits.get("choices") is not None:
+        _check_choices(key, value, limits["choices"])
+    bounds = {kind: limits[kind] for kind in _LIMITS if limits.get(kind) is not None}
+    broken = [kind for kind, bound in bounds.items() if not _LIMITS[kind][1](value, bound)]
+    if broken:
+        # The limit that is broken comes first, then the other end of the range.
+        kinds = sorted(bounds, key=lambda kind: kind not in broken)
+        allowed = " and ".join(f"{_LIMITS[kind][0]} {bounds[kind]}" for kind in kinds)
+        raise UserError(f"config: {key} = {shortened(value)} must be {allowed}")
+
+
+def _check_choices(key: str, value: Any, choices: Sequence[str]) -> None:
+    for each in value if isinstance(value, tuple) else (value,):
+        if each not in choices:
+            raise UserError(
+                f"config: {key} = {shortened(each)} is not one of {', '.join(map(str, choices))}"
+            )
+    if isinstance(value, tuple) and len(set(value)) < len(value):
+        raise UserError(f"config: {key} = {shortened(value)} must hold none of them twice")

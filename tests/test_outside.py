@@ -66,3 +66,11 @@ def test_values_in_messages_are_short():
     assert shortened("ab") == "'ab'"
     assert shortened("x" * 10**6) == "'" + "x" * 80 + "'..."
     assert len(shortened(list(range(10**5)))) == 83
+
+
+def test_a_value_without_a_text_is_named_by_its_type():
+    assert shortened(10**5000) == "<int>"
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert shortened(nested) == "<list>"

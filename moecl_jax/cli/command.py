@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,3 +44,18 @@ def add_workdirs(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument(
         "--workdir", required=True, type=Path, action="append", metavar="DIR", help=help_text
     )
+
+
+def report_lines(what: str, output: Path, bad_lines: int) -> int:
+    """Says where the answers to a file's lines are, and gives the exit status.
+
+    Nothing but answers goes to standard output where that is the output.
+
+    Args:
+      what: names the answers.
+      output: what was given as `--output`.
+      bad_lines: number of lines that were answered by an error.
+    """
+    stream = sys.stderr if str(output) in ("-", "/dev/stdout") else sys.stdout
+    print(f"{what}: {output}; bad lines: {bad_lines}", file=stream)
+    return 1 if bad_lines else 0

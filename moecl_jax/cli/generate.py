@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdir
+from moecl_jax.cli.command import Command, add_workdir, report_lines
 from moecl_jax.errors import UserError
 
 
@@ -15,13 +15,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         type=Path,
         metavar="FILE.jsonl",
-        help='in place of --prompt: a JSON object a line, with "text" or "input_ids"',
+        help='in place of --prompt: a JSON object a line, with "text" or "input_ids" ("-": '
+        "standard input)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE.jsonl",
-        help='gets each object of --input with its "response", or with an "error"',
+        help='gets each object of --input with its "response", or with an "error" ("-": standard '
+        "output)",
     )
     parser.add_argument(
         "--max-tokens",
@@ -75,8 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_files(arguments.input, arguments.output)
     session = open_run(arguments.workdir)
     bad_lines = generate_file(session, task, arguments.input, arguments.output, **options)
-    print(f"Answers: {arguments.output}; bad lines: {bad_lines}")
-    return 1 if bad_lines else 0
+    return report_lines("Answers", arguments.output, bad_lines)
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: after `--help` (status 0) and unknown or missing arguments (status 2).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's, which takes any character
+            stream.reconfigure(errors="backslashreplace")
     with signals.handled() as received:
         try:
             return _main(sys.argv[1:] if argv is None else argv)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdir
+from moecl_jax.cli.command import Command, add_workdir, report_lines
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE.jsonl",
-        help='a JSON object a line, with "text" or "input_ids"; anything else in it is copied',
+        help='a JSON object a line, with "text" or "input_ids"; anything else in it is copied '
+        '("-": standard input)',
     )
     parser.add_argument(
         "--output",
@@ -26,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE.jsonl",
         help='gets each object with its "label", "probabilities" and "logits", or with an "error"; '
-        "the exit status is 1 if there was an error",
+        "the exit status is 1 if there was an error ('-': standard output)",
     )
 
 
@@ -37,8 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_files(arguments.input, arguments.output)
     session = open_run(arguments.workdir)
     bad_lines = predict_file(session, arguments.task, arguments.input, arguments.output)
-    print(f"Predictions: {arguments.output}; bad lines: {bad_lines}")
-    return 1 if bad_lines else 0
+    return report_lines("Predictions", arguments.output, bad_lines)
 
 
 COMMAND = Command(

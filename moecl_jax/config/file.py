@@ -5,7 +5,6 @@ Importing this module is cheap: `moecl --help` does not wait for what reading a 
 
 import importlib.util
 import inspect
-import json
 import re
 import sys
 import traceback
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moecl_jax.errors import UserError, one_line, suggestion
+from moecl_jax.outside import parse_json, shortened
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from moecl_jax.runs.settings import Settings
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.")
+
+# What reading the value of an override may raise; tuples are parsed as Python is.
+_MALFORMED: tuple[type[Exception], ...] = (
+    *(AttributeError, LookupError, TypeError, ValueError, SyntaxError),
+    *(MemoryError, RecursionError),
+)
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
@@ -51,12 +57,13 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
         _check_override(override, config)
     values = flags.FlagValues()
     arguments = ["moecl", *overrides]
+    failures: tuple[type[Exception], ...] = (flags.Error, *_MALFORMED)
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, lock_config=True, sys_argv=arguments
         )
         values(arguments)
-    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+    except failures as error:
         # Without the list of what is supported, which is long and in Python's terms.
         reason = one_line(error).removeprefix("flag ").partition(". Currently supported")[0]
         raise UserError(reason) from error
@@ -107,29 +114,27 @@ def read_json(path: Path) -> "ConfigDict":
     Raises:
       UserError: the file is missing, broken, or no config of a run.
     """
-    from moecl_jax.config.default import get_config
+    from moecl_jax.config.default import to_config
+    from moecl_jax.runs.settings import Settings
 
-    config = get_config()
     try:
-        content = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
-        if ":" in content.get("method", ""):
-            config = get_config(content["method"])
-        known = dict(_paths(config))
-        config.update(content)
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object of settings, and it is {shortened(content)}")
     except FileNotFoundError as error:
         siblings = [str(other) for other in path.parent.glob("*.json")]
         raise UserError(
             f"config file {path} does not exist{suggestion(str(path), siblings)}"
         ) from error
-    except (OSError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is broken: {one_line(error)}") from error
-    for key, _ in _paths(config):
-        if key not in known and not key.startswith("definitions."):
-            raise UserError(
-                f"{path} has an unknown config key {key!r}; expected the config.json that "
-                f"'moecl train' or 'moecl convert' writes into a workdir{suggestion(key, known)}"
-            )
-    return config
+    try:
+        return to_config(Settings.from_mapping(_with_tuples(content)))
+    except UserError as error:
+        raise UserError(
+            f"{path}: {error} (expected the config.json that 'moecl train' or 'moecl convert' "
+            "writes into a workdir)"
+        ) from error
 
 
 def _with_tuples(content: Any) -> Any:
@@ -186,14 +191,13 @@ def _config_file_failure(path: Path, error: Exception) -> str:
 def _check_override(override: str, config: "ConfigDict") -> None:
     from ml_collections.config_flags import config_path
 
+    from moecl_jax.settings import refuse_unknown
+
     key = OVERRIDE.sub("", override.partition("=")[0], count=1)
     paths = dict(_paths(config))
     container = key.partition("[")[0]  # KEY[0] is an element of a list
     if container not in paths:
-        hint = suggestion(key, paths)
-        raise UserError(
-            f"unknown config key {key!r}{hint or '; the keys are ' + ', '.join(sorted(paths))}"
-        )
+        refuse_unknown([key], list(paths))
     if container != key:
         try:
             config_path.get_value(key, config)

@@ -1,21 +1,20 @@
 """Tasks and their splits: from a definition to cleaned, disjoint, sub-sampled examples."""
 
 import random
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 from typing import Any
 
-from moecl_jax.data.labels import label_key
+from moecl_jax.data.characters import LONE_SURROGATE, is_blank
+from moecl_jax.data.labels import class_of, label_key, look_alike
 from moecl_jax.data.sources import INPUT_IDS, BadExample, Record
 from moecl_jax.data.task import SPLITS, Task
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, listed
+from moecl_jax.outside import shortened
 
 Key = str | tuple[int, ...]
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a pair, which JSON may hold as \\ud800 and no tokenizer takes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,11 @@ class Example:
 class TaskExamples:
     """A task's examples; no prompt is in two splits, unless validation was asked to be test.
 
-    `skipped` counts those left out, by reason.
+    Attributes:
+        definition: the task.
+        train, validation, test: examples of each split.
+        skipped: number of those that were left out, by reason.
+        notes: what is doubtful about those that stayed, each in a few words.
     """
 
     definition: Task
@@ -54,6 +57,7 @@ class TaskExamples:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     skipped: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_examples(
@@ -87,7 +91,9 @@ def load_examples(
         on_bad_example: "error", or "skip" to leave out and count an example that cannot be used
             (unknown label, empty text or response, missing field, invalid UTF-8, malformed row,
             ids outside the vocabulary) or whose prompt is also in another split (it stays in test
-            rather than in validation, and there rather than in training).
+            rather than in validation, and there rather than in training). Training examples of
+            one label alone are an error too, or noted. A text that stands in a split with several
+            labels is noted in both cases, for well-known data sets hold such texts.
 
     Returns:
         The task; a split that the task does not name is empty.
@@ -117,13 +123,14 @@ def load_examples(
         splits["train"], splits["validation"] = _carve(
             task, splits["train"], validation_fraction, seed
         )
+    notes = [*_contradictions(task, splits), *_one_label(task, splits, on_bad_example)]
     samples = {
         split: _sample(splits.get(split, ()), counts[split], _generator(task, split, seed))
         for split in SPLITS
     }
     if validation_from == "test":
         samples["validation"] = samples["test"]
-    return TaskExamples(task, skipped=dict(skipped), **samples)
+    return TaskExamples(task, skipped=dict(skipped), notes=tuple(notes), **samples)
 
 
 Examples = tuple[Example, ...]
@@ -206,6 +213,41 @@ def _refuse_empty(task: Task, splits: dict[str, Examples]) -> None:
             )
 
 
+def _contradictions(task: Task, splits: dict[str, Examples]) -> Iterator[str]:
+    """Notes the texts that a split holds with several labels."""
+    if task.free_form:  # several answers to one prompt are right
+        return
+    for split, examples in splits.items():
+        first: dict[Key, Example] = {}
+        pairs: dict[Key, tuple[Example, Example]] = {}
+        for example in examples:
+            other = first.setdefault(example.key, example)
+            if other.label != example.label:
+                pairs.setdefault(example.key, (other, example))
+        if pairs:
+            one, another = next(iter(pairs.values()))
+            yield (
+                f"{split} texts with several labels: {len(pairs)}, first at {one.where} and "
+                f"{another.where}"
+            )
+
+
+def _one_label(task: Task, splits: dict[str, Examples], on_bad_example: str) -> Iterator[str]:
+    """Refuses training examples that all have one label, or notes them."""
+    train = splits.get("train", ())
+    if task.free_form or len({example.label for example in train}) != 1:
+        return
+    label = shortened(task.labels[train[0].label])
+    if on_bad_example == "error":
+        raise UserError(
+            f"task '{task.name}': all {len(train)} training examples "
+            f"({task.reader.location(task, 'train')}) have the label {label}, so that nothing can "
+            f"be learned from them. Give examples of the other labels "
+            f"({listed(task.labels)}), or set on_bad_example='skip' to train all the same."
+        )
+    yield f"all training examples have the label {label}"
+
+
 def _read_examples(
     task: Task,
     split: str,
@@ -248,12 +290,22 @@ def _example(
         if isinstance(response, BadExample):
             return response
         return Example(text, 0, record.where, response, input_ids)
-    label = label_key(fields[task.label_field])
-    if label not in classes:
-        return BadExample(
-            "unknown label", f"unknown label {label!r}; the labels are {', '.join(classes)}"
-        )
-    return Example(text, classes[label], record.where, input_ids=input_ids)
+    label = class_of(fields[task.label_field], classes)
+    if label is None:
+        return BadExample("unknown label", _unknown_label(fields[task.label_field], classes))
+    return Example(text, label, record.where, input_ids=input_ids)
+
+
+def _unknown_label(value: object, classes: dict[str, int]) -> str:
+    twin = look_alike(value, classes)
+    if value is None or twin is None:
+        key = shortened(label_key(value))
+        return f"unknown label {key}; the labels are {listed(classes)}"
+    return (
+        f"unknown label {label_key(value)!a:.60}, which looks like {twin!a:.60} and "
+        "differs in Unicode composition or invisible characters; write it alike, or name it in "
+        "raw_labels"
+    )
 
 
 def _prompt(
@@ -279,9 +331,10 @@ def _text(
             return _missing(record, name)
         value = record.fields[name]
         if not isinstance(value, str | None):
-            return BadExample("text is no string", f"field '{name}' is {value!r}, not a text")
+            problem = f"field '{name}' is {shortened(value)}, not a text"
+            return BadExample("text is no string", problem)
         parts.append((value or "").strip())
-    if not any(parts):
+    if all(map(is_blank, parts)):
         return BadExample("empty text", f"the text ({', '.join(names)}) is empty")
     text = join(parts)
     if LONE_SURROGATE.search(text):
@@ -290,8 +343,7 @@ def _text(
 
 
 def _missing(record: Record, name: str) -> BadExample:
-    fields = ", ".join(record.fields)
-    return BadExample("missing field", f"no field '{name}'; the fields are {fields}")
+    return BadExample("missing field", f"no field '{name}'; the fields are {listed(record.fields)}")
 
 
 def _without_overlap(

@@ -24,7 +24,7 @@ def load_tasks(
     tokenizer: "PreTrainedTokenizerBase | None",
     vocabulary_size: int,
 ) -> list[TokenizedTask]:
-    """Reads and tokenises the tasks' examples, and reports what was cut or left out.
+    """Reads and tokenises the tasks' examples; reports what was cut or left out, and doubts.
 
     Args:
       tasks: tasks of a stream.
@@ -72,6 +72,7 @@ def load_tasks(
 def _describe(task: TaskExamples, tokenized: TokenizedTask) -> str:
     counts = ", ".join(f"{split} {len(tokenized.splits[split])}" for split in tokenized.splits)
     notes = [f"{reason}: {count} skipped" for reason, count in task.skipped.items()]
+    notes += task.notes
     for what, by_split in (
         ("texts cut to fit", tokenized.truncated),
         ("responses cut to fit", tokenized.truncated_responses),

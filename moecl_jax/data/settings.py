@@ -17,7 +17,7 @@ class DataSettings(Section):
       over_long: what happens to an example that does not fit: truncate cuts the end of its text or
         response and counts it, drop leaves it out.
       on_bad_example: what happens to an example that cannot be used: error stops, skip leaves it
-        out and counts it.
+        out and counts it. Training examples that all have one label stop too, or are noted.
       validation_from: where validation examples come from: train (a task's own validation split, or
         else a part of training) or test. With test, as in the original code, the selected epoch's
         test accuracy is too good (a leak).
@@ -30,15 +30,15 @@ class DataSettings(Section):
     """
 
     KEY: ClassVar[str] = "data"
-    max_length: int = setting(256, least=1)
-    max_response: int = setting(64, least=1)
+    max_length: int = setting(256, least=1, most=2**20)
+    max_response: int = setting(64, least=1, most=2**20)
     over_long: str = setting("truncate", choices=("truncate", "drop"))
     on_bad_example: str = setting("error", choices=("error", "skip"))
     validation_from: str = setting("train", choices=("train", "test"))
     validation_fraction: float = setting(0.1, least=0, below=1)
-    train_examples: int = setting(0, least=0)
-    validation_examples: int = setting(0, least=0)
-    test_examples: int = setting(0, least=0)
+    train_examples: int = setting(0, least=0, most=10**9)
+    validation_examples: int = setting(0, least=0, most=10**9)
+    test_examples: int = setting(0, least=0, most=10**9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ class BatchSettings(Section):
     """
 
     KEY: ClassVar[str] = "batch"
-    size: int = setting(8, least=1)
-    accumulation_steps: int = setting(1, least=1)
-    evaluation_size: int = setting(16, least=1)
+    size: int = setting(8, least=1, most=2**16)
+    accumulation_steps: int = setting(1, least=1, most=2**16)
+    evaluation_size: int = setting(16, least=1, most=2**16)
     layout: str = setting("packed", choices=("packed", "padded", "padded_to_max"))
-    row_length: int = setting(128, least=1)
+    row_length: int = setting(128, least=1, most=2**20)

@@ -1,13 +1,18 @@
 """What a task is: its answers, its instruction, and where its examples lie."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moecl_jax.data.labels import distinct_labels, label_key
+from moecl_jax.data.characters import LONE_SURROGATE
+from moecl_jax.data.labels import (
+    distinct_labels,
+    label_key,
+    problem_with_labels,
+    problem_with_repeats,
+)
 from moecl_jax.data.sources import (
     Held,
     Record,
@@ -21,7 +26,8 @@ from moecl_jax.data.sources import (
 )
 from moecl_jax.data.sources.huggingface import class_names, labels_are_numbers, with_class_name
 from moecl_jax.data.sources.memory import fingerprint, held_examples
-from moecl_jax.errors import UserError, suggestion
+from moecl_jax.errors import UserError, listed, suggestion
+from moecl_jax.outside import shortened
 
 SPLITS = ("train", "validation", "test")
 METRICS = ("exact_match", "rouge_l")
@@ -109,8 +115,8 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]*\w[\w-]*", self.name):
             raise UserError(
-                f"a task is named {self.name!r}. A name becomes a config key and a folder of "
-                "checkpoints: give it letters, digits, '_' and '-' only."
+                f"a task is named {shortened(self.name)}. A name becomes a config key and a "
+                "folder of checkpoints: give it letters, digits, '_' and '-' only."
             )
         self._find_source()
         for attribute in _TEXTS if self.source == "memory" else (*_TEXTS, *SPLITS):
@@ -151,10 +157,10 @@ class Task:
         known = [*_common_fields(), *options]
         for key in values:
             if key not in known:
-                hint = suggestion(key, known) or "."
+                hint = suggestion(str(key), known) or "."
                 raise UserError(
-                    f"task '{name}' has an unknown field '{key}'{hint} The fields of a task are "
-                    f"{', '.join(known)}."
+                    f"task '{name}' has an unknown field {shortened(key)}{hint} The fields of a "
+                    f"task are {', '.join(known)}."
                 )
         if values.get("labels", ()) is None:
             raise UserError(f"task '{name}': labels = None must be a sequence, such as ('a', 'b').")
@@ -209,8 +215,8 @@ class Task:
             split = _SPLIT_NAMES.get(key)
             if split is None or split in splits:
                 raise UserError(
-                    f"task '{name}': the data have a split {key!r}. Expected one each of train, "
-                    "validation (or dev or val) and test: pass {'train': data[...], 'test': "
+                    f"task '{name}': the data have a split {shortened(key)}. Expected one each of "
+                    "train, validation (or dev or val) and test: pass {'train': data[...], 'test': "
                     "data[...]} with the splits that you mean."
                 )
             splits[split] = examples
@@ -269,8 +275,8 @@ class Task:
         for record in self.reader.read(self, split):
             if not isinstance(record, Record):
                 raise UserError(
-                    f"task '{self.name}': source '{self.source}' read {record!r:.60}. Its `read` "
-                    f"must yield objects of {Record.__module__}.{Record.__name__}."
+                    f"task '{self.name}': source '{self.source}' read {shortened(record)}. Its "
+                    f"`read` must yield objects of {Record.__module__}.{Record.__name__}."
                 )
             yield record
 
@@ -281,8 +287,8 @@ class Task:
             attribute: the name of the field.
             advice: what it must be, following "field = value" in the message.
         """
-        value = getattr(self, attribute)
-        return UserError(f"task '{self.name}': {attribute} = {value!r} {advice}.")
+        value = shortened(getattr(self, attribute))
+        return UserError(f"task '{self.name}': {attribute} = {value} {advice}.")
 
     @property
     def free_form(self) -> bool:
@@ -366,7 +372,7 @@ class Task:
         if records and all(value is None for value, _ in values):
             raise self.error(
                 "label_field",
-                f"is in no example; the fields are {', '.join(records[0].fields)}. Name the field "
+                f"is in no example; the fields are {listed(records[0].fields)}. Name the field "
                 "of the label, or response_field for free text",
             )
         labels, raw_labels = distinct_labels(values)
@@ -377,6 +383,8 @@ class Task:
         self.reader.check(self)
         if not self.text_fields or "" in self.text_fields:
             raise self.error("text_fields", "must name at least one field")
+        if not all(isinstance(name, str) for name in self.text_fields):
+            raise self.error("text_fields", "must name fields, such as ('text',)")
         if self.text_format:
             self._check_text_format()
 
@@ -402,24 +410,25 @@ class Task:
             raise self.error(
                 "labels", "must hold at least two labels (or name a response_field: free text)"
             )
-        for label in self.labels:
-            if not isinstance(label, str) or not label or label != label.strip():
-                raise self.error(
-                    "labels", f"must be texts without white space around them, and {label!r} is not"
-                )
+        problem = problem_with_labels(self.labels)
+        if problem is not None:
+            raise self.error("labels", problem)
         if self.raw_labels and len(self.raw_labels) != len(self.labels):
-            raise self.error("raw_labels", f"must hold one value for each of {self.labels}")
-        for attribute in ("labels", "raw_labels"):
-            keys = [label_key(label) for label in getattr(self, attribute)]
-            repeated = [key for key, count in Counter(keys).items() if count > 1]
-            if repeated:
-                raise self.error(attribute, f"holds {repeated[0]!r} twice; name each class once")
+            raise self.error("raw_labels", f"must hold one value for each of {listed(self.labels)}")
+        if not all(isinstance(label, str | int | float) for label in self.raw_labels):
+            raise self.error("raw_labels", "must be texts or numbers, one for each label")
+        problem = problem_with_repeats(self.raw_labels)
+        if problem is not None:
+            raise self.error("raw_labels", problem)
         if self.metric == "rouge_l":
             raise self.error("metric", "scores free text; it needs a response_field")
 
     def _check_template(self) -> None:
         if not isinstance(self.chat, bool):
             raise self.error("chat", "must be True or False")
+        for attribute in ("template", "text_format"):
+            if LONE_SURROGATE.search(getattr(self, attribute)):
+                raise self.error(attribute, "holds half of a surrogate pair (\\ud800...)")
         if self.template.count("{text}") != 1:
             raise self.error("template", "must contain '{text}' exactly once")
         if self.template != self.template.rstrip():

@@ -3,10 +3,11 @@
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moecl_jax.data.encoding import encode_between, special_in_label
 from moecl_jax.data.examples import Example, TaskExamples
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.errors import UserError, one_line
@@ -19,9 +20,6 @@ TEMPLATE_DAY = datetime.datetime(2025, 1, 1)
 """What `strftime_now` in a chat template says."""
 
 _DIRECTIVES = [*(f"%{letter}" for letter in "aAwdbBmyYHIpMSfjUWcxXGuVeFTDhR"), "%-d", "%-m", "%%"]
-
-TEXTS_A_CALL = 1024
-"""Enough for the tokenizer to use all cores, few enough to hold their offsets in memory."""
 
 
 @dataclass(frozen=True)
@@ -289,14 +287,10 @@ def _responses(
     if not task.definition.free_form or tokenizer is None or not examples:
         return [(None, False)] * len(examples)
     end = end_of_sequence(tokenizer)
-    encoding: Any = tokenizer(
-        [prompt_form.answer_prefix + example.response for example in examples],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    texts = [example.response for example in examples]
+    prefix = prompt_form.answer_prefix
     responses: list[tuple[np.ndarray | None, bool]] = []
-    for ids in encoding["input_ids"]:
+    for ids, _ in encode_between(texts, prefix, "", tokenizer, special_tokens=False):
         whole = np.array([*ids, end], np.int32)
         responses.append((whole[:max_response], len(whole) > max_response))
     return responses
@@ -322,8 +316,8 @@ def tokenize_answers(
     """The ids of each label's text after a prompt, with end of sequence, int32 [A] each.
 
     Raises:
-        UserError: the tokenizer has no end-of-sequence token, a label has no tokens, two labels
-            have the same, or what `prompt_format` raises.
+        UserError: the tokenizer has no end-of-sequence token, a label has no tokens or holds a
+            special token, two labels have the same, or what `prompt_format` raises.
     """
     prefix = prompt_format(definition, tokenizer).answer_prefix
     end = end_of_sequence(tokenizer)
@@ -334,6 +328,13 @@ def tokenize_answers(
             raise UserError(
                 f"task '{definition.name}': the tokenizer gives no tokens for the label {label!r}; "
                 "reword it."
+            )
+        special = special_in_label(ids, label, tokenizer)
+        if special is not None:
+            raise UserError(
+                f"task '{definition.name}': the label {label!r} holds {special!r}, a special token "
+                "of the tokenizer; reword it. Where the data hold such a text, name it in "
+                "raw_labels."
             )
         if ids in label_of:
             raise UserError(
@@ -352,7 +353,8 @@ def tokenize_prompt(
 
     Tokens are removed from the end of the text only; the template and the tokenizer's own
     special tokens (such as a beginning of sequence) always stay, and a character that takes
-    several tokens is kept or removed whole. With one token a word:
+    several tokens is kept or removed whole. A special token that is written in the text is plain
+    characters there (see `encoding`). With one token a word:
 
         template "classify : {text} answer :"       text "a b c d"
         max_prompt 8:    classify : a b c d answer :      (not cut)
@@ -368,7 +370,7 @@ def tokenize_prompt(
         ids, int32 [P] with P <= max_prompt, and True when tokens were removed.
 
     Raises:
-        UserError: the template alone is longer than max_prompt, or the tokenizer is slow.
+        UserError: the template alone is longer than max_prompt, or what `encode_between` raises.
     """
     return next(_tokenize_prompts([text], prompt_form, tokenizer, max_prompt))
 
@@ -404,29 +406,15 @@ def _tokenize_prompts(
     max_prompt: int,
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """`tokenize_prompt` for many texts."""
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"{type(tokenizer).__name__} does not tell which characters a token came from. Use a "
-            "fast tokenizer: a folder with tokenizer.json."
-        )
     before, after = prompt_form.template.split("{text}")
-    for start in range(0, len(texts), TEXTS_A_CALL):
-        chunk = texts[start : start + TEXTS_A_CALL]
-        encoding: Any = tokenizer(
-            [before + text + after for text in chunk],
-            add_special_tokens=prompt_form.special_tokens,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,  # prompts longer than the model's context are cut below
-        )
-        for text, ids, offsets in zip(
-            chunk, encoding["input_ids"], encoding["offset_mapping"], strict=True
-        ):
-            if len(ids) > max_prompt:
-                span = len(before), len(before) + len(text)
-                yield np.array(_cut(ids, offsets, span, max_prompt), dtype=np.int32), True
-            else:
-                yield np.array(ids, dtype=np.int32), False
+    special = prompt_form.special_tokens
+    encoded = encode_between(texts, before, after, tokenizer, special_tokens=special)
+    for text, (ids, offsets) in zip(texts, encoded, strict=True):
+        if len(ids) > max_prompt:
+            span = len(before), len(before) + len(text)
+            yield np.array(_cut(ids, offsets, span, max_prompt), dtype=np.int32), True
+        else:
+            yield np.array(ids, dtype=np.int32), False
 
 
 def _cut(

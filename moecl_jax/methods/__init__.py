@@ -25,6 +25,7 @@ from moecl_jax.methods.base import (
     blank,
 )
 from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.outside import shortened
 from moecl_jax.plugins import load_class
 
 METHODS: dict[str, type[Method]] = {}
@@ -63,14 +64,14 @@ def find_method(name: str | type[Method]) -> type[Method]:
         _passed[spec_of(method)] = method
         return method
     if not isinstance(name, str):
-        raise UserError(f"config: method = {name!r} must be a method's name, or its class")
+        raise UserError(f"config: method = {shortened(name)} must be a method's name, or its class")
     if name in _passed:
         return _passed[name]
     if ":" in name:
         return check_method(load_class(name, Method, "method"))
     if name not in METHODS:
         raise UserError(
-            f"config: method = {name!r} is not one of {', '.join(METHODS)}"
+            f"config: method = {shortened(name)} is not one of {', '.join(METHODS)}"
             f"{suggestion(name, METHODS)}; one of your own is named 'package.module:Class'"
         )
     return METHODS[name]

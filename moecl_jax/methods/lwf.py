@@ -31,8 +31,8 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "lwf"
-    weight: float = setting(1.0, least=0)
-    temperature: float = setting(2.0, above=0)
+    weight: float = setting(1.0, least=0, most=1e6)
+    temperature: float = setting(2.0, above=0, most=1000)
 
 
 class Lwf(SequentialLora):

@@ -43,7 +43,7 @@ class Adversarial(Section):
 
     KEY: ClassVar[str] = "adversarial"
     objective: str = setting("original", choices=("paper", "original", "confusion", "off"))
-    alpha: float = 0.1
+    alpha: float = setting(0.1, least=0, most=1e6)
     reduction: str = setting("mean", choices=("mean", "sum"))
 
 

@@ -33,7 +33,7 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "o_lora"
-    weight: float = setting(0.5, least=0)
+    weight: float = setting(0.5, least=0, most=1e9)
     form: str = setting("absolute", choices=("absolute", "squared"))
     composed: bool = True
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from moecl_jax.errors import UserError
 from moecl_jax.methods.base import Method
+from moecl_jax.outside import shortened
 from moecl_jax.settings import section
 
 Sections = dict[str, dict[str, Any]]
@@ -36,7 +37,9 @@ def from_sections(method: type[Method], sections: Mapping[str, Mapping[str, Any]
     """
     values = sections.get(method.name, {})
     if not isinstance(values, Mapping):
-        raise UserError(f"config: {method.name} = {values!r} must be a section of keys and values")
+        raise UserError(
+            f"config: {method.name} = {shortened(values)} must be a section of keys and values"
+        )
     values = dict(values)
     for field in dataclasses.fields(method.Options):
         if dataclasses.is_dataclass(field.default) and field.name in sections:

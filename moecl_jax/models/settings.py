@@ -49,9 +49,9 @@ class MeshSettings(Section):
     """
 
     KEY: ClassVar[str] = "mesh"
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = setting(1, least=-1, most=2**20)
+    fsdp: int = setting(1, least=-1, most=2**20)
+    tensor: int = setting(1, least=-1, most=2**20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +59,18 @@ class Lora(Section):
     """The low-rank experts.
 
     Attributes:
-      rank: rank r of every expert.
+      rank: rank r of every expert, at most the width of the model.
       alpha: lora_alpha; an expert's output is scaled by alpha / rank.
       dropout: dropout rate on the inputs of A.
-      targets: projections that experts adapt. On attention's (q_proj, k_proj, v_proj, o_proj) the
-        experts' terms are added without a gate.
+      targets: projections that experts adapt, at least one in a run. On attention's (q_proj,
+        k_proj, v_proj, o_proj) the experts' terms are added without a gate.
       task_attention: whether a task's own expert adapts attention too, or the shared one alone, as
         in the original code.
     """
 
     KEY: ClassVar[str] = "lora"
-    rank: int = setting(8, least=1)
-    alpha: float = 16.0
+    rank: int = setting(8, least=1, most=2**16)
+    alpha: float = setting(16.0, above=0, most=1e6)
     dropout: float = setting(0.05, least=0.0, below=1)
     targets: tuple[str, ...] = setting(FFN_TARGETS, choices=TARGETS)
     task_attention: bool = True

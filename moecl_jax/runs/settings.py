@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Self
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.settings import BatchSettings, DataSettings
 from moecl_jax.data.task import Task
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, listed
 from moecl_jax.methods import METHODS, Method, find_method, spec_of
 from moecl_jax.methods.options import from_sections, to_sections
+from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
+from moecl_jax.outside import shortened
 from moecl_jax.settings import Section, refuse_unknown, setting
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -31,8 +33,8 @@ class EvaluationSettings(Section):
 
     KEY: ClassVar[str] = "evaluation"
     answers: str = setting("scored", choices=("scored", "generated"))
-    temperature: float = setting(0.0, least=0)
-    top_k: int = setting(0, least=0)
+    temperature: float = setting(0.0, least=0, most=1000)
+    top_k: int = setting(0, least=0, most=10**7)
     top_p: float = setting(1.0, above=0, most=1)
 
 
@@ -50,11 +52,11 @@ class OptimizerSettings(Section):
     """
 
     KEY: ClassVar[str] = "optimizer"
-    learning_rate: float = setting(2e-4, least=0)
-    weight_decay: float = setting(0.01, least=0)
+    learning_rate: float = setting(2e-4, least=0, most=10)
+    weight_decay: float = setting(0.01, least=0, most=1000)
     schedule: str = setting("constant", choices=SCHEDULES)
     warmup_fraction: float = setting(0.0, least=0, most=1)
-    clip_norm: float = setting(0.0, least=0)
+    clip_norm: float = setting(0.0, least=0, most=1e9)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -118,15 +120,20 @@ class Settings(Section):
     mesh: MeshSettings = MeshSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
-    epochs: int = setting(3, least=1)
+    epochs: int = setting(3, least=1, most=10**6)
     selection: str = setting("best", choices=("best", "last"))
-    log_every: int = setting(10, least=1)
-    checkpoint_every: int = setting(200, least=1)
-    keep_shared: int = setting(0, least=0)
+    log_every: int = setting(10, least=1, most=10**9)
+    checkpoint_every: int = setting(200, least=1, most=10**9)
+    keep_shared: int = setting(0, least=0, most=10**9)
 
     def __post_init__(self) -> None:
         """Checks all values, and completes `options`."""
         super().__post_init__()
+        if not self.lora.targets:
+            raise UserError(
+                "config: lora.targets = () must name at least one projection, or nothing is "
+                f"trained; there are {', '.join(TARGETS)}"
+            )
         _check_definitions(self.definitions)
         object.__setattr__(self, "options", _options(find_method(self.method), self.options))
 
@@ -137,6 +144,8 @@ class Settings(Section):
         Raises:
           UserError: a key is unknown, a value is not allowed, or the method cannot be found.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"config: {shortened(values)} must be a section of keys and values")
         method = find_method(values.get("method", cls.method))
         defaults = _option_defaults(method)
         known = {**SECTIONS, **defaults}
@@ -201,14 +210,17 @@ class Settings(Section):
         known = {**CATALOG, **own}
         for name in self.tasks:
             if name not in known:
-                defined = ", ".join(own) or "empty"
+                defined = listed(own) or "empty"
                 raise UserError(
-                    f"config: tasks names '{name}', which is neither in the catalog "
+                    f"config: tasks names {shortened(name)}, which is neither in the catalog "
                     f"({', '.join(CATALOG)}) nor in config.definitions ({defined})"
                 )
         names = list(self.tasks)
         if not names or len(set(names)) < len(names):
-            raise UserError(f"config: tasks must name at least one task, none twice; it is {names}")
+            raise UserError(
+                "config: tasks must name at least one task, none twice; it is "
+                f"{shortened(names, 200)}"
+            )
         return tuple(known[name] for name in names)
 
 
@@ -279,7 +291,11 @@ def _keys(values: Mapping[str, Any], sections: Iterable[str]) -> Iterable[str]:
 
 def _check_definitions(definitions: Any) -> None:
     if not isinstance(definitions, Mapping):
-        raise UserError(f"config: definitions = {definitions!r} must map names to tasks' fields")
+        raise UserError(
+            f"config: definitions = {shortened(definitions)} must map names to tasks' fields"
+        )
     for name, fields in definitions.items():
         if not isinstance(fields, Mapping):
-            raise UserError(f"config: definitions.{name} = {fields!r} must map fields to values")
+            raise UserError(
+                f"config: definitions.{name} = {shortened(fields)} must map fields to values"
+            )

@@ -259,6 +259,12 @@ class Evaluator:
 def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settings) -> None:
     """Refuses settings that do not fit the model, the method or the tasks."""
     data = settings.data
+    sizes = model.sizes
+    if method.lora.rank > min(sizes.width, sizes.ffn_width):
+        raise UserError(
+            f"config: lora.rank = {method.lora.rank} exceeds the model's width of "
+            f"{min(sizes.width, sizes.ffn_width)}, above which a rank adds nothing; lower it"
+        )
     if settings.shared_head:
         _check_shared_head(settings.head, tasks)
     if data.max_length > model.sizes.context_length:

@@ -3,15 +3,26 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
-from moecl_jax.data.examples import LONE_SURROGATE
-from moecl_jax.errors import UserError
+from moecl_jax.data.characters import LONE_SURROGATE
+from moecl_jax.errors import UserError, one_line
+from moecl_jax.outside import parse_json
 from moecl_jax.serving.generation import GREEDY, Sampling
 from moecl_jax.serving.prompts import Prompt, PromptReader
 from moecl_jax.serving.session import Session
 
+LONGEST_LINE = 2**24
+"""Bytes of a line that is read; a longer one is answered by an error."""
+
 _LINES_A_CALL = 256  # enough to fill batches, few enough that output keeps coming
+_BYTES_A_CALL = 2 * LONGEST_LINE
+_STANDARD_INPUT = ("-", "/dev/stdin")
+_STANDARD_OUTPUT = ("-", "/dev/stdout")
+
+# Fields that say how a line was answered. They are not copied from the input.
+_OF_ANY_ANSWER = frozenset({"error", "truncated"})
+_OF_A_LABEL = _OF_ANY_ANSWER | {"label", "probabilities", "logits"}
 
 
 def predict_file(session: Session, task: str | None, source: Path, target: Path) -> int:
@@ -24,11 +35,15 @@ def predict_file(session: Session, task: str | None, source: Path, target: Path)
     output line carries `error` instead. Where no task is named, each line's is chosen by its text,
     and added as `task`.
 
+    There is an output line for each input line; empty lines at the end are left out. Fields of an
+    input line with a name that an output line may add are not copied: what an output line says of
+    its answer is never what the input said.
+
     Args:
       session: answers.
       task: name of a finished task; None to choose each line's.
-      source: input file.
-      target: output file.
+      source: input file or pipe; "-" for standard input.
+      target: output file or pipe; "-" for standard output.
 
     Returns:
       The number of bad lines.
@@ -37,7 +52,8 @@ def predict_file(session: Session, task: str | None, source: Path, target: Path)
       UserError: the task or the files do not fit.
     """
     check_files(source, target)
-    return _answer_lines(session.reader(task), session.label, source, target)
+    own = _OF_A_LABEL if task is not None else _OF_A_LABEL | {"task"}
+    return _answer_lines(session.reader(task), session.label, source, target, own)
 
 
 def generate_file(
@@ -70,7 +86,8 @@ def generate_file(
         )
         return [{"response": text} for text in written]
 
-    return _answer_lines(session.reader(task, written=True), write, source, target)
+    reader = session.reader(task, written=True)
+    return _answer_lines(reader, write, source, target, _OF_ANY_ANSWER | {"response"})
 
 
 def check_files(source: Path, target: Path) -> None:
@@ -79,9 +96,13 @@ def check_files(source: Path, target: Path) -> None:
     Raises:
       UserError: says which.
     """
-    if not source.is_file():
+    if str(source) in _STANDARD_INPUT:
+        return
+    if not source.exists():
         raise UserError(f"--input={source} does not exist")
-    if target.exists() and source.samefile(target):
+    if source.is_dir():
+        raise UserError(f"--input={source} is a folder; name a JSON-lines file")
+    if target.is_file() and source.samefile(target):
         raise UserError("--input and --output are the same file; name another --output")
 
 
@@ -90,28 +111,68 @@ def _answer_lines(
     answer: Callable[[list[Prompt]], list[dict[str, Any]]],
     source: Path,
     target: Path,
+    own: frozenset[str],
 ) -> int:
-    """Copies a file, adding to each line what `answer` says of its prompt; counts bad lines."""
+    """Copies a file, adding to each line what `answer` says of its prompt; counts bad lines.
+
+    Fields whose names are in `own` are not copied.
+    """
     bad = 0
-    with source.open("rb") as lines, target.open("w", encoding="utf-8") as out:
-        for group in _groups(lines, _LINES_A_CALL):
+    with _open_source(source) as lines, _open_target(target) as out:
+        for group in _groups(_whole_lines(lines)):
             records = [_record(line) for line in group]
             read = reader.read(records)
             answers = iter(answer([prompt for _, prompt in read if prompt is not None]))
             for record, (added, prompt) in zip(records, read, strict=True):
-                bad += prompt is None
-                whole = {} if isinstance(record, Exception) else record
-                whole = whole | added | (next(answers) if prompt is not None else {})
-                out.write(json.dumps(whole, ensure_ascii=False) + "\n")
+                copied = {} if isinstance(record, Exception) else record
+                whole = {name: value for name, value in copied.items() if name not in own}
+                whole |= added | (next(answers) if prompt is not None else {})
+                bad += "error" in whole
+                out.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
+            out.flush()
     return bad
 
 
-def _record(line: bytes) -> dict[str, Any] | Exception:
-    """The object on a line, or why there is none."""
+def _open_source(source: Path) -> BinaryIO:
+    if str(source) in _STANDARD_INPUT:
+        return open(0, "rb", closefd=False)
+    return source.open("rb")
+
+
+def _open_target(target: Path) -> TextIO:
+    if str(target) in _STANDARD_OUTPUT:
+        return open(1, "w", encoding="utf-8", closefd=False)
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        return target.open("w", encoding="utf-8")
     except ValueError as error:
-        return ValueError(f"not a line of UTF-8 JSON: {error}")
+        raise UserError(f"--output={target}: {one_line(error)}") from error
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes | ValueError]:
+    """The lines, less empty ones at the end; for one that is too long, the reason."""
+    empty = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        too_long = len(line) > LONGEST_LINE
+        if not too_long and not line.strip():
+            empty += 1
+            continue
+        yield from (b"" for _ in range(empty))
+        empty = 0
+        yield ValueError(f"the line has more than {LONGEST_LINE} bytes") if too_long else line
+        while too_long and line and not line.endswith(b"\n"):
+            line = stream.readline(LONGEST_LINE)
+
+
+def _record(line: bytes | ValueError) -> dict[str, Any] | Exception:
+    """The object on a line, or why there is none."""
+    if isinstance(line, Exception):
+        return line
+    if not line:
+        return ValueError("the line is empty; expected a JSON object")
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        return ValueError(f"not a line of UTF-8 JSON: {one_line(error)}")
     if not isinstance(record, dict):
         return ValueError("not a JSON object")
     if LONE_SURROGATE.search(json.dumps(record, ensure_ascii=False)):
@@ -119,18 +180,15 @@ def _record(line: bytes) -> dict[str, Any] | Exception:
     return record
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _groups(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Lines that are not blank, `size` at a time."""
-    group: list[bytes] = []
+def _groups(lines: Iterable[bytes | ValueError]) -> Iterator[list[bytes | ValueError]]:
+    """Lines, some at a time."""
+    group: list[bytes | ValueError] = []
+    size = 0
     for line in lines:
-        if line.strip():
-            group.append(line)
-        if len(group) == size:
+        group.append(line)
+        size += 0 if isinstance(line, Exception) else len(line)
+        if len(group) == _LINES_A_CALL or size >= _BYTES_A_CALL:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from moecl_jax.data.examples import LONE_SURROGATE, problem_with_ids
+from moecl_jax.data.characters import LONE_SURROGATE, is_blank
+from moecl_jax.data.examples import problem_with_ids
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.errors import UserError
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.serving.evaluator import Evaluator
 
@@ -70,7 +72,11 @@ class PromptReader:
 
     def _prompt(self, example: TokenizedExample, task: int) -> tuple[Added, Prompt | None]:
         added: Added = {"task": self.evaluator.names[task]} if self.name_task else {}
-        ids, cut = self._prompt_of(task)(example)
+        prompt_of = self._prompt_of(task)
+        try:
+            ids, cut = prompt_of(example)
+        except UserError as error:
+            return added | {"error": str(error)}, None
         if cut and not example.text:
             problem = f"input_ids has {len(example.prompt)} tokens; at most {len(ids)} fit"
             return added | {"error": problem}, None
@@ -83,7 +89,7 @@ class PromptReader:
         if not isinstance(record, Mapping):
             return f"expected a text or a record of one, not {type(record).__name__}"
         text, ids = record.get("text"), record.get("input_ids")
-        if isinstance(text, str) and text.strip() and ids is None:
+        if isinstance(text, str) and not is_blank(text) and ids is None:
             if LONE_SURROGATE.search(text):
                 return "holds half of a surrogate pair (\\ud800...)"
             if self.evaluator.model.tokenizer is not None:

@@ -17,6 +17,7 @@ from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.model import Model
+from moecl_jax.outside import shortened
 from moecl_jax.runs.data_record import refuse_other_tokenizer
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.names import RESULTS_NAME
@@ -99,14 +100,16 @@ class Session:
           A prediction for each text, in their order.
 
         Raises:
-          UserError: a text is empty or does not fit (says which), there is no such task, or the
-            method keeps no expert a task to choose among.
+          UserError: a text is empty or does not fit (says which), there is no such task, the
+            method keeps no expert a task to choose among, or scores are not finite.
         """
         reader = self.reader(task)
-        predictions = []
+        predictions: list[Prediction] = []
         for prompts in self._prompts(reader, texts):
             labelled = self.label([prompt for _, prompt in prompts])
             for (added, prompt), fields in zip(prompts, labelled, strict=True):
+                if "error" in fields:
+                    raise UserError(f"text {len(predictions)}: {fields['error']}")
                 name = self.evaluator.names[prompt.task]
                 predictions.append(Prediction(**fields, task=name, truncated="truncated" in added))
         return predictions
@@ -161,7 +164,7 @@ class Session:
         reader = self.reader(task, written=True)
         [(added, prompt)] = reader.read([{"text": text}])
         if prompt is None:
-            raise UserError(f"the prompt {text!r}: {added['error']}")
+            raise UserError(f"the prompt {shortened(text)}: {added['error']}")
         if "truncated" in added:
             reporting.current().message(
                 f"note: the prompt was cut to its first {len(prompt.ids)} tokens"
@@ -248,7 +251,7 @@ class Session:
         return reader_of_task(self.evaluator, index)
 
     def label(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """`label`, `probabilities` and `logits` of each prompt."""
+        """`label`, `probabilities` and `logits` of each prompt, or an `error`."""
         evaluator, added = self.evaluator, [dict[str, Any]()] * len(prompts)
         tasks = sorted({prompt.task for prompt in prompts})
         together = mixed.MOST_TASKS if mixed.can_mix(evaluator.method) else 1
@@ -411,7 +414,16 @@ def model_of(settings: Any) -> Model:
 
 
 def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
-    """`label`, `probabilities` and `logits` of a text whose labels have these scores `[C]`."""
+    """`label`, `probabilities` and `logits` of a text whose labels have these scores `[C]`.
+
+    An `error` instead where a score is not finite, and so none says which label is best.
+    """
+    if not np.isfinite(row).all():
+        problem = (
+            "the model's scores are not finite, so that they choose no label: its weights or its "
+            "training are broken"
+        )
+        return {"error": problem}
     shares = np.exp(row - row.max())
     shares /= shares.sum()
     return {

@@ -158,7 +158,8 @@ class TaskTraining:
         if record is not None and record["task"] == self.task.name:
             self._restore(record)
         self.pending: dict[str, Any] | None = None
-        self.since_log, self.logged_at = np.zeros(2), time.perf_counter()
+        # Examples and tokens since the last step to be logged, and when that was finished.
+        self.since_log, self.finished_at = np.zeros(2), time.perf_counter()
         skipped = 0 if record is None or self.step == 0 else int(record.get("skipped", 0))
         self.watch = Watch(self.task.name, len(steps.tasks), self.total_steps, skipped)
 
@@ -248,6 +249,7 @@ class TaskTraining:
             metrics = self._train_batch([self.examples[index] for index in chunk])
             self._write_pending(progress)
             if self.step % settings.log_every == 0:
+                loss: Any = metrics["loss"]
                 rate = self.steps.schedule(self.step - 1, self.total_steps)
                 self.pending = {
                     "step": self.earlier_steps + self.step,
@@ -255,7 +257,10 @@ class TaskTraining:
                     "epoch": epoch,
                     "learning_rate": rate,
                     "metrics": metrics,
+                    "counts": self.since_log,
+                    "finished_at": time.perf_counter() if loss.is_ready() else None,
                 }
+                self.since_log = np.zeros(2)
             progress.update(len(chunk))
             if stopping.requested():
                 self._save(progress)
@@ -307,19 +312,23 @@ class TaskTraining:
         )
 
     def _write_pending(self, progress: reporting.Progress) -> None:
-        """Logs the last step to be logged, one step late so that the device never waits."""
+        """Logs the last step to be logged, one step late so that the device never waits.
+
+        A line's speeds are those since the step of the line before it was finished.
+        """
         if self.pending is None:
             return
+        pending, self.pending = self.pending, None
         metrics = {
-            name: np.asarray(value).tolist() for name, value in self.pending.pop("metrics").items()
+            name: np.asarray(value).tolist() for name, value in pending.pop("metrics").items()
         }
-        now = time.perf_counter()
-        speed, self.logged_at = self.since_log / (now - self.logged_at), now
-        self.since_log = np.zeros(2)
+        counts, finished_at = pending.pop("counts"), pending.pop("finished_at")
+        # A step that was not finished when it was begun is so now that its metrics are here.
+        finished_at = time.perf_counter() if finished_at is None else finished_at
+        speed, self.finished_at = counts / (finished_at - self.finished_at), finished_at
         speeds = {"examples_per_second": speed[0], "tokens_per_second": speed[1]}
-        self.log.write({**self.pending, **metrics, **speeds})
+        self.log.write({**pending, **metrics, **speeds})
         progress.update(0, metrics["loss"])
-        self.pending = None
 
     def _save(self, progress: reporting.Progress) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""

@@ -264,7 +264,7 @@ def test_overrides_may_stand_anywhere(calls, config_file):
         ("--config.items=1", "unknown config key 'items'"),
         (
             "--config.zzzzzz=1",
-            "unknown config key 'zzzzzz'; the keys are adversarial, adversarial.alpha,",
+            "unknown config key 'zzzzzz'; the keys are adversarial, batch, checkpoint_every, data,",
         ),
         ("--config.=1", "unknown config key ''"),
         (
@@ -352,10 +352,16 @@ def test_a_workdir_s_config_json_is_a_config(calls, tmp_path):
     [
         (None, "config file {path} does not exist"),
         ("{", "{path} is broken: Expecting"),
-        ("[1]", "{path} is broken: "),
-        ('{"seed": "x"}', "{path} is broken: "),
-        ('{"model_type": "llama"}', "{path} has an unknown config key 'model_type'; expected the"),
-        ('{"lora": {"r": 4}}', "{path} has an unknown config key 'lora.r'; expected the"),
+        ("[1]", "{path} is broken: expected an object of settings, and it is [1]"),
+        ("[" * 100_000, "{path} is broken: lists and objects are nested more than"),
+        ('{"seed": "x"}', "{path}: config: seed = 'x' must be a whole number (expected the"),
+        ('{"seed": null}', "{path}: config: seed = None must be a whole number"),
+        ('{"method": null}', "{path}: config: method = None must be a method's name"),
+        ('{"lora": null}', "{path}: config: lora = None must be a section of keys and values"),
+        ('{"lora": 4}', "{path}: config: lora = 4 must be a section of keys and values"),
+        ('{"epochs": 1e999}', "{path} is broken: 1e999 is larger than any number"),
+        ('{"model_type": "llama"}', "{path}: unknown config key 'model_type'"),
+        ('{"lora": {"r": 4}}', "{path}: unknown config key 'lora.r'"),
     ],
 )
 def test_a_wrong_config_json_is_named(tmp_path, capsys, content, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import chex
 import jax
@@ -344,3 +345,19 @@ def test_selection_keeps_the_best_validating_epoch_and_last_the_last(tmp_path, m
         assert_bit_equal(stream.shared, trees[kept].shared)
         chosen[selection] = results["validation_accuracy"]
     assert chosen == {"best": [0.9], "last": [0.7]}
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_speeds_are_those_since_the_line_before(tmp_path, log_every):
+    """Also at the end of an epoch and before a checkpoint, where a line is written early."""
+    settings = tiny_settings(tmp_path, tasks=("two",), log_every=log_every, checkpoint_every=2)
+    begun = time.perf_counter()
+    train(settings, tmp_path / "run")
+    elapsed = time.perf_counter() - begun
+    lines = logged(tmp_path / "run", speeds=True)
+    assert len(lines) > 3
+    assert all(line["examples_per_second"] > 0 for line in lines)
+    # The seconds that a line stands for are its examples by its speed; no second counts twice.
+    seconds = [log_every * settings.batch.size / line["examples_per_second"] for line in lines]
+    assert 0 < sum(seconds) <= elapsed
+    assert all(line["tokens_per_second"] > line["examples_per_second"] for line in lines)

@@ -23,7 +23,8 @@ from moecl_jax.data.sources.base import (
     open_document,
 )
 from moecl_jax.data.sources.files import FileSource
-from moecl_jax.errors import UserError, suggestion
+from moecl_jax.errors import UserError, listed, suggestion
+from moecl_jax.outside import shortened
 from moecl_jax.plugins import check_class, load_class
 
 __all__ = [
@@ -84,7 +85,9 @@ def find_source(source: object, task: str) -> str:
         if ":" in source:
             return Held(source, _made(load_class(source, Source, what), f"{what} {source!r}"))
         if source not in SOURCES:
-            raise UserError(f"task '{task}': source = {source!r} must be one of {known_sources()}.")
+            raise UserError(
+                f"task '{task}': source = {shortened(source)} must be one of {known_sources()}."
+            )
         return source
     made = source if isinstance(source, Source) else _made(check_class(source, Source, what), what)
     kind = type(made)
@@ -118,7 +121,7 @@ def source_of_files(files: Sequence[str], where: str) -> str:
     known = [name for name, source in SOURCES.items() if isinstance(source, FileSource)]
     if len(endings) != 1 or not endings <= set(known):
         raise UserError(
-            f"{where}: the endings of {', '.join(map(str, files)) or 'no file'} do not tell one "
+            f"{where}: the endings of {listed(files) or 'no file'} do not tell one "
             f"source; expected names that all end in one of {', '.join(f'.{n}' for n in known)}. "
             f"Rename the files, or pass source, one of {', '.join(known)}."
         )
@@ -155,14 +158,14 @@ def make_options(name: str, given: Any, task: str, taken: Collection[str]) -> An
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise UserError(
-            f"{where}: options = {given!r:.60} must be a mapping, or an object of "
+            f"{where}: options = {shortened(given)} must be a mapping, or an object of "
             f"{source.Options.__qualname__}."
         )
     for key in given:
         if key not in names:
             raise UserError(
-                f"{where} has no field '{key}'{suggestion(key, names) or '.'} Its own fields are "
-                f"{', '.join(names) or 'none'}."
+                f"{where} has no field {shortened(key)}{suggestion(str(key), names) or '.'} Its "
+                f"own fields are {', '.join(names) or 'none'}."
             )
     default = dataclasses.MISSING
     needed = [f.name for f in known if f.default is default and f.default_factory is default]

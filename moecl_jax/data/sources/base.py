@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, listed, one_line
 
 INPUT_IDS = "input_ids"
 """The field of a record that holds token ids in place of the text."""
@@ -109,6 +109,35 @@ class Definition(Protocol):
     def error(self, attribute: str, advice: str) -> UserError:
         """The error that names the task, one of its fields and what to do."""
         ...
+
+
+_UNPACK = "Unpack it first"
+_OTHER_FORMATS = (
+    # How a file begins, what it then is, and what to do. The longer of two beginnings comes first.
+    (b"version https://git-lfs", "a pointer of Git LFS", "Run 'git lfs pull' to get the file"),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"PK\x03\x04", "a zip archive or an Excel file", "Unpack it first, or save it as CSV"),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ\0", "an xz archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"PAR1", "a parquet file", "Use source 'huggingface' with the folder of the file"),
+    (b"ARROW1", "an Arrow file", "Use source 'huggingface' with the folder of the file"),
+    (b"\xff\xfe\0\0", "text in UTF-32", "Save it as UTF-8"),
+    (b"\0\0\xfe\xff", "text in UTF-32", "Save it as UTF-8"),
+    (b"\xff\xfe", "text in UTF-16", "Save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16", "Save it as UTF-8"),
+)
+
+
+def _other_format(content: bytes) -> tuple[str, str] | None:
+    """What a file is that is no text in UTF-8, and what to do about it; None if it may be."""
+    for begin, what, advice in _OTHER_FORMATS:
+        if content.startswith(begin):
+            return what, advice
+    sample = content[:4096]
+    if sample.count(0) * 4 > len(sample):
+        return "text in UTF-16 or a binary file", "Save it as UTF-8"
+    return None
 
 
 class Source(abc.ABC):
@@ -213,14 +242,38 @@ class Document:
             start += len(line) + 1
 
 
+def path_of(task: Definition, field: str, path: Path) -> Path:
+    """A path of a task with `~` replaced by the home directory.
+
+    Args:
+        task: whose path it is.
+        field: the field of the task that names it, for messages.
+        path: the path.
+
+    Raises:
+        UserError: it holds a NUL, or names the home of a user that there is not.
+    """
+    if "\0" in str(path):
+        raise task.error(field, "is no path: it holds a NUL character")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise task.error(field, f"leads nowhere: {one_line(error)}") from error
+
+
 def open_document(task: Definition, split: str) -> Document:
     """Reads the file of a split: `path` / the split's name.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or is known to hold no text in UTF-8.
     """
-    path = (Path(task.path) / getattr(task, split)).expanduser()
+    path = path_of(task, split, Path(task.path) / getattr(task, split))
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(
+                f"task '{task.name}': {path} is a device or a pipe, and a split is read several "
+                "times. Write it into a file."
+            )
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -228,6 +281,12 @@ def open_document(task: Definition, split: str) -> Document:
             f"{task.source} file with the {split} split; check `path` and `{split}` of the "
             f"task (relative paths start at {Path.cwd()})."
         ) from error
+    other = _other_format(content)
+    if other is not None:
+        raise UserError(
+            f"{path}: this is {other[0]}, and not {task.source} text in UTF-8 (task "
+            f"'{task.name}', {split} split). {other[1]}."
+        )
     bom = len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0
     text = content[bom:].decode("utf-8", "surrogateescape")
     invalid, index, offset, line = [], 0, bom, 1
@@ -249,6 +308,6 @@ def require_columns(names: Sequence[str], needed: Sequence[str], where: str) -> 
     for name in needed:
         if name not in names:
             raise UserError(
-                f"{where}: no column '{name}'; the columns are {', '.join(names)}. Set "
+                f"{where}: no column '{name}'; the columns are {listed(names)}. Set "
                 "text_fields and label_field or response_field of the task to columns of the data."
             )

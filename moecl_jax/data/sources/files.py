@@ -7,6 +7,7 @@ at "file:line".
 import abc
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,11 @@ from moecl_jax.data.sources.base import (
     Record,
     Source,
     open_document,
+    path_of,
     require_columns,
 )
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, listed, one_line
+from moecl_jax.outside import decode_json, parse_json, shortened
 
 
 class FileSource(Source):
@@ -35,8 +38,10 @@ class FileSource(Source):
 
     def same(self, task: Definition, first: str, second: str) -> bool:
         """Whether the two files are one; links are followed."""
-        files = [Path(self.location(task, split)).expanduser() for split in (first, second)]
-        return files[0].resolve() == files[1].resolve()
+        files = [
+            path_of(task, split, Path(self.location(task, split))) for split in (first, second)
+        ]
+        return os.path.realpath(files[0]) == os.path.realpath(files[1])
 
     def read(self, task: Definition, split: str) -> Iterator[Record]:
         """The records of the file, in its order."""
@@ -54,7 +59,7 @@ class Json(FileSource):
 
     def records(self, document: Document, task: Definition) -> Iterator[Record]:  # noqa: ARG002
         """The objects of the list, each with the line it starts on."""
-        text, decoder = document.text, json.JSONDecoder()
+        text = document.text
         space = re.compile(r"[ \t\n\r]*")
         line, counted = 1, 0
 
@@ -78,9 +83,11 @@ class Json(FileSource):
             line, counted = line + text.count("\n", counted, start), start
             expect("{", start)
             try:
-                fields, index = decoder.raw_decode(text, start)
+                fields, index = decode_json(text, start)
             except json.JSONDecodeError as error:
                 raise _malformed_list(document, error.pos, error.msg) from error
+            except ValueError as error:
+                raise _malformed_list(document, start, one_line(error)) from error
             yield Record(fields, f"{document.path}:{line}", document.problem(start, index))
             index = after_space(index)
             done = expect(",]", index) == "]"
@@ -115,13 +122,15 @@ class JsonLines(FileSource):
                 continue
             where = f"{document.path}:{number}"
             try:
-                fields = json.loads(line)
+                fields = parse_json(line)
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{where}:{error.colno}: malformed JSON: {error.msg}. {advice}"
                 ) from error
+            except ValueError as error:
+                raise UserError(f"{where}: malformed JSON: {one_line(error)}. {advice}") from error
             if not isinstance(fields, dict):
-                shown = line.strip()[:60]
+                shown = shortened(fields)
                 raise UserError(f"{where}:1: malformed JSON: {shown} is no object. {advice}")
             yield Record(fields, where, document.problem(start, start + len(line)))
 
@@ -144,6 +153,7 @@ class _Table(FileSource):
     def records(self, document: Document, task: Definition) -> Iterator[Record]:
         """The rows under the header; a header without the needed columns is refused."""
         needed = (*task.text_fields, task.answer_field)
+        _refuse_carriage_returns(document)
         rows = self.rows(document)
         header = next(rows, None)
         if header is None:
@@ -155,7 +165,7 @@ class _Table(FileSource):
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise UserError(
-                f"{where}: column {repeated[0]!r} stands twice in the header; rename one."
+                f"{where}: column {shortened(repeated[0])} stands twice in the header; rename one."
             )
         require_columns(names, needed, where)
         for row in rows:
@@ -163,11 +173,19 @@ class _Table(FileSource):
             if problem is None and len(row.cells) != len(names):
                 problem = BadExample(
                     "malformed row",
-                    f"{len(row.cells)} cells where the header has {len(names)} "
-                    f"({', '.join(names)})",
+                    f"{len(row.cells)} cells where the header has {len(names)} ({listed(names)})",
                 )
             fields = dict(zip(names, row.cells, strict=False))
             yield Record(fields, f"{document.path}:{row.line}", problem)
+
+
+def _refuse_carriage_returns(document: Document) -> None:
+    """Refuses a file whose lines end as on the Macs of old: to all others it has one line."""
+    if "\n" not in document.text and "\r" in document.text.rstrip("\r"):
+        raise UserError(
+            f"{document.path}:1: the lines end in carriage returns alone. Save the file with line "
+            "feeds ('Unix' or 'Windows' line ends)."
+        )
 
 
 class Csv(_Table):
@@ -182,19 +200,29 @@ class Csv(_Table):
         first = 0
         while True:
             try:
-                cells = next(reader)
+                cells = _next_row(reader, len(document.text))
             except StopIteration:
                 return
             except csv.Error as error:
                 raise UserError(
                     f"{document.path}:{first + 1}: malformed CSV: {error}. The row starts on this "
-                    "line; write a quote within a quoted cell twice, and close every quote."
+                    "line; write a quote within a quoted cell twice, close every quote, and put "
+                    "a carriage return within a cell into quotes."
                 ) from error
             last = reader.line_num
             stop = lines[last - 1][1] + len(lines[last - 1][2])
             if cells:
                 yield _Row(cells, first + 1, lines[first][1], stop)
             first = last
+
+
+def _next_row(reader: Iterator[list[str]], longest: int) -> list[str]:
+    """The next row, with cells of up to `longest` characters; Python's own limit is 131,072."""
+    before = csv.field_size_limit(longest + 1)  # it is the whole process's
+    try:
+        return next(reader)
+    finally:
+        csv.field_size_limit(before)
 
 
 class Tsv(_Table):

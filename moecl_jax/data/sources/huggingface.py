@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from moecl_jax import quiet
-from moecl_jax.data.sources.base import INPUT_IDS, Definition, Record, Source, require_columns
+from moecl_jax.data.sources.base import (
+    INPUT_IDS,
+    Definition,
+    Record,
+    Source,
+    path_of,
+    require_columns,
+)
 from moecl_jax.errors import UserError
 
 
@@ -92,7 +99,7 @@ def _open(task: Definition, split: str) -> Any:
     import datasets
 
     path, subset = task.path, task.subset or None
-    folder = Path(path).expanduser()
+    folder = path_of(task, "path", Path(path))
     if folder.is_dir():
         folder, subset = folder / task.subset, None
         path = str(folder)
@@ -107,7 +114,7 @@ def _open(task: Definition, split: str) -> Any:
     # The libraries below raise dozens of types, from httpx to pyarrow, for what is one mistake
     # here: the data set cannot be had.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0][:300]
         raise UserError(
             f"task '{task.name}': cannot load split '{split}' of the data set "
             f"'{_data_set(task)}' ({type(error).__name__}: {reason}). Check the name and the "

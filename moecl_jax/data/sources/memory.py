@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from moecl_jax.data.sources.base import INPUT_IDS, Definition, Held, Record, Source
 from moecl_jax.errors import UserError
+from moecl_jax.outside import shortened
 
 DIGITS = 16
 """Of the SHA-256 in hexadecimal: two different data sets in 10^19 have the same."""
@@ -74,8 +75,8 @@ def held_examples(
     for index, fields in enumerate(examples):
         if not isinstance(fields, Mapping):
             raise UserError(
-                f"{split}[{index}] of task '{task.name}' is {fields!r:.60}. Expected a mapping, "
-                "such as {'text': ..., 'label': ...}; of a pandas data frame pass "
+                f"{split}[{index}] of task '{task.name}' is {shortened(fields)}. Expected a "
+                "mapping, such as {'text': ..., 'label': ...}; of a pandas data frame pass "
                 "frame.to_dict('records')."
             )
         held.append({name: _plain(value) for name, value in fields.items()})

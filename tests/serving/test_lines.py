@@ -1,0 +1,293 @@
+"""The lines of `predict` and `generate`: an answer or an error for each, from files and pipes."""
+
+import dataclasses
+import io
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streams import tiny_settings
+
+from moecl_jax.cli.main import main
+from moecl_jax.errors import UserError
+from moecl_jax.serving import files
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.files import generate_file, predict_file
+from moecl_jax.serving.session import Session, open_run
+from moecl_jax.training.trainer import train
+
+CASES = 600
+"""Generated input files."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lines")
+    train(tiny_settings(folder, tasks=("two", "five"), epochs=1), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def session(run: Path) -> Session:
+    return open_run(run)
+
+
+def predicted(
+    session: Any, folder: Path, content: bytes, task: str | None = "two"
+) -> tuple[int, list[dict[str, Any]]]:
+    """The number of bad lines, and the output's lines, read by a strict reader of JSON."""
+    (folder / "in.jsonl").write_bytes(content)
+    bad = predict_file(session, task, folder / "in.jsonl", folder / "out.jsonl")
+    return bad, read(folder / "out.jsonl")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == ""
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+GOOD = b'{"text": "w9 w8"}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b'{"text": "w9", "x": ' + b"[" * 1500 + b"]" * 1500 + b"}", "nested more than 100 deep"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested more than 100 deep"),
+        (b'{"text": "w9", "x": 1e999}', "1e999 is larger than any number"),
+        (b'{"text": "w9", "x": -Infinity}', "-Infinity is no JSON"),
+        (b'{"text": "w9", "x": ' + b"9" * 5000 + b"}", "a number has 5000 digits"),
+        (b"", "the line is empty"),
+        (b" \t\r", "the line is empty"),
+        (b'{"text": "\\u200b"}', "a text that is not empty"),
+        (b'{"text": "w9"} {"text": "w9"}', "text after the end"),
+        (b"\x00", "not a line of UTF-8 JSON"),
+        (b'{"text": "w\xff"}', "not a line of UTF-8 JSON"),
+    ],
+)
+def test_a_bad_line_is_answered_by_an_error_in_its_place(
+    session: Session, tmp_path: Path, line: bytes, error: str
+) -> None:
+    bad, answers = predicted(session, tmp_path, GOOD + line + b"\n" + GOOD)
+    assert bad == 1
+    assert ["error" in answer for answer in answers] == [False, True, False]
+    assert error in answers[1]["error"]
+    assert len(answers[1]["error"]) < 500
+
+
+def test_empty_lines_keep_the_numbers_of_lines_except_at_the_end(
+    session: Session, tmp_path: Path
+) -> None:
+    bad, answers = predicted(session, tmp_path, b"\n\n" + GOOD + b"\n" + GOOD + b"\n  \n\n")
+    assert bad == 3
+    assert ["label" in answer for answer in answers] == [False, False, True, False, True]
+    assert predicted(session, tmp_path, b"\n\n") == (0, [])
+
+
+def test_a_byte_order_mark_is_passed_over(session: Session, tmp_path: Path) -> None:
+    bad, answers = predicted(session, tmp_path, b"\xef\xbb\xbf" + GOOD + GOOD)
+    assert bad == 0
+    assert [answer["label"] for answer in answers] == [answers[0]["label"]] * 2
+
+
+def test_a_line_that_is_too_long_is_passed_over(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", len(GOOD))
+    long = b'{"text": "' + b" " * 1000 + b'w9"}\n'
+    content = GOOD + long + GOOD + b" " * 1000 + b"\n" + GOOD + long.rstrip()
+    bad, answers = predicted(session, tmp_path, content)
+    errors = [answer.get("error", "") for answer in answers]
+    assert bad == 3
+    assert [bool(error) for error in errors] == [False, True, False, True, False, True]
+    assert errors[1] == f"the line has more than {len(GOOD)} bytes"
+
+
+def test_what_a_line_says_of_an_answer_is_never_copied(session: Session, tmp_path: Path) -> None:
+    own = {"label": "x", "error": "y", "truncated": 1, "logits": [0], "probabilities": {}}
+    kept = {"id": 7, "response": "r", "task": "t", "ünïcode": "日本"}
+    lines = [{"text": "w9"} | own | kept, {"text": ""} | own | kept]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    bad, (good, wrong) = predicted(session, tmp_path, content)
+    assert bad == 1
+    assert good["label"] in ("w0", "w1") and set(good["probabilities"]) == {"w0", "w1"}
+    assert good.keys() == {"text", "label", "logits", "probabilities", *kept}
+    assert wrong.keys() == {"text", "error", *kept}
+    assert kept.items() <= good.items() and kept.items() <= wrong.items()
+    _, (chosen, none) = predicted(session, tmp_path, content, task=None)
+    assert chosen["task"] in ("two", "five") and "task" not in none
+    (tmp_path / "in.jsonl").write_bytes(content)
+    target = tmp_path / "written.jsonl"
+    assert generate_file(session, "two", tmp_path / "in.jsonl", target, max_tokens=1) == 1
+    written, failed = read(target)
+    assert written["label"] == "x" and written["response"] != "r" and "error" not in written
+    assert failed["error"] != "y" and "response" not in failed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_choose_no_label(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    original = Evaluator.scores_of_several
+
+    def broken(self: Evaluator, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        scores = np.array(found.scores)
+        scores[1, 0] = value
+        return dataclasses.replace(found, scores=scores)
+
+    monkeypatch.setattr(Evaluator, "scores_of_several", broken)
+    bad, answers = predicted(session, tmp_path, GOOD * 3)
+    assert bad == 1
+    assert ["label" in answer for answer in answers] == [True, False, True]
+    assert "scores are not finite" in answers[1]["error"]
+    with pytest.raises(UserError, match="text 1: the model's scores are not finite"):
+        session.predict(["w9"] * 3, "two")
+
+
+def test_special_tokens_in_a_line_are_text(session: Session, tmp_path: Path) -> None:
+    tokenizer: Any = session.evaluator.model.tokenizer
+    end = tokenizer.eos_token
+    reader = session.reader("two")
+    [(_, prompt)] = reader.read([{"text": f"w9 {end} w8"}])
+    [(_, ids)] = reader.read([{"input_ids": [3, tokenizer.eos_token_id, 4]}])
+    assert prompt is not None and ids is not None
+    assert tokenizer.eos_token_id not in prompt.ids
+    assert tokenizer.eos_token_id in ids.ids  # asked for
+    assert predicted(session, tmp_path, json.dumps({"text": f"w9 {end}"}).encode())[0] == 0
+
+
+@pytest.fixture
+def standard_input() -> Any:
+    """Makes a pipe with some bytes the standard input."""
+    before = os.dup(0)
+
+    def feed(content: bytes) -> None:
+        out, into = os.pipe()
+        os.dup2(out, 0)
+        os.close(out)
+
+        def write() -> None:
+            os.write(into, content)
+            os.close(into)
+
+        threading.Thread(target=write).start()
+
+    yield feed
+    os.dup2(before, 0)
+    os.close(before)
+
+
+@pytest.mark.parametrize(("source", "target"), [("-", "-"), ("/dev/stdin", "/dev/stdout")])
+def test_standard_input_and_output(
+    run: Path, standard_input: Any, capfd: pytest.CaptureFixture[str], source: str, target: str
+) -> None:
+    standard_input(GOOD + b"{}\n" + GOOD)
+    arguments = [f"--workdir={run}", "--task=two", f"--input={source}", f"--output={target}"]
+    assert main(["predict", *arguments]) == 1
+    out, err = capfd.readouterr()
+    assert ["label" in json.loads(line) for line in out.splitlines()] == [True, False, True]
+    assert f"Predictions: {target}; bad lines: 1" in err
+    standard_input(GOOD)
+    assert main(["generate", *arguments, "--max-tokens=1"]) == 0
+    out, err = capfd.readouterr()
+    assert "response" in json.loads(out)
+    assert f"Answers: {target}; bad lines: 0" in err
+
+
+def test_named_pipes_are_files(session: Session, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(GOOD))
+    thread.start()
+    assert predict_file(session, "two", tmp_path / "pipe", tmp_path / "out.jsonl") == 0
+    thread.join()
+    assert len(read(tmp_path / "out.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("loop", "out", "--input=.*loop does not exist"),
+        ("a\0b", "out", "--input=.*b does not exist"),
+        ("folder", "out", "--input=.*folder is a folder; name a JSON-lines file"),
+        ("in", "a\0b", "--output=.*: embedded null byte"),
+        ("in", "in", "are the same file"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(
+    session: Session, tmp_path: Path, source: str, target: str, message: str
+) -> None:
+    (tmp_path / "in").write_bytes(GOOD)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=message):
+        predict_file(session, "two", tmp_path / source, tmp_path / target)
+
+
+def test_a_terminal_without_unicode_shows_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), "ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["evaluate", "--workdir=日本"]) == 1
+    streams["stderr"].flush()
+    written: Any = streams["stderr"].buffer
+    assert rb"moecl: error: \u65e5\u672c" in written.getvalue()
+
+
+class Answering:
+    """A session that reads prompts as the real one, and answers at once."""
+
+    def __init__(self, session: Session):
+        self.reader = session.reader
+
+    def label(self, prompts: list[Any]) -> list[dict[str, Any]]:
+        return [{"label": "w0", "probabilities": {}, "logits": []} for _ in prompts]
+
+
+parts = st.sampled_from(
+    [
+        *(b'{"text": "w9"}', b'{"text": "w9", "x": ', b'{"input_ids": [3, 4]}', b'{"input_ids": ['),
+        *(b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\n", b"\n", b"\r\n", b" ", b"\x00"),
+        *(b"NaN", b"1e999", b"-0", b"null", b"true", b"7" * 5000, b"[" * 1200, b'{"a":' * 1200),
+        *(b"\xef\xbb\xbf", b"\xff", b"\\ud800", b"\xf0\x9f\x98\x80", b"w" * 9000, b'"text"', b"-1"),
+        *(b'"error"', b'"label"', b'"input_ids"', b"[3]", b"[99999]", b'"<eos>"', b'"\\u200b"'),
+    ]
+)
+contents = st.lists(st.one_of(parts, st.binary(max_size=3)), max_size=14).map(b"".join)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=CASES,
+    derandomize=True,
+    deadline=10_000,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(content=contents)
+def test_any_input_has_an_answer_for_each_line(
+    session: Session, tmp_path: Path, content: bytes
+) -> None:
+    bad, answers = predicted(Answering(session), tmp_path, content)
+    lines = [line + b"\n" for line in content.split(b"\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    assert len(answers) == len(lines)
+    assert bad == sum("error" in answer for answer in answers)
+    for line, answer in zip(lines, answers, strict=True):
+        assert ("error" in answer) != ("label" in answer)
+        if "label" in answer:
+            assert isinstance(json.loads(line.decode("utf-8-sig")), dict)
+        else:
+            assert len(answer["error"]) < 1000
