@@ -26,7 +26,6 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTCOMES = ("survived", "refused")  # of faults
 
 
 @pytest.fixture(scope="session")
@@ -44,21 +43,36 @@ def shared() -> Path:
     return folder
 
 
+def _note_faults(node: pytest.Item, entries: list[tuple[str, int, str]]) -> None:
+    """Writes what a test tried, where MOECL_FAULTS names a folder; see launch/faults.sh."""
+    folder = os.environ.get("MOECL_FAULTS")
+    if folder is not None:
+        name = "".join(c if c.isalnum() else "_" for c in node.nodeid)
+        (Path(folder) / f"{name}.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
-    """Notes that a fault was tried: what, how many times, and the outcome.
+    """Notes that a fault was tried: what, how many times, and whether it survived or was refused.
 
-    Where MOECL_FAULTS names a folder, it gets one file a test, which launch/faults.sh turns into
-    the table.
+    A test calls it after its assertions.
     """
-    folder = os.environ.get("MOECL_FAULTS")
     entries: list[tuple[str, int, str]] = []
 
     def note(fault: str, times: int, outcome: str) -> None:
-        assert outcome in OUTCOMES
+        assert outcome in ("survived", "refused")
         entries.append((fault, times, outcome))
-        if folder is not None:
-            name = request.node.nodeid.replace("/", ".").replace(":", "_")
-            (Path(folder) / f"{name}.json").write_text(json.dumps(entries), encoding="utf-8")
+        _note_faults(request.node, entries)
 
     return note
+
+
+@pytest.hookimpl
+def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> None:
+    """Notes the generated cases of a property test that has passed."""
+    test = getattr(item, "obj", None)
+    if call.when == "call" and call.excinfo is None and getattr(test, "is_hypothesis_test", False):
+        settings = test._hypothesis_internal_use_settings
+        kind = Path(item.path).stem.removeprefix("test_").replace("_", " ")
+        fault = f"generated cases: {kind}"
+        _note_faults(item, [(fault, settings.max_examples, "read or refused")])

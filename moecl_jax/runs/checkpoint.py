@@ -256,11 +256,9 @@ class TaskCheckpoints:
         return dict(_restore_arrays(path, _SHARED))
 
     def restore_features(self, index: int) -> dict[str, np.ndarray] | None:
-        """The features saved with the newest task as NumPy, or None where none were."""
+        """The features saved with a task as NumPy, or None where none are."""
         path = self.path(index)
         if not (path / _FEATURES).is_dir():
-            if _FEATURES in _read_record(path)[_SHAPES]:
-                raise _damaged(path, f"its {_FEATURES} are missing")
             return None
         return dict(_restore_arrays(path, _FEATURES))
 

@@ -251,6 +251,8 @@ class StreamTraining:
         stream, history = self.store.restore()
         if self.method.traits.expert_per_task:
             self.features = self.store.restore_features(stream)
+            if self.features is None:
+                self.features = self._features_again(stream)
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
         if history is None:
@@ -315,6 +317,19 @@ class StreamTraining:
         self.begun = time.perf_counter()
         self.store.save_finished(stream, history, self.features)
         return stream
+
+    def _features_again(self, stream: StreamState) -> TaskFeatures | None:
+        """Features of the finished tasks, where they went with newer checkpoints.
+
+        None where a task has no training examples here, as after a conversion.
+        """
+        features = TaskFeatures.blank(self.evaluator.starting.sizes.width)
+        for task in self.tasks[: len(stream.finished)]:
+            if not task.splits["train"]:
+                return None
+            if not task.definition.free_form:
+                features = add_task(self.evaluator, features, task.name, task.splits["train"])
+        return features
 
     def begun_tasks(self) -> list[str]:
         """Names of the tasks whose training was begun before."""
