@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with signals.handled() as received:
         try:
             return _main(sys.argv[1:] if argv is None else argv)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            received.first = received.first or signals.cause_of(error)
             print(signals.INTERRUPTED, file=sys.stderr)
             return received.status
 

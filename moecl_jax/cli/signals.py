@@ -31,7 +31,7 @@ class Signals:
     @property
     def status(self) -> int:
         """The exit status after the first signal."""
-        return 128 + (self.first or signal.SIGINT)
+        return 128 + self.first
 
     def _listen(self, reader: int) -> None:
         """Acts on each byte of a pipe: the number of a signal.
@@ -48,6 +48,11 @@ class Signals:
                 os._exit(self.status)
             self.first = number[0]
             stopping.request()
+
+
+def cause_of(error: KeyboardInterrupt) -> int:
+    """The signal behind an exception: several processes are stopped by SIGTERM, which JAX gets."""
+    return signal.SIGTERM if isinstance(error, stopping.Stopped) else signal.SIGINT
 
 
 @contextlib.contextmanager

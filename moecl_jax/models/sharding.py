@@ -270,6 +270,23 @@ def first_process() -> bool:
     return jax.process_index() == 0
 
 
+def preempted(step: int) -> bool:
+    """Whether several processes that train together are to save after this step and stop.
+
+    One of them has got SIGTERM; all of them learn of it, and agree on a step. A process that trains
+    alone is told by its own signals.
+
+    Args:
+      step: number of the step, the same in all processes; each of them asks after every step.
+    """
+    if jax.process_count() == 1:
+        return False
+    try:
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+    except RuntimeError:  # the user has switched JAX's service off
+        return False
+
+
 def wait_for_all(name: str) -> None:
     """Lets no process pass before all have come here."""
     if jax.process_count() > 1:

@@ -20,6 +20,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.methods.base import TaskEnd
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import StreamState
+from moecl_jax.models.sharding import preempted
 from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator
@@ -262,9 +263,9 @@ class TaskTraining:
                 }
                 self.since_log = np.zeros(2)
             progress.update(len(chunk))
-            if stopping.requested():
+            if stopping.requested() or preempted(self.earlier_steps + self.step):
                 self._save(progress)
-                stopping.check()
+                raise stopping.Stopped
             if self.step % settings.checkpoint_every == 0 and self.step % self.epoch_steps:
                 self._save(progress)
         try:

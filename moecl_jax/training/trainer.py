@@ -140,7 +140,8 @@ class Trainer:
                     save_settings(settings, self.workdir)
                     data.save(self.workdir)
             wait_for_all("begun")
-            with stopping.heeding():
+            alone = jax.process_count() == 1  # several would have to stop at the same step
+            with stopping.heeding() if alone else contextlib.nullcontext():
                 state, content = run.run()
             content = plain(
                 {

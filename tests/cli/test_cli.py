@@ -237,7 +237,8 @@ def test_a_placeholder_gets_its_value(calls, tmp_path, capsys):
 def test_overrides_may_stand_anywhere(calls, config_file):
     argv = ["train", "--config.seed=7", "--workdir", "w", "--config", f"{config_file}:a=5"]
     assert cli.main(argv) == 0
-    settings, workdir = calls["train"]
+    settings, workdir, options = calls["train"]
+    assert options == {"resume": "newest", "accept_changes": False}
     assert (settings.seed, settings.epochs, workdir) == (7, 5, Path("w"))
 
 
@@ -479,3 +480,9 @@ def test_compare_with_broken_results(tmp_path, capsys, content, message):
     path.write_text(content)
     error = error_of(capsys, "compare", f"--workdir={tmp_path}")
     assert error.startswith(message.format(path=path))
+
+
+def test_how_a_training_goes_on_is_chosen_on_the_command_line(calls, config_file):
+    argv = ["train", "--workdir=w", f"--config={config_file}", "--resume=last-good"]
+    assert cli.main([*argv, "--accept-changes"]) == 0
+    assert calls["train"][2] == {"resume": "last-good", "accept_changes": True}

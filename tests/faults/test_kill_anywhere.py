@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import socket
+import time
 
 import pytest
 from processes import (
@@ -77,6 +78,30 @@ def test_an_export_is_killed_anywhere(tmp_path, tried):
     for file in whole.iterdir():
         assert (killed / file.name).read_bytes() == file.read_bytes()
     tried("SIGKILL inside an export", kills, "survived")
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path, tried):
+    config = write_config(tmp_path, mesh__data=2, epochs=40, tasks=("two",))
+    workdir = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    train = ["train", f"--config={config}", f"--workdir={workdir}", f"--coordinator={address}"]
+    processes = [begin(*train, f"--process={index}/2") for index in range(2)]
+    try:
+        log, until = workdir / "metrics.jsonl", time.monotonic() + 100
+        while not (log.exists() and log.read_text().count("\n") > 3):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        outcomes = [finish(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [status for status, _, _ in outcomes] == [143, 143], outcomes
+    [state] = (workdir / "checkpoints" / "in_progress").iterdir()
+    assert 4 <= int(state.name) < 240
+    tried("SIGTERM to one of two processes", 1, "survived")
 
 
 def test_two_processes_are_killed_and_go_on(tmp_path, tried):
