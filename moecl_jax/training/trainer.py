@@ -170,10 +170,10 @@ class Trainer:
     def _goes_on(self, now: DataRecord, run: "StreamTraining") -> DataRecord:
         """The record of the data, after a comparison with that of the training before."""
         assert self.workdir is not None
-        before = DataRecord.load(self.workdir)
-        if before is None:
+        before, begun = DataRecord.load(self.workdir), run.begun_tasks()
+        if before is None or not begun:
             return now
-        return before.followed_by(now, run.begun_tasks(), accept=self.accept_changes)
+        return before.followed_by(now, begun, accept=self.accept_changes)
 
     def _store(self, evaluator: Evaluator) -> Store:
         if self.workdir is not None:

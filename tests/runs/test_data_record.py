@@ -113,3 +113,12 @@ def test_a_broken_record_is_told(run):
     (folder / "run" / "data.json").write_text('{"tokenizer": 1}')
     with pytest.raises(UserError, match=r"data\.json is broken: tasks"):
         train(settings, folder / "run")
+
+
+def test_before_anything_is_trained_all_may_change(run, tmp_path):
+    folder, settings = run
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    change(folder / "data" / "two_test.jsonl", "halved")
+    permute(folder)
+    assert "accepted_changes" not in train(settings, tmp_path / "run")
