@@ -47,7 +47,7 @@ class Short(Llama):
     """A Llama whose config.json need not say its context."""
 
     model_type = "short"
-    defaults = {"max_position_embeddings": 77}
+    defaults = {"max_position_embeddings": 300}
 '''
 CONFIG = """
 from ml_collections import ConfigDict
@@ -132,7 +132,7 @@ def test_killed_inside_the_second_task_they_resume_bit_for_bit(folder, swept, mo
     assert first["accuracy_matrix"] == second["accuracy_matrix"]
     (evaluator, ours, _), (_, theirs, _) = restored(workdir), restored(whole)
     assert_bit_equal((ours.shared, ours.memory), (theirs.shared, theirs.memory))
-    assert evaluator.model.sizes.context_length == 77
+    assert evaluator.model.sizes.context_length == 300
     assert type(evaluator.tasks[0].reader).__name__ == "SQLite"
     assert "short" not in FAMILIES and issubclass(type(evaluator.tasks[0].reader), Source)
 
