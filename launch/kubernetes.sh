@@ -37,6 +37,7 @@ spec:
     spec:
       subdomain: $name
       restartPolicy: Never
+      terminationGracePeriodSeconds: 120
       containers:
         - name: train
           image: $image

@@ -55,6 +55,7 @@ def test_slurm_runs_a_process_for_each_gpu():
     words = shlex.split(dry_run("slurm.sh", "--nodes=4", *TRAIN))
     assert words[0] == "sbatch"
     assert {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", f"--chdir={ROOT}"} < {*words}
+    assert "--signal=TERM@120" in words  # time to save before the job is killed
     step = shlex.split(words[-1].removeprefix("--wrap="))
     assert step == ["srun", "--kill-on-bad-exit=1", *COMMAND, OVER_ALL, AUTO]
 
@@ -75,6 +76,7 @@ def test_kubernetes_starts_a_pod_for_each_host():
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
     pod = spec["template"]["spec"]
     assert pod["subdomain"] == service["metadata"]["name"] == "moecl"
+    assert pod["terminationGracePeriodSeconds"] == 120
     (container,) = pod["containers"]
     assert container["image"] == "our/moecl:1"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
