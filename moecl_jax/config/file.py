@@ -130,7 +130,7 @@ def read_json(path: Path) -> "ConfigDict":
         raise UserError(f"{path} is broken: {one_line(error)}") from error
     try:
         return to_config(Settings.from_mapping(_with_tuples(content)))
-    except UserError as error:
+    except (UserError, ValueError) as error:  # ConfigDict's own: a key with a dot
         raise UserError(
             f"{path}: {error} (expected the config.json that 'moecl train' or 'moecl convert' "
             "writes into a workdir)"

@@ -166,6 +166,11 @@ class Trainer:
                 for line in store.go_back():
                     reporting.current().message(line)
         wait_for_all("mended")
+        record = store.in_progress()
+        of_a_finished_task = record is not None and record["task"] in store.finished_names()
+        wait_for_all("read")
+        if of_a_finished_task:  # the process was killed before it could forget this state
+            store.checkpoints.clear_in_progress()
 
     def _goes_on(self, now: DataRecord, run: "StreamTraining") -> DataRecord:
         """The record of the data, after a comparison with that of the training before."""

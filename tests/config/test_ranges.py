@@ -137,6 +137,13 @@ def test_the_keys_beside_an_unknown_one_are_listed() -> None:
             Settings.from_mapping(values)  # type: ignore[arg-type]
 
 
+def test_a_key_with_a_dot_in_a_definition_is_no_trace(tmp_path: Path) -> None:
+    content = Settings().to_mapping() | {"definitions": {"sms_spam": {"text_fields": {"a.b": 1}}}}
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json: .*dots.*a\.b"):
+        load_settings(str(tmp_path / "config.json"))
+
+
 # Generated configs: any value that JSON can hold, for any key.
 
 KEYS = [

@@ -9,6 +9,7 @@ from streams import assert_bit_equal, logged, restored, stop_after, tiny_config,
 from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
 from moecl_jax.models.settings import Lora
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.serving.session import open_run
 from moecl_jax.training.trainer import Trainer, train
 
@@ -112,6 +113,18 @@ def test_nothing_is_said_or_moved_where_all_is_whole(damaged, caplog):
     assert not any("going on after" in record.message for record in caplog.records)
     assert not (workdir / "checkpoints" / "set_aside").exists()
     assert_equal(workdir, whole)
+
+
+def test_the_state_of_a_task_that_is_finished_is_forgotten(finished, tmp_path, monkeypatch):
+    """As after a kill between a task's last checkpoint and the deletion of its state."""
+    folder, settings = finished
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskCheckpoints, "clear_in_progress", lambda _: None)
+        train(settings, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "in_progress").is_dir()
+    train(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "in_progress").exists()
+    assert_equal(tmp_path / "run", folder / "run")
 
 
 def test_another_word_is_refused(finished):
