@@ -30,6 +30,7 @@ TOP_MODULES = {
     "errors",
     "outside",
     "plugins",
+    "programs",
     "quiet",
     "reporting",
     "settings",

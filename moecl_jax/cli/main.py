@@ -24,6 +24,7 @@ COMMANDS = (
     "export",
     "compare",
     "report",
+    "cache",
 )
 _FLAG = re.compile(r"--?[A-Za-z]")
 

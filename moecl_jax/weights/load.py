@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
+from moecl_jax import programs
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS, as_bits, one_by_one, quantize_layers
 from moecl_jax.models.attention import check_attention
@@ -108,6 +109,7 @@ def load_model(
     _check_choice("attention", attention, tuple(ATTENTIONS))
     for axis in mesh or {}:
         _check_choice("axis of mesh", axis, AXES)
+    programs.keep()
     placement = Placement.over({**dict.fromkeys(AXES, 1), **(mesh or {})})
     if remat == "auto":
         remat = "projections" if placement.one_cpu else "full"
