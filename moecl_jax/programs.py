@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -123,7 +124,7 @@ def keep() -> None:
     import jax
     from jax._src import compilation_cache
 
-    if jax.config.jax_compilation_cache_dir or _store_of(compilation_cache) is not None:
+    if jax.config.values["jax_compilation_cache_dir"] or _store_of(compilation_cache) is not None:
         return
     folder = writable_folder()[0]
     if folder is None:
@@ -131,8 +132,8 @@ def keep() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))  # for XLA's own caches on a GPU
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    compilation_cache._cache = ProgramStore(folder)
-    compilation_cache._cache_initialized = True
+    internals: Any = compilation_cache
+    internals._cache, internals._cache_initialized = ProgramStore(folder), True
 
 
 def _store_of(compilation_cache: object) -> ProgramStore | None:

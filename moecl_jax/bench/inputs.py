@@ -14,7 +14,6 @@ import numpy as np
 from moecl_jax.bench.flops import Formula
 from moecl_jax.bench.gauges import WARM_UP_STEPS
 from moecl_jax.data.batching import (
-    ROW_LENGTHS,
     Batch,
     BatchLayout,
     chunks,
@@ -24,6 +23,7 @@ from moecl_jax.data.batching import (
 )
 from moecl_jax.data.catalog import MTL5_LABELS
 from moecl_jax.data.examples import Example, TaskExamples
+from moecl_jax.data.rows import ROW_LENGTHS
 from moecl_jax.data.settings import BatchSettings
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedExample, tokenize_answers, tokenize_task

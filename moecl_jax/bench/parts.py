@@ -18,7 +18,8 @@ from moecl_jax.bench.gauges import (
     steady,
 )
 from moecl_jax.bench.inputs import OPTIMIZER, WRITTEN_TOKENS, Inputs, jit_train_step
-from moecl_jax.data.batching import Batch, row_length
+from moecl_jax.data.batching import Batch
+from moecl_jax.data.rows import row_length
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.serving.generation import Generator, read_prompts, write_tokens

@@ -30,7 +30,6 @@ from moecl_jax.bench.inputs import (
     STREAM_TASKS,
     draw_frozen,
     formula_of,
-    jit_train_step,
     make_context,
     make_starting,
 )
@@ -41,7 +40,7 @@ from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import Tree
 from moecl_jax.models.model import Architecture
 from moecl_jax.models.sharding import AXES, Placement
-from moecl_jax.training.steps import TrainState, init_train_state
+from moecl_jax.training.steps import Piece, TrainState, init_train_state, no_sums, train_piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +118,16 @@ class PlannedTraining:
 
         state = jax.eval_shape(begin)
         draw = functools.partial(draw_frozen, SHAPES[shape], architecture.dtype, quantization)
-        answer = RANDOM_ANSWERS[0]
+        answer, together = RANDOM_ANSWERS[0], -(-batch // parts)
         prompt = np.zeros(length - len(answer) + 1, np.int32)
         rows = BatchLayout(
-            batch,
+            together,
             packed=True,
             row_length=1,
             continuations=1,
             answer_length=len(answer),
-            parts=parts,
         )
-        examples = [TokenizedExample(prompt, 0)] * batch
+        examples = [TokenizedExample(prompt, 0)] * together
         return cls(
             context=context,
             frozen=jax.eval_shape(draw, jax.eval_shape(lambda: jax.random.key(0))),
@@ -177,8 +175,12 @@ class PlannedTraining:
 
     def compiled_bytes(self) -> int:
         """Compiles the step for one device of this machine; returns its bytes by XLA's analysis."""
-        step, rate = jit_train_step(self.context), np.float32(2e-4)
-        return step_memory(step.lower(self.state, self.frozen, self.batch, rate).compile())
+        step = functools.partial(train_piece, context=self.context, optimizer=OPTIMIZER)
+        piece = Piece.of(0, 1.0, 1.0, last=True)
+        sums, rate = jax.eval_shape(no_sums, self.state.active), np.float32(2e-4)
+        jitted = jax.jit(step, donate_argnums=(0, 1))
+        lowered = jitted.lower(self.state, sums, self.frozen, self.batch, piece, rate)
+        return step_memory(lowered.compile())
 
 
 def main() -> int:

@@ -9,8 +9,6 @@ Only attention needs rows: with `compact` all else is computed of the filled slo
 """
 
 import dataclasses
-import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,11 +17,9 @@ import flax.struct
 import jax
 import numpy as np
 
+from moecl_jax.data.rows import ROW_LENGTHS, first_fit, row_length, up
+from moecl_jax.data.shapes import Need, Planner, Shape
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.errors import UserError
-
-# Row lengths: few, so that few shapes are compiled; above 32 none wastes more than a third.
-ROW_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
 @flax.struct.dataclass
@@ -50,7 +46,7 @@ class Batch:
       task_index: scalar, place of the task in the stream; in a mixed batch `[B]`, each example's
         place among the tasks of the batch.
       class_count: scalar, classes of the task; in a mixed batch `[B]`, those of each example's.
-      slots: `[N]` which of the R * S slots are computed, ascending: those that hold a token and a
+      slots: `[N]` which of the R * S slots are computed: those that hold a token, ascending, and a
         few more, so that few shapes are compiled. `None` for all.
     """
 
@@ -96,9 +92,7 @@ class BatchLayout:
       padded_length: the least number of slots of a row with one example. Where it is not 0, packed
         rows are as short as they can be.
       row_multiple: rows are padded up to a multiple of this, so that devices can share them.
-      parts: the number of parts that a batch is computed in, one after another.
-      compact: whether only attention is computed where packed rows are empty; not with several
-        parts.
+      compact: whether only attention is computed where packed rows are empty.
     """
 
     batch_size: int
@@ -108,8 +102,19 @@ class BatchLayout:
     answer_length: int
     padded_length: int = 0
     row_multiple: int = 1
-    parts: int = 1
     compact: bool = False
+
+    @property
+    def planner(self) -> Planner:
+        """Chooses shapes of such batches."""
+        return Planner(
+            self.batch_size,
+            self.packed,
+            self.compact,
+            self.row_length,
+            self.row_multiple,
+            self.padded_length,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +151,13 @@ def lay_out(prompt: np.ndarray, answers: Sequence[np.ndarray]) -> LaidOut:
     return LaidOut(join(tokens), join(positions), join(branches), tuple(predicted))
 
 
+def need_of(example: TokenizedExample, answers: Sequence[np.ndarray], *, training: bool) -> Need:
+    """What an example needs of a batch that `make_batch` lays out."""
+    lengths = [len(answer) for answer in _answers(example, answers, training=training)]
+    fed = sum(lengths) - len(lengths)
+    return Need(len(example.prompt) + fed, fed + 1 if lengths else 0, max(lengths, default=1))
+
+
 def make_batch(
     examples: Sequence[TokenizedExample],
     answers: Sequence[np.ndarray],
@@ -154,6 +166,7 @@ def make_batch(
     task_index: int,
     class_count: int,
     training: bool,
+    shape: Shape | None = None,
 ) -> Batch:
     """Lays out up to B examples of one task.
 
@@ -161,30 +174,17 @@ def make_batch(
       examples: between 1 and B examples; missing ones get weight 0 and no slots.
       answers: the answer's ids for each label; empty for a classification head or free-form
         examples, each of which has its own response as its one answer.
-      layout: shapes and packing.
+      layout: packing.
       task_index: place of the task in the stream.
       class_count: classes of the task.
       training: whether only the right answer follows the prompt, or every label's.
-
-    Returns:
-      The batch; where `layout` has several parts, theirs on a leading axis of each array.
+      shape: shape of the arrays, which must hold the examples; by default one for these alone.
     """
-    sequences = [lay_out(e.prompt, _answers(e, answers, training=training)) for e in examples]
-    if layout.parts > 1:
-        longest = max(len(sequence.tokens) for sequence in sequences)
-        make = functools.partial(
-            make_batch,
-            answers=answers,
-            layout=_layout_of_parts(layout, longest),
-            task_index=task_index,
-            class_count=class_count,
-            training=training,
-        )
-        return _stacked([make(part) for part in _split(examples, layout.parts)], layout.parts)
     return _assemble(
         examples,
-        sequences,
+        [lay_out(e.prompt, _answers(e, answers, training=training)) for e in examples],
         layout,
+        shape,
         training=training,
         task_index=np.int32(task_index),
         class_count=np.int32(class_count),
@@ -198,6 +198,7 @@ def make_mixed_batch(
     layout: BatchLayout,
     *,
     class_counts: Sequence[int],
+    shape: Shape | None = None,
 ) -> Batch:
     """Lays out up to B examples of several tasks for evaluation: a mixed batch.
 
@@ -207,8 +208,9 @@ def make_mixed_batch(
       examples: between 1 and B examples; missing ones get weight 0, no slots and task 0.
       tasks: for each example the place of its task in `answers` and `class_counts`.
       answers: for each task what `make_batch` takes.
-      layout: shapes and packing; its `parts` are left out of account.
+      layout: packing.
       class_counts: for each task the number of its classes.
+      shape: as for `make_batch`.
 
     Returns:
       The batch, with `task_index` and `class_count` of shape `[B]`.
@@ -222,6 +224,7 @@ def make_mixed_batch(
         examples,
         sequences,
         layout,
+        shape,
         training=False,
         task_index=task_index,
         class_count=class_count,
@@ -232,25 +235,31 @@ def _assemble(
     examples: Sequence[TokenizedExample],
     sequences: Sequence[LaidOut],
     layout: BatchLayout,
+    shape: Shape | None,
     *,
     training: bool,
     **of_task: Any,
 ) -> Batch:
     """The batch of laid-out examples; `of_task` are `task_index` and `class_count`."""
-    rows, offsets, shape = place([len(sequence.tokens) for sequence in sequences], layout)
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    rows, offsets, sides = place(lengths, layout, shape)
 
-    grid = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "branches")}
-    segments = np.zeros(shape, np.int32)
-    computed = None
-    if layout.packed and layout.compact:
-        starts = [row * shape[1] + offset for row, offset in zip(rows, offsets, strict=True)]
-        filled = [
-            start + np.arange(len(sequence.tokens))
-            for start, sequence in zip(starts, sequences, strict=True)
-        ]
-        computed = computed_slots(np.concatenate(filled), math.prod(shape))
+    grid = {name: np.zeros(sides, np.int32) for name in ("tokens", "positions", "branches")}
+    segments = np.zeros(sides, np.int32)
+    starts = np.array(rows) * sides[1] + offsets
+    filled = np.concatenate(
+        [start + np.arange(n) for start, n in zip(starts, lengths, strict=True)]
+    )
+    filled.sort()
+    computed, every = None, math.prod(sides)
+    if shape is not None and shape.compact:
+        computed = computed_slots(filled, every, shape.slots)
+    elif shape is None and layout.packed and layout.compact:
+        computed = computed_slots(filled, every, computed_count(len(filled), every))
     count, answer_length = 1 if training else layout.continuations, layout.answer_length
-    if examples[0].response is not None:
+    if shape is not None:
+        answer_length = shape.answer
+    elif examples[0].response is not None:
         longest = max(len(where) for sequence in sequences for where, _ in sequence.answers)
         fits = longest <= answer_length
         count, answer_length = 1, answer_length if fits else row_length(longest)
@@ -264,15 +273,17 @@ def _assemble(
         for name, array in grid.items():
             array[row, slots] = getattr(sequence, name)
         segments[row, slots] = index + 1
-        flat = row * shape[1] + offset
+        flat = row * sides[1] + offset
         if computed is not None:
-            flat = int(np.searchsorted(computed, flat))
+            flat = int(np.searchsorted(filled, flat))
         last_token[index] = flat + len(examples[index].prompt) - 1
         for branch, (where, targets) in enumerate(sequence.answers):
             answer_positions[index, branch, : len(where)] = flat + where
             answer_targets[index, branch, : len(targets)] = targets
             answer_mask[index, branch, : len(targets)] = 1.0
-    predicted, answer_index = _distinct(answer_positions, answer_mask * (not training))
+    predicted, answer_index = _distinct(
+        answer_positions, answer_mask * (not training), None if shape is None else shape.predicted
+    )
     labels = np.zeros(layout.batch_size, np.int32)
     labels[: len(examples)] = [example.label for example in examples]
     weights = (np.arange(layout.batch_size) < len(examples)).astype(np.float32)
@@ -302,118 +313,67 @@ def _answers(
     return [answers[example.label]] if training and answers else answers
 
 
-def _split(
-    examples: Sequence[TokenizedExample], parts: int
-) -> Iterator[Sequence[TokenizedExample]]:
-    """At most `parts` pieces, none empty, whose sizes differ by one at most."""
-    bounds = np.linspace(0, len(examples), min(parts, len(examples)) + 1).astype(int)
-    for start, end in itertools.pairwise(bounds):
-        yield examples[start:end]
-
-
-def _layout_of_parts(layout: BatchLayout, longest: int) -> BatchLayout:
-    """The layout of each part, so that all parts have rows of one length."""
-    slots = place([longest], layout)[2][1]
-    size = -(-layout.batch_size // layout.parts)
-    return dataclasses.replace(
-        layout, batch_size=size, row_length=slots, padded_length=slots, parts=1, compact=False
-    )
-
-
-def _stacked(batches: list[Batch], parts: int) -> Batch:
-    """Batches on a leading axis of length `parts`, filled up with zeros to equal shapes."""
-
-    def stack(*arrays: Any) -> np.ndarray:
-        if not arrays[0].shape:  # of the task, and the same in parts without examples
-            return np.full(parts, arrays[0])
-        shape = np.max([array.shape for array in arrays], axis=0)
-        stacked = np.zeros((parts, *shape), arrays[0].dtype)
-        for index, array in enumerate(arrays):
-            place_of: tuple[Any, ...] = (index, *map(slice, array.shape))
-            stacked[place_of] = array
-        return stacked
-
-    return jax.tree.map(stack, *batches)
-
-
-def _distinct(positions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _distinct(
+    positions: np.ndarray, mask: np.ndarray, count: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions `[B, K, A]` that are not masked, each once, `[P]`; and the place of each in them.
 
-    Answers of one prompt all begin at its last token. P is a multiple of 8 B, so that few are
-    compiled.
+    Answers of one prompt all begin at its last token. P is `count`, or a multiple of 8 B, so that
+    few are compiled.
     """
     distinct = np.unique(positions[mask > 0])
-    step = 8 * len(positions)
-    padded = np.zeros(_up(len(distinct), step), np.int32)
+    padded = np.zeros(up(len(distinct), 8 * len(positions)) if count is None else count, np.int32)
     padded[: len(distinct)] = distinct
     index = np.searchsorted(distinct, positions).clip(max=max(len(distinct) - 1, 0))
     return padded, index.astype(np.int32)
 
 
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
 def place(
-    lengths: Sequence[int], layout: BatchLayout
+    lengths: Sequence[int], layout: BatchLayout, shape: Shape | None = None
 ) -> tuple[list[int], list[int], tuple[int, int]]:
-    """Row and offset of each sequence and the grid's shape `(R, S)`.
+    """Row and offset of each sequence and the grid's sides `(R, S)`, those of a shape if given.
 
     Packed: into rows of one length, the shortest or one up to half as long again, where that leaves
     a twentieth of all slots out. (Attention costs more in longer rows, and where empty slots cost
     attention alone, it is the shortest.) Padded: one row each.
     """
+    if shape is not None:
+        rows, offsets = list(range(len(lengths))), [0] * len(lengths)
+        if layout.packed:
+            rows, offsets = first_fit(lengths, shape.length)
+        return rows, offsets, (shape.rows, shape.length)
     if not layout.packed:
         longest = max(lengths)
         slots = layout.padded_length if longest <= layout.padded_length else row_length(longest)
-        count = _up(layout.batch_size, layout.row_multiple)
+        count = up(layout.batch_size, layout.row_multiple)
         return list(range(len(lengths))), [0] * len(lengths), (count, slots)
     shortest = row_length(max(max(lengths), layout.row_length))
     longest = shortest if layout.padded_length or layout.compact else shortest * 3 // 2
     packings = []
     for slots in (slots for slots in ROW_LENGTHS if shortest <= slots <= longest):
         rows, offsets = first_fit(lengths, slots)
-        shape = (_up(max(rows) + 1, layout.row_multiple), slots)
-        cost = math.prod(shape) * (1.0 if slots == shortest else 1 / 0.95)
-        packings.append((cost, rows, offsets, shape))
+        sides = (up(max(rows) + 1, layout.row_multiple), slots)
+        cost = math.prod(sides) * (1.0 if slots == shortest else 1 / 0.95)
+        packings.append((cost, rows, offsets, sides))
     return min(packings)[1:]
 
 
-def first_fit(lengths: Sequence[int], slots: int) -> tuple[list[int], list[int]]:
-    """Row and offset of each sequence, the longest placed first, in rows of so many slots."""
-    used: list[int] = []
-    rows, offsets = [0] * len(lengths), [0] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fitting = (row for row, taken in enumerate(used) if taken + lengths[index] <= slots)
-        row = next(fitting, len(used))
-        if row == len(used):
-            used.append(0)
-        rows[index], offsets[index] = row, used[row]
-        used[row] += lengths[index]
-    return rows, offsets
+def computed_count(filled: int, slots: int) -> int:
+    """How many of so many slots are computed where so many are filled.
 
-
-def computed_slots(filled: np.ndarray, slots: int) -> np.ndarray:
-    """Which of so many slots are computed: those that are filled and, ascending, some that are not.
-
-    Their number is a multiple of 32, and of an eighth of the power of two below the number of the
-    filled, so that few shapes are compiled.
+    It is a multiple of 32, and of an eighth of the power of two below the number of the filled, so
+    that few shapes are compiled.
     """
-    step = max(32, 2 ** int(np.log2(len(filled))) // 8)
-    count = min(_up(len(filled), step), slots)
+    return min(up(filled, max(32, 2 ** int(np.log2(filled)) // 8)), slots)
+
+
+def computed_slots(filled: np.ndarray, slots: int, count: int) -> np.ndarray:
+    """Which of so many slots are computed: those that are filled, ascending, then empty ones.
+
+    What is computed of a filled slot does not depend on how many empty ones follow.
+    """
     empty = np.setdiff1d(np.arange(slots), filled)
-    return np.sort(np.concatenate([filled, empty[: count - len(filled)]])).astype(np.int32)
-
-
-def row_length(longest: int) -> int:
-    """The smallest of `ROW_LENGTHS` that holds `longest` tokens."""
-    for slots in ROW_LENGTHS:
-        if longest <= slots:
-            return slots
-    raise UserError(
-        f"an example of {longest} tokens (with its answers) exceeds the longest row, "
-        f"{ROW_LENGTHS[-1]}; lower data.max_length"
-    )
+    return np.concatenate([filled, empty[: count - len(filled)]]).astype(np.int32)
 
 
 def epoch_order(seed: int, task_index: int, epoch: int, count: int) -> np.ndarray:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from moecl_jax.data.batching import ROW_LENGTHS
 from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.rows import ROW_LENGTHS
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 from moecl_jax.interchange import official_format, torch_file

@@ -1,5 +1,6 @@
 """Answers for the tasks of a stream: scores, features and text, with any parameters."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -8,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from moecl_jax.data.batching import BatchLayout
+from moecl_jax.data.batching import BatchLayout, need_of
 from moecl_jax.data.loading import load_tasks
+from moecl_jax.data.shapes import Need, scoring_shapes
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import (
     TokenizedExample,
@@ -32,6 +34,7 @@ from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.generation import Generator, Sampling, read_prompts, write_tokens
 from moecl_jax.serving.scoring import (
     Scores,
+    Scoring,
     evaluate_examples,
     evaluation_step,
     score,
@@ -109,8 +112,8 @@ class Evaluator:
             vocabulary_size=self.model.sizes.vocabulary_size,
         )
 
-    def layout(self, batch_size: int, *, parts: int = 1) -> BatchLayout:
-        """How batches of this size are laid out, computed in so many parts."""
+    def layout(self, batch_size: int) -> BatchLayout:
+        """How batches of this size are laid out."""
         section = self.settings.batch
         longest = max((len(ids) for labels in self.answers for ids in labels), default=1)
         return BatchLayout(
@@ -121,14 +124,32 @@ class Evaluator:
             answer_length=longest,
             padded_length=self.settings.data.max_length if section.layout == "padded_to_max" else 0,
             row_multiple=self.model.placement.row_shards,
-            parts=parts,
             compact=self.model.placement.one_cpu,
         )
 
     @functools.cached_property
-    def evaluation_layout(self) -> BatchLayout:
-        """How evaluation batches are laid out."""
-        return self.layout(self.settings.batch.evaluation_size)
+    def scoring(self) -> Scoring:
+        """How texts to be scored are laid out; their shapes follow from settings and tasks."""
+        section, data = self.settings.batch, self.settings.data
+        needs, answer = [Need(data.max_length, 1, 1)], 1
+        for task, answers in zip(self.tasks, self.answers, strict=True):
+            limit = prompt_limit(task, answers, data.max_length, data.max_response)
+            responses = (np.zeros(data.max_response, np.int32),) if task.free_form else answers
+            longest = TokenizedExample(np.zeros(limit, np.int32), 0)
+            needs.append(need_of(longest, responses, training=False))
+        answer = max(need.answer for need in needs)
+        slots = section.evaluation_size * section.row_length // 4
+        layout = self.layout(section.evaluation_size)
+        if layout.packed:  # short texts, too, fill all slots
+            layout = dataclasses.replace(layout, batch_size=max(layout.batch_size, slots // 8))
+        shapes = scoring_shapes(
+            slots,
+            max(need.slots for need in needs),
+            max(need.predicted for need in needs),
+            answer,
+            layout.planner,
+        )
+        return Scoring(layout, shapes)
 
     def scores(
         self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
@@ -146,7 +167,7 @@ class Evaluator:
             self.model.params,
             examples,
             self.answers[index],
-            self.evaluation_layout,
+            self.scoring,
             class_count=len(self.tasks[index].labels),
         )
 
@@ -172,7 +193,7 @@ class Evaluator:
             examples,
             own,
             [self.answers[task] for task in group],
-            self.evaluation_layout,
+            self.scoring,
             class_counts=[len(self.tasks[task].labels) for task in group],
         )
 
@@ -196,10 +217,10 @@ class Evaluator:
             functools.partial(
                 self.generator.write,
                 parameters,
-                max_tokens=longest if task.free_form else self.evaluation_layout.answer_length,
+                max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
                 sampling=self.sampling,
                 seed=self.settings.seed,
-                batch_size=self.evaluation_layout.batch_size,
+                batch_size=self.settings.batch.evaluation_size,
             ),
             lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
             examples,
@@ -219,7 +240,7 @@ class Evaluator:
     def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """What the frozen model makes of each text alone, `[n, D]`, of at least one."""
         texts = bare_prompts(examples, self.model.tokenizer, self.settings.data.max_length)
-        return extract(self._feature_step, self.model.params, texts, self.evaluation_layout)
+        return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
 
     @functools.cached_property
     def generator(self) -> Generator | None:

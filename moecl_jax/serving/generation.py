@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax import stopping
-from moecl_jax.data.batching import chunks, row_length
+from moecl_jax.data.batching import chunks
+from moecl_jax.data.rows import row_length
 from moecl_jax.errors import UserError
 from moecl_jax.methods.forward import StepContext, vocabulary_logits
 from moecl_jax.methods.parameters import TaskParameters, Tree

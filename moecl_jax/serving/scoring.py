@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax import stopping
-from moecl_jax.data.batching import Batch, BatchLayout, chunks, make_batch, make_mixed_batch
+from moecl_jax.data.batching import (
+    Batch,
+    BatchLayout,
+    chunks,
+    make_batch,
+    make_mixed_batch,
+    need_of,
+)
+from moecl_jax.data.shapes import Need, Shape, groups
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.forward import StepContext, forward, output_logits, vocabulary_logits
 from moecl_jax.methods.parameters import TaskParameters, Tree
@@ -33,6 +41,36 @@ class Scores:
     scores: np.ndarray
     answered: np.ndarray
     reports: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How texts to be scored become batches.
+
+    Attributes:
+      layout: packing.
+      shapes: shapes of the batches; each text fits one of them. Without any, each batch of
+        `layout.batch_size` texts has a shape of its own.
+    """
+
+    layout: BatchLayout
+    shapes: tuple[Shape, ...] = ()
+
+    @property
+    def of_one_shape(self) -> "Scoring":
+        """The same with that shape alone that any text fits, where texts share rows."""
+        if not self.layout.packed:
+            return self
+        longest = max(self.shapes, key=lambda shape: shape.length, default=None)
+        return dataclasses.replace(self, shapes=() if longest is None else (longest,))
+
+    def groups(self, needs: Sequence[Need]) -> Iterator[tuple[list[int], Shape | None]]:
+        """Places of the texts of each batch, and its shape."""
+        if self.shapes:
+            yield from groups(needs, self.shapes, self.layout.batch_size, self.layout.packed)
+            return
+        for places in chunks(range(len(needs)), self.layout.batch_size):
+            yield list(places), None
 
 
 def evaluation_step(
@@ -77,7 +115,7 @@ def score(
     frozen: Tree,
     examples: Sequence[TokenizedExample],
     answers: Sequence[np.ndarray],
-    layout: BatchLayout,
+    scoring: Scoring,
     *,
     class_count: int,
 ) -> Scores:
@@ -89,21 +127,23 @@ def score(
       frozen: parameters of the decoder.
       examples: n of them.
       answers: ids of each label's text with the LM head of a label task, else empty.
-      layout: how evaluation batches are laid out.
+      scoring: how batches are laid out.
       class_count: the task's labels; 0 in a free-form task.
     """
 
-    def make(chunk: Sequence[int]) -> Batch:
+    def make(places: Sequence[int], shape: Shape | None) -> Batch:
         return make_batch(
-            [examples[index] for index in chunk],
+            [examples[place] for place in places],
             answers,
-            layout,
+            scoring.layout,
             task_index=0,
             class_count=class_count,
             training=False,
+            shape=shape,
         )
 
-    return _scored(step, parameters, frozen, make, len(examples), layout, max(class_count, 1))
+    needs = [need_of(example, answers, training=False) for example in examples]
+    return _scored(step, parameters, frozen, make, needs, scoring, max(class_count, 1))
 
 
 def score_mixed(
@@ -113,7 +153,7 @@ def score_mixed(
     examples: Sequence[TokenizedExample],
     tasks: Sequence[int],
     answers: Sequence[Sequence[np.ndarray]],
-    layout: BatchLayout,
+    scoring: Scoring,
     *,
     class_counts: Sequence[int],
 ) -> Scores:
@@ -126,52 +166,64 @@ def score_mixed(
       examples: n of them.
       tasks: each example's, as an index into what follows.
       answers: for each task what `score` takes.
-      layout: how evaluation batches are laid out.
+      scoring: how batches are laid out.
       class_counts: for each task its labels.
     """
 
-    def make(chunk: Sequence[int]) -> Batch:
+    def make(places: Sequence[int], shape: Shape | None) -> Batch:
         return make_mixed_batch(
-            [examples[index] for index in chunk],
-            [tasks[index] for index in chunk],
+            [examples[place] for place in places],
+            [tasks[place] for place in places],
             answers,
-            layout,
+            scoring.layout,
             class_counts=class_counts,
+            shape=shape,
         )
 
-    return _scored(step, parameters, frozen, make, len(examples), layout, max(class_counts))
+    needs = [
+        need_of(example, answers[task], training=False)
+        for example, task in zip(examples, tasks, strict=True)
+    ]
+    return _scored(step, parameters, frozen, make, needs, scoring, max(class_counts))
 
 
 def _scored(
     step: EvaluationStep,
     parameters: TaskParameters,
     frozen: Tree,
-    make: Callable[[Sequence[int]], Batch],
-    count: int,
-    layout: BatchLayout,
+    make: Callable[[Sequence[int], Shape | None], Batch],
+    needs: Sequence[Need],
+    scoring: Scoring,
     columns: int,
 ) -> Scores:
-    """Scores `count` examples, all batches being dispatched before the first is fetched."""
+    """Scores texts with these needs, all batches being dispatched before the first is fetched."""
+    count = len(needs)
     if not count:
         return Scores(np.zeros((0, columns), np.float32), np.zeros((0, columns), bool))
     results = []
-    for chunk in chunks(range(count), layout.batch_size):
+    for places, shape in scoring.groups(needs):
         stopping.check()
-        results.append((step(parameters, frozen, make(chunk)), len(chunk)))
+        results.append((step(parameters, frozen, make(places, shape)), places))
     for (scores, *_), _ in results:
         stopping.check()
         jax.block_until_ready(scores)
-    scores, answered = (
-        np.concatenate([np.asarray(result[part])[:held] for result, held in results])
-        for part in (0, 1)
-    )
+    order = np.argsort(np.concatenate([places for _, places in results]), kind="stable")
+
+    def gathered(arrays: Iterable[Any]) -> np.ndarray:
+        """Results `[B, ..]` of all batches, in the order of the texts."""
+        found = [
+            np.asarray(array)[: len(places)]
+            for array, (_, places) in zip(arrays, results, strict=True)
+        ]
+        return np.concatenate(found)[order]
+
     reports = {
-        name: np.concatenate(
-            [np.asarray(result[2][name])[:, :held] for result, held in results], axis=1
-        )
+        name: gathered(np.asarray(of[name]).T for (_, _, of), _ in results).T
         for name in results[0][0][2]
     }
-    return Scores(scores[:, :columns], answered[:, :columns], reports)
+    scores = gathered(scores for (scores, _, _), _ in results)[:, :columns]
+    answered = gathered(answered for (_, answered, _), _ in results)[:, :columns]
+    return Scores(scores, answered, reports)
 
 
 def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> Evaluation:

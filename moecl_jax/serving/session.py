@@ -284,7 +284,7 @@ class Session:
             max_tokens=self._max_response if max_tokens is None else max_tokens,
             sampling=sampling,
             seed=seed,
-            batch_size=self.evaluator.evaluation_layout.batch_size,
+            batch_size=self.evaluator.settings.batch.evaluation_size,
         )
         return [self._text(ids) for ids in written]
 

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moecl_jax.data.batching import Batch, BatchLayout, chunks, make_batch
+from moecl_jax.data.batching import Batch, make_batch
+from moecl_jax.data.shapes import Need
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.forward import membership_of
 from moecl_jax.methods.parameters import Tree
 from moecl_jax.models.model import Architecture
+from moecl_jax.serving.scoring import Scoring
 
 FeatureStep = Callable[[Tree, Batch], Any]
 
@@ -38,7 +40,7 @@ def feature_step(frozen: Tree, batch: Batch, *, architecture: Architecture) -> j
 
 
 def extract(
-    step: FeatureStep, frozen: Tree, texts: Sequence[np.ndarray], layout: BatchLayout
+    step: FeatureStep, frozen: Tree, texts: Sequence[np.ndarray], scoring: Scoring
 ) -> np.ndarray:
     """Features `[n, D]` of n texts, at least one, in token ids.
 
@@ -46,11 +48,20 @@ def extract(
       step: the compiled `feature_step`.
       frozen: parameters of the decoder.
       texts: int32 `[P]` each.
-      layout: how batches are laid out.
+      scoring: how batches are laid out.
     """
-    features = []
-    for chunk in chunks(range(len(texts)), layout.batch_size):
-        examples = [TokenizedExample(texts[index], 0) for index in chunk]
-        batch = make_batch(examples, (), layout, task_index=0, class_count=1, training=True)
-        features.append((step(frozen, batch), len(chunk)))
-    return np.concatenate([np.asarray(batch)[:count] for batch, count in features])
+    features, order = [], []
+    for places, shape in scoring.groups([Need(len(text), 0, 1) for text in texts]):
+        batch = make_batch(
+            [TokenizedExample(texts[place], 0) for place in places],
+            (),
+            scoring.layout,
+            task_index=0,
+            class_count=1,
+            training=False,
+            shape=shape,
+        )
+        features.append(step(frozen, batch))
+        order.append(places)
+    found = [np.asarray(of)[: len(places)] for of, places in zip(features, order, strict=True)]
+    return np.concatenate(found)[np.argsort(np.concatenate(order), kind="stable")]

@@ -5,12 +5,14 @@ no optimizer state of it exist.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from moecl_jax.data.batching import Batch
@@ -102,7 +104,7 @@ def train_step(
     Args:
       state: state of the task's training.
       frozen: parameters of the decoder.
-      batch: one training batch; parts of it on a leading axis are computed one after another.
+      batch: one training batch.
       learning_rate: scalar of this step.
       context: static parts.
       optimizer: optimizer that `make_optimizer` gives.
@@ -112,25 +114,14 @@ def train_step(
       `loss_instruction`, `loss_adversarial`, `gradient_norm`, `skipped` and the method's own. A
       step whose loss or gradient is not finite is skipped: it changes the state's `step` alone.
     """
-    gradients, metrics = _gradients(state, frozen, batch, context)
-    metrics["gradient_norm"] = optax.tree.norm(gradients)
-    finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss"])
-    metrics["skipped"] = ~finite
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.active)
-    active = jax.tree.map(lambda p, u: p - learning_rate * u, state.active, updates)
-    active, optimizer_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (active, optimizer_state),
-        (state.active, state.optimizer_state),
-    )
-    advanced = dataclasses.replace(
-        state, step=state.step + 1, active=active, optimizer_state=optimizer_state
-    )
-    return context.placement.keep(advanced), context.placement.everywhere(metrics)
+    gradients, metrics = _gradient(state.active, state, frozen, batch, context)
+    state, of_update = _updated(state, gradients, metrics["loss"], learning_rate, optimizer)
+    placement = context.placement
+    return placement.keep(state), placement.everywhere({**metrics, **of_update})
 
 
 @flax.struct.dataclass
-class Part:
+class Piece:
     """A part of a batch whose gradients are summed with those of the other parts.
 
     Attributes:
@@ -138,41 +129,126 @@ class Part:
       instruction_share: its share of what the batch's instruction loss is averaged over: tokens of
         answers, or with classification heads examples.
       example_share: its share of the batch's examples.
+      last: whether it is the batch's last, after which parameters are updated.
     """
 
     index: jax.Array
     instruction_share: jax.Array
     example_share: jax.Array
+    last: jax.Array
 
-
-def _gradients(
-    state: TrainState, frozen: Tree, batch: Batch, context: StepContext
-) -> tuple[TaskParameters, Metrics]:
-    """Gradients and metrics of a batch, or their sums over its parts."""
-    gradient = jax.grad(loss, has_aux=True)
-    if batch.tokens.ndim == 2:
-        whole: tuple[TaskParameters, Metrics] = gradient(
-            state.active, state, frozen, batch, context
+    @classmethod
+    def of(cls, index: int, instruction_share: float, example_share: float, last: bool) -> "Piece":
+        """A piece with these attributes as NumPy's scalars."""
+        values: tuple[Any, ...] = (
+            np.int32(index),
+            np.float32(instruction_share),
+            np.float32(example_share),
+            np.bool_(last),
         )
-        return whole
-    examples = batch.weights.sum(axis=1)
-    averaged = batch.answer_mask.sum(axis=(1, 2, 3)) if context.head == "lm" else examples
-    index = jnp.arange(len(examples))
-    parts = Part(index, averaged / averaged.sum(), examples / examples.sum())
+        return cls(*values)
 
-    def of_part(each: tuple[Batch, Part]) -> tuple[TaskParameters, Metrics]:
-        found: tuple[TaskParameters, Metrics] = gradient(
-            state.active, state, frozen, each[0], context, each[1]
-        )
-        return found
 
-    def add(total: Any, each: tuple[Batch, Part]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_part(each)), None
+@flax.struct.dataclass
+class Sums:
+    """Sums over the pieces of a batch so far; zeros before the first.
 
-    shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], (batch, parts)))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    summed: tuple[TaskParameters, Metrics] = jax.lax.scan(add, nothing, (batch, parts))[0]
-    return summed
+    Attributes:
+      gradients: of what is trained.
+      loss: scalar.
+    """
+
+    gradients: TaskParameters
+    loss: jax.Array
+
+
+def no_sums(active: TaskParameters) -> Sums:
+    """The sums before the first piece."""
+    return Sums(jax.tree.map(jnp.zeros_like, active), jnp.zeros(()))
+
+
+def train_piece(
+    state: TrainState,
+    sums: Sums,
+    frozen: Tree,
+    batch: Batch,
+    piece: Piece,
+    learning_rate: jax.Array,
+    *,
+    context: StepContext,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Sums, Metrics]:
+    """`train_step` of a batch that is computed in pieces, one call for each.
+
+    A batch in one piece is trained as `train_step` trains it, with the same dropout.
+
+    Args:
+      state: state of the task's training.
+      sums: what the call for the piece before gave.
+      frozen: parameters of the decoder.
+      batch: the piece's examples.
+      piece: which piece of the batch it is.
+      learning_rate: scalar of this step.
+      context: static parts.
+      optimizer: optimizer that `make_optimizer` gives.
+
+    Returns:
+      The state, which changes with the last piece alone; the sums; and the piece's metrics, whose
+      sums over all pieces are the batch's. `gradient_norm` and `skipped` are the last one's.
+    """
+    gradients, metrics = _gradient(state.active, state, frozen, batch, context, piece)
+    gradients = jax.tree.map(jnp.add, sums.gradients, gradients)
+    total = sums.loss + metrics["loss"]
+    updated, of_update = _updated(state, gradients, total, learning_rate, optimizer)
+    state = _choose(piece.last, updated, state)
+    summed = Sums(gradients, total)
+    sums = _choose(piece.last, jax.tree.map(jnp.zeros_like, summed), summed)
+    placement = context.placement
+    return (
+        placement.keep(state),
+        placement.keep(sums),
+        placement.everywhere({**metrics, **of_update}),
+    )
+
+
+def summed(pieces: Sequence[Metrics]) -> Metrics:
+    """The metrics of a batch out of those of its pieces; not fetched from the device."""
+    if len(pieces) == 1:
+        return pieces[0]
+    total = jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *pieces)
+    return {**total, **{name: pieces[-1][name] for name in ("gradient_norm", "skipped")}}
+
+
+def _updated(
+    state: TrainState,
+    gradients: TaskParameters,
+    total: jax.Array,
+    learning_rate: jax.Array,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """The state after an update, and `gradient_norm` and `skipped`."""
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(total)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.active)
+    active = jax.tree.map(lambda p, u: p - learning_rate * u, state.active, updates)
+    active, optimizer_state = _choose(
+        finite, (active, optimizer_state), (state.active, state.optimizer_state)
+    )
+    advanced = dataclasses.replace(
+        state, step=state.step + 1, active=active, optimizer_state=optimizer_state
+    )
+    return advanced, {"gradient_norm": norm, "skipped": ~finite}
+
+
+def _choose(first: jax.Array, one: Any, other: Any) -> Any:
+    """One of two trees."""
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), one, other)
+
+
+def _gradient(*arguments: Any) -> tuple[TaskParameters, Metrics]:
+    """Gradients and metrics of `loss`."""
+    found: tuple[TaskParameters, Metrics] = jax.grad(loss, has_aux=True)(*arguments)
+    return found
 
 
 def loss(
@@ -181,16 +257,17 @@ def loss(
     frozen: Tree,
     batch: Batch,
     context: StepContext,
-    part: Part | None = None,
+    piece: Piece | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """What is differentiated: instruction loss plus the method's penalty; and metrics.
 
-    A mean over the batch is the sum of its parts' means, each times the part's share.
+    A mean over the batch is the sum of its pieces' means, each times the piece's share.
     """
     key = jax.random.fold_in(state.key, state.step)
-    key = key if part is None else jax.random.fold_in(key, part.index)
     layers = (context.architecture.sizes.layers,)
     seeds = jax.random.bits(key, layers, jnp.uint32)
+    if piece is not None:  # 2^32 divided by the golden ratio: seeds of pieces lie far apart
+        seeds = seeds + piece.index.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
     answering = active.replace(memory=state.memory)
     hidden, reports = forward(answering, frozen, batch, context, seeds=seeds)
     logits = output_logits(answering, hidden, frozen, batch, context)
@@ -204,9 +281,9 @@ def loss(
     query = prompt_query(frozen, batch, context)
     inputs = LossInputs(batch, reports, query, logits, predict)
     penalty = context.method.penalty(answering, inputs)
-    if part is not None:
-        instruction = instruction * part.instruction_share
-        penalty = jax.tree.map(lambda x: x * part.example_share, penalty)
+    if piece is not None:
+        instruction = instruction * piece.instruction_share
+        penalty = jax.tree.map(lambda x: x * piece.example_share, penalty)
     seen = penalty.term if penalty.reported is None else penalty.reported
     metrics = {
         "loss": instruction + seen,

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from moecl_jax import reporting, stopping
-from moecl_jax.data.batching import Batch, BatchLayout, chunks, epoch_order, make_batch
-from moecl_jax.data.rehearsal import PastTask, with_response
+from moecl_jax.data.batching import chunks, epoch_order
+from moecl_jax.data.rehearsal import PastTask
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods.base import TaskEnd
@@ -24,14 +24,18 @@ from moecl_jax.models.sharding import preempted
 from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.training.pieces import Cutter, own_examples
 from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
     Metrics,
+    Sums,
     TrainState,
     copied,
     gradient_step,
     init_train_state,
-    train_step,
+    no_sums,
+    summed,
+    train_piece,
 )
 from moecl_jax.training.watch import NotFinite, Watch
 
@@ -46,18 +50,18 @@ class TrainingSteps:
       evaluator: model, method and tasks.
       tasks: tokenised tasks in their order.
       optimizer: optimizer that `steps.make_optimizer` gives.
-      step: the compiled `steps.train_step`.
+      step: the compiled `steps.train_piece`.
       schedule: learning rate over a task's steps.
-      layout: how training batches are laid out.
+      cutter: cuts batches into pieces.
       gradient_steps: the compiled `steps.gradient_step` by the function that it computes.
     """
 
     evaluator: Evaluator
     tasks: Sequence[TokenizedTask]
     optimizer: optax.GradientTransformation
-    step: Callable[..., tuple[TrainState, Metrics]]
+    step: jax.stages.Wrapped
     schedule: Schedule
-    layout: BatchLayout
+    cutter: Cutter
     gradient_steps: dict[Any, Callable[..., Tree]] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -70,25 +74,32 @@ class TrainingSteps:
         """The steps of an evaluator's model and method.
 
         Raises:
-          UserError: a training batch cannot be computed in so many parts.
+          UserError: a training batch cannot be computed in so many parts, or an example is too
+            long.
         """
-        settings = evaluator.settings
-        examples = settings.batch.size + evaluator.method.examples.joined
-        parts = settings.batch.accumulation_steps
-        if parts > examples:
-            raise UserError(
-                f"config: batch.accumulation_steps = {parts} exceeds the {examples} examples of a "
-                "training batch; lower it, or raise batch.size"
-            )
-        step = functools.partial(train_step, context=evaluator.context, optimizer=optimizer)
+        step = functools.partial(train_piece, context=evaluator.context, optimizer=optimizer)
         return cls(
             evaluator,
             tasks,
             optimizer,
-            jax.jit(step, donate_argnums=0),
-            Schedule.of(settings.optimizer),
-            evaluator.layout(examples, parts=parts),
+            jax.jit(step, donate_argnums=(0, 1)),
+            Schedule.of(evaluator.settings.optimizer),
+            Cutter.of(evaluator, tasks),
         )
+
+    def prepare(self, stream: StreamState) -> None:
+        """Compiles the step for all shapes of the stream's batches, so that no step waits later."""
+        evaluator, method = self.evaluator, self.evaluator.method
+        starting, placement = evaluator.starting, evaluator.model.placement
+        index = len(stream.finished)
+        parameters = starting.task(stream, evaluator.names[index], index)
+        key = starting.training_key(index)
+        state = placement.put(init_train_state(method, self.optimizer, parameters, key))
+        sums = placement.put(no_sums(state.active))
+        frozen, rate = evaluator.model.params, np.float32(0.0)
+        for batch, piece in self.cutter.samples():
+            stopping.check()
+            self.step.lower(state, sums, frozen, batch, piece, rate).compile()
 
     def past(self, count: int) -> list[PastTask]:
         """What is known of the first tasks' training examples."""
@@ -141,6 +152,7 @@ class TaskTraining:
         key = starting.training_key(index)
         state = init_train_state(self.method, steps.optimizer, parameters, key)
         self.state = self.placement.put(state)
+        self.sums = self.placement.put(no_sums(state.active))
         self.step = self.validated_epochs = 0
         self.best, self.best_score = parameters.replace(memory={}), NO_SCORE
         self.stored = self._stored_examples(stream.memory)
@@ -207,7 +219,6 @@ class TaskTraining:
     ) -> Tree:
         """The mean over examples of a function of the gradients: see `TaskEnd`."""
         count = min(count, len(self.examples))
-        layout = dataclasses.replace(self.steps.layout, batch_size=1, parts=1)
         generator = np.random.default_rng((self.settings.seed, self.index, *b"importance"))
         steps = self.steps.gradient_steps
         if transform not in steps:
@@ -217,7 +228,7 @@ class TaskTraining:
             )
         parameters, total = self.placement.put(parameters), None
         for place in generator.permutation(len(self.examples))[:count]:
-            batch = self._batch([self.examples[place]], layout)
+            batch = self.steps.cutter.alone(self.index, self.examples[place])
             found = steps[transform](parameters, self.evaluator.model.params, batch)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         return self.placement.host(jax.tree.map(lambda leaf: leaf / count, total))
@@ -235,11 +246,7 @@ class TaskTraining:
         return [splits[task][place] for task, place in kept]
 
     def _training(self, index: int) -> list[TokenizedExample]:
-        """A task's training examples, as they mix with those of others if they have to."""
-        examples = self.steps.tasks[index].splits["train"]
-        if not self.policy.joint and not self.policy.joined:
-            return list(examples)
-        return [with_response(example, self.evaluator.answers[index]) for example in examples]
+        return own_examples(self.evaluator, self.steps.tasks[index], index)
 
     def _run_epoch(self, progress: reporting.Progress) -> None:
         """Trains to the end of the current epoch, validates and saves."""
@@ -294,23 +301,20 @@ class TaskTraining:
     def _train_batch(self, examples: Sequence[TokenizedExample]) -> Metrics:
         places = self.policy.draw(self.settings.seed, self.index, self.step, len(self.stored))
         joined = [self.stored[place] for place in places]
-        batch = self._batch([*examples, *joined], self.steps.layout)
+        members = [*examples, *joined]
         rate = np.float32(self.steps.schedule(self.step, self.total_steps))
-        self.state, metrics = self.steps.step(self.state, self.evaluator.model.params, batch, rate)
+        frozen, parts = self.evaluator.model.params, []
+        for batch, piece in self.steps.cutter.cut(self.index, members):
+            self.state, self.sums, metrics = self.steps.step(
+                self.state, self.sums, frozen, batch, piece, rate
+            )
+            parts.append(metrics)
+            self.since_log[1] += np.count_nonzero(batch.segments)
+        self.since_log[0] += len(examples)
         self.step += 1
-        self.watch.add(self.step, metrics.pop("skipped"), metrics, [*examples, *joined])
-        self.since_log += np.array([len(examples), np.count_nonzero(batch.segments)])
+        metrics = summed(parts)
+        self.watch.add(self.step, metrics.pop("skipped"), metrics, members)
         return metrics
-
-    def _batch(self, examples: Sequence[TokenizedExample], layout: BatchLayout) -> Batch:
-        return make_batch(
-            examples,
-            self.evaluator.answers[self.index],
-            layout,
-            task_index=self.index,
-            class_count=len(self.task.labels),
-            training=True,
-        )
 
     def _write_pending(self, progress: reporting.Progress) -> None:
         """Logs the last step to be logged, one step late so that the device never waits.

@@ -274,6 +274,8 @@ class StreamTraining:
         if record is not None and record["task"] in self.evaluator.names[finished:]:
             self._refuse_other_tasks(record)
             resumed_step += record["step"]
+        if finished < len(self.tasks):
+            self.steps.prepare(stream)
         with self._log(resumed_step) as log:
             for index in range(finished, len(self.tasks)):
                 stream = self._train_task(index, stream, history, log)

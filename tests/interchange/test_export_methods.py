@@ -70,7 +70,7 @@ def logits(evaluator, parameters, context):
         TokenizedExample(ids[:5], 0, ids[5:])
         for ids in generator.integers(2, 60, (4, 9)).astype(np.int32)
     ]
-    layout = dataclasses.replace(evaluator.evaluation_layout, batch_size=4, answer_length=4)
+    layout = dataclasses.replace(evaluator.scoring.layout, batch_size=4, answer_length=4)
     batch = make_batch(examples, (), layout, task_index=0, class_count=0, training=False)
     frozen = evaluator.model.params
     hidden, _ = forward(parameters, frozen, batch, context, seeds=None)

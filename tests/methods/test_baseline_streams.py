@@ -24,7 +24,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.methods.forward import forward, instruction_loss, output_logits
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.serving.session import open_stream
-from moecl_jax.training.task_training import TaskTraining
+from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.trainer import train
 
 TWO = ("two", "five")
@@ -217,13 +217,13 @@ def test_fisher_information_is_the_mean_over_a_task_s_examples(tmp_path):
 def batches(monkeypatch):
     """Task and prompts of each training batch, as they are made."""
     made = []
-    original = TaskTraining._batch
+    original = Cutter.cut
 
-    def watched(self, examples, layout):
-        made.append((self.index, [tuple(example.prompt) for example in examples]))
-        return original(self, examples, layout)
+    def watched(self, index, examples):
+        made.append((index, [tuple(example.prompt) for example in examples]))
+        return original(self, index, examples)
 
-    monkeypatch.setattr(TaskTraining, "_batch", watched)
+    monkeypatch.setattr(Cutter, "cut", watched)
     return made
 
 

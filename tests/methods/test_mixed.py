@@ -20,12 +20,12 @@ from moecl_jax.methods import METHODS
 from moecl_jax.methods.mixed import together
 from moecl_jax.methods.moe_cl import Adversarial, Options
 from moecl_jax.models.lora import TARGETS
-from moecl_jax.serving.scoring import evaluation_step, score, score_mixed
+from moecl_jax.serving.scoring import Scoring, evaluation_step, score, score_mixed
 
 LENGTHS = [5, 3, 9, 1, 7, 4, 6]
 OF_EXAMPLE = [2, 0, 1, 1, 0, 2, 0]
 CLASSES = [3, 2, 3]
-LAYOUT = BatchLayout(4, True, 32, len(ANSWERS), max(map(len, ANSWERS)))
+SCORING = Scoring(BatchLayout(4, True, 32, len(ANSWERS), max(map(len, ANSWERS))))
 
 
 def trained(chosen):
@@ -61,7 +61,7 @@ def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
     answers = [ANSWERS, ANSWERS[1:], ANSWERS[::-1]] if head == "lm" else [()] * 3
     mixed = together(actives)
     found = score_mixed(
-        step, mixed, frozen_params(), examples, OF_EXAMPLE, answers, LAYOUT, class_counts=CLASSES
+        step, mixed, frozen_params(), examples, OF_EXAMPLE, answers, SCORING, class_counts=CLASSES
     )
     spread = []
     for task in range(TASKS):
@@ -72,7 +72,7 @@ def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
             frozen_params(),
             [examples[place] for place in places],
             answers[task],
-            LAYOUT,
+            SCORING,
             class_count=CLASSES[task],
         )
         ours = found.scores[places, : CLASSES[task]]

@@ -7,7 +7,7 @@ import pytest
 
 from moecl_jax.data.batching import BatchLayout
 from moecl_jax.data.tokenize import TokenizedExample
-from moecl_jax.serving.scoring import Scores, evaluate_examples, score
+from moecl_jax.serving.scoring import Scores, Scoring, evaluate_examples, score
 from moecl_jax.serving.text_scores import rouge_l, score_texts
 
 PROMPT = np.array([5, 6], np.int32)
@@ -42,8 +42,8 @@ def test_nothing_to_score_is_nan(classes, columns):
     def never(*_):
         raise AssertionError
 
-    layout = BatchLayout(2, True, 16, 3, 3)
-    scores = score(never, None, None, (), (), layout, class_count=classes)
+    scoring = Scoring(BatchLayout(2, True, 16, 3, 3))
+    scores = score(never, None, None, (), (), scoring, class_count=classes)
     assert scores.scores.shape == scores.answered.shape == (0, columns)
     result = evaluate_examples(scores, ())
     for value in (result.accuracy, result.scored_accuracy, result.log_likelihood):

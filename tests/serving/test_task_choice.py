@@ -11,10 +11,11 @@ from moecl_jax.data.batching import BatchLayout
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.model import Architecture
 from moecl_jax.runs.features import TaskFeatures, shrink
+from moecl_jax.serving.scoring import Scoring
 from moecl_jax.serving.task_choice import extract, feature_step
 
 CROSS = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]], np.float32)
-LAYOUT = BatchLayout(4, True, 32, 1, 1)
+SCORING = Scoring(BatchLayout(4, True, 32, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_a_feature_that_never_varies_and_a_single_text_do_no_harm():
 def test_a_feature_is_the_mean_of_the_frozen_model_s_hidden_states(step):
     examples = random_examples((7, 3, 11, 5, 9))
     texts = [example.prompt for example in examples]
-    features = extract(step, frozen_params(), texts, LAYOUT)
+    features = extract(step, frozen_params(), texts, SCORING)
     assert features.shape == (5, CONFIG.width) and features.dtype == np.float32
     for text, feature in zip(texts, features, strict=True):
         ids = text[None]

@@ -1,6 +1,5 @@
 """A batch in parts: the step is that of the whole batch."""
 
-import dataclasses
 import functools
 
 import chex
@@ -19,7 +18,14 @@ from tiny import (
 
 from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.errors import UserError
-from moecl_jax.training.steps import init_train_state, train_step
+from moecl_jax.training.steps import (
+    Piece,
+    init_train_state,
+    no_sums,
+    summed,
+    train_piece,
+    train_step,
+)
 from moecl_jax.training.task_training import TrainingSteps
 from moecl_jax.training.trainer import optimizer_of, train
 
@@ -27,46 +33,68 @@ EXAMPLES = random_examples([5, 3, 9, 1, 7])
 WHOLE = BatchLayout(6, True, 16, len(ANSWERS), max(map(len, ANSWERS)))
 
 
-def batch(head, parts, count=5):
-    layout = dataclasses.replace(WHOLE, parts=parts)
+def batch(head, places):
     answers = ANSWERS if head == "lm" else ()
-    return make_batch(EXAMPLES[:count], answers, layout, task_index=1, class_count=3, training=True)
+    examples = [EXAMPLES[place] for place in places]
+    return make_batch(examples, answers, WHOLE, task_index=1, class_count=3, training=True)
 
 
-@functools.cache
-def compiled_step(context):
-    return jax.jit(functools.partial(train_step, context=context, optimizer=OPTIMIZER))
+def weights(head, places):
+    """What the instruction loss is averaged over: tokens of the answers, or examples."""
+    return sum(len(ANSWERS[EXAMPLES[p].label]) if head == "lm" else 1 for p in places)
+
+
+def stepped(context, head, parts):
+    """The optimizer's first moments and the metrics after a batch in these parts."""
+    parameters = random_parameters(context)
+    state = init_train_state(context.method, OPTIMIZER, parameters, jax.random.key(0))
+    step = jax.jit(functools.partial(train_piece, context=context, optimizer=OPTIMIZER))
+    sums, metrics = no_sums(state.active), []
+    every = [place for part in parts for place in part]
+    for number, part in enumerate(parts):
+        piece = Piece.of(
+            number,
+            weights(head, part) / weights(head, every),
+            len(part) / len(every),
+            number == len(parts) - 1,
+        )
+        rate = np.float32(1e-3)
+        state, sums, found = step(state, sums, frozen_params(), batch(head, part), piece, rate)
+        metrics.append(found)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(sums))
+    return state, summed(metrics)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "parts", "count"), [("lm", 4, 5), ("lm", 4, 1), ("classification", 2, 5)]
+    ("head", "parts"),
+    [
+        ("lm", [[0], [1], [2], [3, 4]]),
+        ("lm", [[1, 3], [0, 2, 4]]),
+        ("classification", [[0, 2, 4], [1, 3]]),
+    ],
 )
-def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts, count):
+def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts):
     chosen = context_of(head)
-
-    def stepped(batch):
-        parameters = random_parameters(chosen)
-        state = init_train_state(chosen.method, OPTIMIZER, parameters, jax.random.key(0))
-        step = compiled_step(chosen)
-        state, metrics = step(state, frozen_params(), batch, np.float32(1e-3))
-        return state.optimizer_state[1].mu, metrics  # a tenth of the gradient
-
-    expected = stepped(batch(head, 1, count))
-    largest = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected[0]))
-    assert largest > 1e-3
-    found = stepped(batch(head, parts, count))
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+    whole, expected = stepped(chosen, head, [list(range(5))])
+    moments = whole.optimizer_state[1].mu  # a tenth of the gradient
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(moments)) > 1e-3
+    found, metrics = stepped(chosen, head, parts)
+    assert found.step == whole.step == 1
+    chex.assert_trees_all_close(found.optimizer_state[1].mu, moments, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_parts_are_near_equal_and_have_rows_of_one_length():
-    parted = batch("lm", 4)
-    assert parted.weights.tolist() == [[1, 0], [1, 0], [1, 0], [1, 1]]
-    assert parted.tokens.shape == (4, 1, 16)
-    assert (parted.segments.max(axis=(1, 2)) == [1, 1, 1, 2]).all()
-    few = batch("lm", 4, count=1)
-    assert few.weights.sum(axis=1).tolist() == [1, 0, 0, 0]
-    assert few.tokens.shape == (4, 1, 16)
+def test_a_batch_in_one_piece_is_the_step_with_the_same_dropout():
+    chosen = context_of("lm", dropout=0.5)
+    parameters = random_parameters(chosen)
+    state = init_train_state(chosen.method, OPTIMIZER, parameters, jax.random.key(0))
+    step = jax.jit(functools.partial(train_step, context=chosen, optimizer=OPTIMIZER))
+    every = list(range(5))
+    expected, metrics = step(state, frozen_params(), batch("lm", every), np.float32(1e-3))
+    found, of_pieces = stepped(chosen, "lm", [every])
+    chex.assert_trees_all_close(found.active, expected.active, rtol=1e-6, atol=1e-8)
+    chex.assert_trees_all_close(of_pieces, metrics, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from streams import assert_bit_equal, logged, restored, tiny_config, tiny_settin
 
 from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
+from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import train
 from moecl_jax.training.watch import PATIENCE
@@ -19,15 +20,27 @@ FEW = {"tasks": ("two", "five"), "epochs": 2}
 
 def poison(monkeypatch, steps, *, field="answer_mask"):
     """Makes the batches of some steps of each task NaN; `steps` are counted from 1."""
-    original = TaskTraining._batch
+    original, step_of = Cutter.cut, TaskTraining._train_batch
+    training = []
 
-    def batch(self, examples, layout):
-        made = original(self, examples, layout)
-        if layout is not self.steps.layout or self.step + 1 not in steps:
+    def train_batch(self, examples):
+        training.append(self.step + 1)
+        try:
+            return step_of(self, examples)
+        finally:
+            training.pop()
+
+    def cut(self, index, examples):
+        made = original(self, index, examples)
+        if not training or training[-1] not in steps:
             return made
-        return dataclasses.replace(made, **{field: getattr(made, field) * np.float32(np.nan)})
+        return [
+            (dataclasses.replace(b, **{field: getattr(b, field) * np.float32(np.nan)}), piece)
+            for b, piece in made
+        ]
 
-    monkeypatch.setattr(TaskTraining, "_batch", batch)
+    monkeypatch.setattr(TaskTraining, "_train_batch", train_batch)
+    monkeypatch.setattr(Cutter, "cut", cut)
 
 
 def watch_states(monkeypatch):
