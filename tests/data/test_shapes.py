@@ -99,7 +99,7 @@ def test_long_answers_get_shapes_of_their_own():
     shapes = PLANNER.choose([*labels, *written], count=1000)
     assert {shape.answer for shape in shapes} == {4, 24}
     short = [all(s.answer == 4 for _, s in pieces(b, shapes, 8, packed=True)) for b in labels]
-    assert sum(short) > 0.8 * len(labels)
+    assert sum(short) > 0.7 * len(labels)
 
 
 @pytest.mark.parametrize("packed", [True, False])

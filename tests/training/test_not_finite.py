@@ -139,12 +139,13 @@ def test_an_adversarial_loss_that_diverges_is_named(tmp_path):
     training = training_of(settings, tmp_path / "run")
     step = training.steps.step
 
-    def diverging(state, *arguments):
-        state, metrics = step(state, *arguments)
-        return state, {**metrics, "loss_adversarial": np.float32(1e6), "skipped": np.bool_(True)}
+    def diverging(*arguments):
+        *state, metrics = step(*arguments)
+        metrics = {**metrics, "loss_adversarial": np.float32(1e6), "skipped": np.bool_(True)}
+        return *state, metrics
 
-    steps = dataclasses.replace(training.steps, step=diverging)
-    training.steps = steps
+    diverging.lower = step.lower
+    training.steps = dataclasses.replace(training.steps, step=diverging)
     with pytest.raises(UserError) as caught:
         training.run()
     assert "The adversarial loss diverged: it is 1e+06, and guessing gives 0.693" in str(
