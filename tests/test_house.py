@@ -35,6 +35,7 @@ TOP_MODULES = {
     "settings",
     "stopping",
     "testing",
+    "writing",
 }
 
 

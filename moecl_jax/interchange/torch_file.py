@@ -1,7 +1,6 @@
 """State dicts in torch's own format. The only module that imports torch, and only when called."""
 
 import io
-import os
 import pickle
 import re
 import warnings
@@ -16,6 +15,7 @@ import numpy as np
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import shortened
 from moecl_jax.weights.files import map_bytes
+from moecl_jax.writing import whole_file
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -76,9 +76,8 @@ def write_state(file: Path, tensors: dict[str, np.ndarray]) -> None:
             state[name] = torch.from_numpy(array.copy())
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    beside = file.with_name(file.name + ".part")
-    beside.write_bytes(buffer.getvalue())
-    os.replace(beside, file)
+    with whole_file(file) as stream:
+        stream.write(buffer.getbuffer())
 
 
 def _refuse_compression(file: Path, size: int) -> None:

@@ -31,6 +31,7 @@ from moecl_jax import quiet
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.outside import shortened
+from moecl_jax.writing import RETRY
 
 FOLDER = "checkpoints"
 SET_ASIDE = "set_aside"
@@ -64,8 +65,7 @@ def _save(path: Path, record: Mapping[str, Any], **trees: Any) -> None:
             checkpointer.save(path.absolute(), composite, force=True)
     except Exception as error:  # of the file system, in whatever clothes TensorStore gives it
         raise UserError(
-            f"cannot write the checkpoint {path}: {one_line(error)[:300]}. What was saved before "
-            "is as it was; make room or mend the disk, and run the same command again to go on."
+            f"cannot write the checkpoint {path}: {one_line(error)[:300]}. {RETRY}"
         ) from error
 
 

@@ -27,6 +27,7 @@ from moecl_jax.outside import parse_json
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.names import CONFIG_NAME, ORIGIN_NAME
 from moecl_jax.runs.settings import Settings, leaves
+from moecl_jax.writing import whole_file
 
 # Keys that change no result and may differ when a run goes on.
 _FREE = (
@@ -261,10 +262,9 @@ def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], rem
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file whole or not at all."""
-    beside = path.with_name(path.name + ".part")
     text = json.dumps(content, indent=2, allow_nan=False)
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with whole_file(path) as stream:
+        stream.write(f"{text}\n".encode())
 
 
 def _trained_since(workdir: Path, tasks: Sequence[str], origin: Origin) -> bool:
