@@ -9,6 +9,7 @@ how many operations there were, the exit status and what standard error got of b
 
 import contextlib
 import ctypes
+import faulthandler
 import io
 import json
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from moecl_jax.cli.main import main as command
+
+SECONDS = 90
+"""The longest that a trial may take; then all threads show where they are, and it ends."""
 
 
 def train(config: str, workdir: Path, name: str, first: int, last: int) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def main() -> None:
     """Tries what the arguments say."""
     config, folder, *trials = sys.argv[1:]
     for number, trial in enumerate(trials):
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         name, first, last = trial.split(":")
         workdir = Path(folder) / str(number)
         failed = train(config, workdir, name, int(first), int(last))

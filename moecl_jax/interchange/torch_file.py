@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +19,15 @@ from moecl_jax.weights.files import map_bytes
 from moecl_jax.writing import whole_file
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# What zipfile raises where an archive is damaged, or is one that it does not know.
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    ValueError,
+    struct.error,
+)
 
 
 def read_state(file: Path) -> dict[str, np.ndarray]:
@@ -87,8 +97,12 @@ def _refuse_compression(file: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())
-    except Exception:
-        return  # torch will say what is wrong
+    except _NO_ARCHIVE as error:  # torch reads it with code of its own, which may read more
+        raise UserError(
+            f"{file}: truncated, damaged or not in torch's format "
+            f"({type(error).__name__}: {one_line(error)[:200]}). It has {size} bytes; copy it "
+            "again."
+        ) from error
     if unpacked > size:
         raise UserError(
             f"{file}: would unpack to {unpacked} bytes, and has {size}: it was not written by "
