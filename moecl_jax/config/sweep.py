@@ -334,7 +334,9 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
             raise ValueError("expected lists of overrides, methods and seeds")
         if not all(entry.keys() >= {"variant", "workdir"} for entry in record["runs"]):
             raise ValueError("a run lacks its variant or workdir")
-        return {**record, "config": record["config"], "orders": record["orders"]}
+        if not isinstance(record["orders"], list | None):
+            raise ValueError("expected a list of orders, or null")
+        return {**record, "config": record["config"]}
     except FileNotFoundError:
         return None
     except KeyError as error:

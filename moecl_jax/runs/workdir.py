@@ -41,6 +41,8 @@ _FREE = (
     "mesh.fsdp",
     "mesh.tensor",
 )
+# Keys that every version has written; without them another run than the one there would be opened.
+_ALWAYS = {"method", "model", "tasks", "seed"}
 # Keys that a converted checkpoint fixes, whatever it is trained with.
 _FIXED = (
     "method",
@@ -164,8 +166,10 @@ def load_settings(workdir: Path) -> Settings:
         content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("expected an object")
+        if missing := _ALWAYS - content.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is broken: {one_line(error)}") from error
+        raise UserError(f"{path} is broken: {one_line(error)}. Restore it from a copy.") from error
     try:
         settings = Settings.from_mapping(content)
     except UserError as error:
