@@ -107,6 +107,7 @@ def claimed(workdir: Path) -> Iterator[None]:
     if not first_process():  # it speaks for all that train together
         yield
         return
+    refuse_file(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a") as lock:
         try:
@@ -116,6 +117,16 @@ def claimed(workdir: Path) -> Iterator[None]:
                 f"another process is training in {workdir}; wait for it, or use another --workdir"
             ) from error
         yield
+
+
+def refuse_file(workdir: Path) -> None:
+    """Refuses what cannot become a workdir.
+
+    Raises:
+      UserError: there is something else than a folder.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is there and is no folder; name another --workdir")
 
 
 @contextlib.contextmanager
