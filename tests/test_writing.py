@@ -11,7 +11,7 @@ from moecl_jax.serving.files import _answer_lines
 from moecl_jax.writing import named, whole_file
 
 FULL = Path("/dev/full")
-on_linux = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+on_linux = pytest.mark.skipif(not FULL.is_char_device(), reason="needs /dev/full")
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
