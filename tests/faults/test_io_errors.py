@@ -122,4 +122,4 @@ def test_a_slow_disk_changes_nothing(shim, whole, tmp_path, tried):
     assert done.returncode == 0, done.stderr
     assert int(count.read_text()) > 200
     assert_same_outcome(workdir, expected)
-    tried("a slow disk", 1, "survived")
+    tried("a slow disk, 5 ms an operation", 1, "survived")
