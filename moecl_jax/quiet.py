@@ -6,7 +6,9 @@ a program does with the package itself, nothing changes. Errors come through.
 
 import contextlib
 import logging
+import os
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -38,6 +40,37 @@ def transformers() -> Iterator[None]:
     """
     with _without("transformers", lambda record: record.funcName == "warning_advice"):
         yield
+
+
+@contextlib.contextmanager
+def panics() -> Iterator[None]:
+    """Drops what Rust writes to standard error of a panic: its exception says it.
+
+    What is written meanwhile is held back, also by other threads, and written afterwards where
+    there was no panic.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(tempfile.TemporaryFile())
+            terminal = os.dup(2)
+        except OSError:  # nowhere to hold it, or no standard error
+            held = None
+        if held is None:
+            yield
+            return
+        stack.callback(os.close, terminal)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":  # pyo3 has no name to import
+                held.truncate(0)
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            held.seek(0)
+            with contextlib.suppress(OSError):
+                os.write(2, held.read())
 
 
 @contextlib.contextmanager

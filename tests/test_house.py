@@ -36,6 +36,7 @@ TOP_MODULES = {
     "settings",
     "stopping",
     "testing",
+    "writing",
 }
 
 

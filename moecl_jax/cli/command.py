@@ -34,15 +34,26 @@ class Command:
     usage: str | None = None
 
 
+def path(text: str) -> Path:
+    """A path that an argument gives; an empty one, as of an unset variable, would be the folder.
+
+    Raises:
+      argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a path ('.' is the current folder)")
+    return Path(text)
+
+
 def add_workdir(parser: argparse.ArgumentParser, help_text: str) -> None:
     """Adds `--workdir=DIR`, which must be given once."""
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help=help_text)
+    parser.add_argument("--workdir", required=True, type=path, metavar="DIR", help=help_text)
 
 
 def add_workdirs(parser: argparse.ArgumentParser, help_text: str) -> None:
     """Adds `--workdir=DIR`, which must be given once or several times."""
     parser.add_argument(
-        "--workdir", required=True, type=Path, action="append", metavar="DIR", help=help_text
+        "--workdir", required=True, type=path, action="append", metavar="DIR", help=help_text
     )
 
 

@@ -1,9 +1,8 @@
 """`moecl convert`: makes a workdir of a foreign checkpoint."""
 
 import argparse
-from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdir
+from moecl_jax.cli.command import Command, add_workdir, path
 from moecl_jax.errors import UserError
 
 
@@ -12,14 +11,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         required=True,
-        type=Path,
+        type=path,
         metavar="DIR",
         help="the Hugging Face folder of the model that the checkpoint was trained on",
     )
     parser.add_argument(
         "--adapter",
         required=True,
-        type=Path,
+        type=path,
         metavar="PATH",
         help="official: PREFIX of PREFIX.bin, or else PREFIX.safetensors, with PREFIX.json beside "
         "it; peft: the folder of adapter_config.json and adapter_model.safetensors",

@@ -1,9 +1,8 @@
 """`moecl export`: writes a workdir in another program's format."""
 
 import argparse
-from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdir
+from moecl_jax.cli.command import Command, add_workdir, path
 from moecl_jax.errors import UserError
 
 
@@ -18,7 +17,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "a single LoRA",
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="PATH", help="the PREFIX or folder to write"
+        "--output", required=True, type=path, metavar="PATH", help="the PREFIX or folder to write"
     )
     parser.add_argument(
         "--expert",

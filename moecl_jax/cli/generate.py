@@ -1,9 +1,8 @@
 """`moecl generate`: writes answers."""
 
 import argparse
-from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdir, report_lines
+from moecl_jax.cli.command import Command, add_workdir, path, report_lines
 from moecl_jax.errors import UserError
 
 
@@ -13,14 +12,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="the text to answer")
     parser.add_argument(
         "--input",
-        type=Path,
+        type=path,
         metavar="FILE.jsonl",
         help='in place of --prompt: a JSON object a line, with "text" or "input_ids" ("-": '
         "standard input)",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         metavar="FILE.jsonl",
         help='gets each object of --input with its "response", or with an "error" ("-": standard '
         "output)",

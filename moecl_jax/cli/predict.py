@@ -1,9 +1,8 @@
 """`moecl predict`: labels texts."""
 
 import argparse
-from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdir, report_lines
+from moecl_jax.cli.command import Command, add_workdir, path, report_lines
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +15,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         required=True,
-        type=Path,
+        type=path,
         metavar="FILE.jsonl",
         help='a JSON object a line, with "text" or "input_ids"; anything else in it is copied '
         '("-": standard input)',
@@ -24,7 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=path,
         metavar="FILE.jsonl",
         help='gets each object with its "label", "probabilities" and "logits", or with an "error"; '
         "the exit status is 1 if there was an error ('-': standard output)",

@@ -1,9 +1,8 @@
 """`moecl report`: writes a page that compares finished runs."""
 
 import argparse
-from pathlib import Path
 
-from moecl_jax.cli.command import Command, add_workdirs
+from moecl_jax.cli.command import Command, add_workdirs, path
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +10,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=path,
         metavar="FILE.html",
         help="the page; FILE.md and FILE.csv are written beside it",
     )

@@ -149,6 +149,9 @@ def _run_config_file(file: str) -> "ConfigDict":
 
     name, *argument = file.split(":", 1)
     path = Path(name)
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UserError(f"config file {name} is {found}; name FILE.py, or a workdir's config.json")
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py")]
         raise UserError(f"config file {name} does not exist{suggestion(name, siblings)}")

@@ -31,7 +31,7 @@ from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.tables import wall_time
-from moecl_jax.runs.workdir import Busy, refuse_other_settings, write_json
+from moecl_jax.runs.workdir import Busy, refuse_file, refuse_other_settings, write_json
 from moecl_jax.training.trainer import train
 
 CACHE_FOLDER = "compilation_cache"
@@ -167,6 +167,7 @@ def sweep(grid: Grid, workdir: Path) -> Outcome:
     Raises:
       UserError: the grid is at fault, or the workdir belongs to another one.
     """
+    refuse_file(workdir)
     runs = plan(grid)
     for run in runs:
         refuse_other_settings(run.settings, workdir / run.folder)
@@ -334,7 +335,9 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
             raise ValueError("expected lists of overrides, methods and seeds")
         if not all(entry.keys() >= {"variant", "workdir"} for entry in record["runs"]):
             raise ValueError("a run lacks its variant or workdir")
-        return {**record, "config": record["config"], "orders": record["orders"]}
+        if not isinstance(record["orders"], list | None):
+            raise ValueError("expected a list of orders, or null")
+        return {**record, "config": record["config"]}
     except FileNotFoundError:
         return None
     except KeyError as error:

@@ -40,6 +40,7 @@ from moecl_jax.serving.session import model_of, open_stream
 from moecl_jax.weights import Checkpoint, StoredTensor, huggingface
 from moecl_jax.weights.files import read_object
 from moecl_jax.weights.safetensors_file import open_safetensors
+from moecl_jax.writing import whole_file
 
 CONFIG_NAME = "adapter_config.json"
 TENSORS_NAME = "adapter_model.safetensors"
@@ -200,9 +201,10 @@ def write_adapter(adapter: PeftAdapter, folder: Path) -> list[Path]:
     files = [folder / CONFIG_NAME, folder / TENSORS_NAME]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(tensors, files[1], metadata={"format": "pt"})
-        text = json.dumps(content, indent=2, sort_keys=True)
-        files[0].write_text(text + "\n", encoding="utf-8")
+        with whole_file(files[1]) as stream:
+            stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+        with whole_file(files[0]) as stream:
+            stream.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise UserError(f"cannot write the adapter to {folder}: {one_line(error)}") from error
     return files

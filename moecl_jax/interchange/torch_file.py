@@ -1,9 +1,9 @@
 """State dicts in torch's own format. The only module that imports torch, and only when called."""
 
 import io
-import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,8 +16,18 @@ import numpy as np
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import shortened
 from moecl_jax.weights.files import map_bytes
+from moecl_jax.writing import whole_file
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# What zipfile raises where an archive is damaged, or is one that it does not know.
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    ValueError,
+    struct.error,
+)
 
 
 def read_state(file: Path) -> dict[str, np.ndarray]:
@@ -76,9 +86,8 @@ def write_state(file: Path, tensors: dict[str, np.ndarray]) -> None:
             state[name] = torch.from_numpy(array.copy())
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    beside = file.with_name(file.name + ".part")
-    beside.write_bytes(buffer.getvalue())
-    os.replace(beside, file)
+    with whole_file(file) as stream:
+        stream.write(buffer.getbuffer())
 
 
 def _refuse_compression(file: Path, size: int) -> None:
@@ -88,8 +97,12 @@ def _refuse_compression(file: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())
-    except Exception:
-        return  # torch will say what is wrong
+    except _NO_ARCHIVE as error:  # torch reads it with code of its own, which may read more
+        raise UserError(
+            f"{file}: truncated, damaged or not in torch's format "
+            f"({type(error).__name__}: {one_line(error)[:200]}). It has {size} bytes; copy it "
+            "again."
+        ) from error
     if unpacked > size:
         raise UserError(
             f"{file}: would unpack to {unpacked} bytes, and has {size}: it was not written by "

@@ -13,7 +13,6 @@ pictures.py  chooses the pictures, and names the files and keys that their numbe
 page.py      makes the page and the Markdown file
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from moecl_jax.errors import UserError
 from moecl_jax.report.page import Report
 from moecl_jax.report.runs import read_runs
+from moecl_jax.writing import whole_file
 
 
 def report(folders: Sequence[Path], output: Path) -> list[Path]:
@@ -50,8 +50,7 @@ def report(folders: Sequence[Path], output: Path) -> list[Path]:
     paths = []
     for suffix, text in texts.items():
         path = output.with_suffix(suffix)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(beside, path)
+        with whole_file(path) as stream:
+            stream.write(text.encode("utf-8", "replace"))
         paths.append(path)
     return paths

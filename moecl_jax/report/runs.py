@@ -9,7 +9,10 @@ from typing import Any
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME, SWEEP_NAME
-from moecl_jax.runs.results import Results, read_object
+from moecl_jax.runs.results import Results, check_number, read_object
+
+# What is drawn of a line of the log, beside its task.
+_LOGGED = ("step", "loss", "loss_instruction", "loss_adversarial", "examples_per_second")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +166,13 @@ def _read_log(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 content = parse_json(line)
                 int(content["step"]), str(content["task"])
+                for key in _LOGGED:
+                    check_number(key, content.get(key))
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    f"{path}, line {number}: expected a JSON object with 'step' and 'task', as a "
-                    "run writes them; delete that line, or move the file away"
+                    f"{path}, line {number}: expected a JSON object with 'step', 'task' and "
+                    f"numbers, as a run writes them ({one_line(error)}); delete that line, or move "
+                    "the file away"
                 ) from error
             yield content
 

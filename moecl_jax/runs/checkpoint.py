@@ -31,6 +31,7 @@ from moecl_jax import quiet
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.outside import shortened
+from moecl_jax.writing import RETRY
 
 FOLDER = "checkpoints"
 SET_ASIDE = "set_aside"
@@ -64,8 +65,7 @@ def _save(path: Path, record: Mapping[str, Any], **trees: Any) -> None:
             checkpointer.save(path.absolute(), composite, force=True)
     except Exception as error:  # of the file system, in whatever clothes TensorStore gives it
         raise UserError(
-            f"cannot write the checkpoint {path}: {one_line(error)[:300]}. What was saved before "
-            "is as it was; make room or mend the disk, and run the same command again to go on."
+            f"cannot write the checkpoint {path}: {one_line(error)[:300]}. {RETRY}"
         ) from error
 
 
@@ -211,9 +211,17 @@ class TaskCheckpoints:
         """Number of finished tasks, up to the first that is not.
 
         Raises:
-          UserError: a later task is finished than one whose checkpoint is missing.
+          UserError: a later task is finished than one whose checkpoint is missing, or one is a link
+            to nothing.
         """
-        there = [self.path(index).is_dir() for index in range(len(self.names))]
+        paths = list(map(self.path, range(len(self.names))))
+        there = [path.is_dir() for path in paths]
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                raise UserError(
+                    f"the checkpoint {path} is a link to a folder that is not there. Mount it. "
+                    f"{_REMEDY}"
+                )
         count = there.index(False) if False in there else len(there)
         if any(there[count:]):
             later = self.path(there.index(True, count))
@@ -226,7 +234,7 @@ class TaskCheckpoints:
     def any(self) -> bool:
         """Whether anything is saved."""
         paths = [*map(self.path, range(len(self.names))), self.folder / _IN_PROGRESS]
-        return any(path.exists() for path in paths)
+        return any(map(os.path.lexists, paths))
 
     def finished_record(self, index: int) -> dict[str, Any]:
         """The record of a finished task."""
@@ -348,7 +356,7 @@ class TaskCheckpoints:
         """
         paths = [self.path(index) for index in range(count, len(self.names))]
         paths += [self.folder / _IN_PROGRESS] if in_progress else []
-        present = [path for path in paths if path.exists()]
+        present = [path for path in paths if os.path.lexists(path)]  # links to nothing too
         if not present:
             return None
         aside = self.folder / SET_ASIDE / time.strftime("%Y%m%dT%H%M%S", time.gmtime())

@@ -63,10 +63,12 @@ class DataRecord:
         path = workdir / DATA_NAME
         try:
             content = parse_json(path.read_bytes())
+            if not _is_record(content):
+                raise ValueError("it is not what a training writes")
             return cls(content["tokenizer"], content["tasks"], tuple(content["accepted"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is broken: {one_line(error)}. Restore it from a copy; without it, the "
                 "data that are there now are taken for those of the training."
@@ -110,6 +112,17 @@ class DataRecord:
                 "Trainer(accept_changes=True)), and results.json names it under accepted_changes"
             )
         return DataRecord(now.tokenizer, {**self.tasks, **now.tasks}, (*self.accepted, *found))
+
+
+def _is_record(content: Any) -> bool:
+    """Whether a JSON value is what `DataRecord.save` writes."""
+    if not isinstance(content, dict) or not content.keys() >= {"tokenizer", "tasks", "accepted"}:
+        return False
+    tokenizer, tasks, accepted = content["tokenizer"], content["tasks"], content["accepted"]
+    if not (isinstance(tokenizer, str) and isinstance(tasks, dict) and isinstance(accepted, list)):
+        return False
+    parts = {"prompt", *SPLITS}
+    return all(isinstance(read, dict) and read.keys() >= parts for read in tasks.values())
 
 
 def refuse_other_tokenizer(workdir: Path, tokenizer: "PreTrainedTokenizerBase | None") -> None:

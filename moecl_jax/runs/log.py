@@ -1,5 +1,6 @@
 """The metrics of a run as they are logged: `metrics.jsonl` and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,9 @@ import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.outside import parse_json
+from moecl_jax.runs.events import EventsFile
 from moecl_jax.runs.names import LOG_NAME, NOT_FINITE_NAME, TENSORBOARD_FOLDER
+from moecl_jax.writing import RETRY, whole_file
 
 
 class MetricsLog:
@@ -46,14 +49,10 @@ class MetricsLog:
         if self.path.exists():
             _drop_lines(self.path, resumed_step)
         self._file = self.path.open("ab", buffering=0)
-        self._events: Any = None
+        self._events: EventsFile | None = None
         if tensorboard:
-            import tensorboardX  # here, because it takes a while and is not always wanted
-
             purge_step = None if resumed_step is None else resumed_step + 1
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir / TENSORBOARD_FOLDER), purge_step=purge_step
-            )
+            self._events = EventsFile(workdir / TENSORBOARD_FOLDER, purge_step=purge_step)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Records one logged step.
@@ -72,7 +71,7 @@ class MetricsLog:
         if self._events is not None:
             for key, value in line.items():
                 if key != "step" and isinstance(value, int | float):
-                    self._events.add_scalar(f"train/{key}", value, step)
+                    self._events.add(f"train/{key}", value, step)
 
     def _append(self, line: bytes) -> None:
         """Writes a line whole or not at all."""
@@ -81,16 +80,15 @@ class MetricsLog:
             while written < len(line):
                 written += self._file.write(line[written:]) or 0
         except OSError as error:
-            self._file.truncate(size)
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}. What was saved before is as it was; "
-                "make room or mend the disk, and run the same command again to go on."
-            ) from error
+            with contextlib.suppress(OSError):  # else it is dropped when the run goes on
+                self._file.truncate(size)
+            raise UserError(f"cannot write {self.path}: {error.strerror}. {RETRY}") from error
 
     def note_not_finite(self, content: Mapping[str, Any]) -> Path:
         """Writes beside the log which steps were not finite, and returns the file's path."""
         path = self.path.with_name(NOT_FINITE_NAME)
-        path.write_text(json.dumps(plain(content), indent=2) + "\n", encoding="utf-8")
+        with whole_file(path) as stream:
+            stream.write((json.dumps(plain(content), indent=2) + "\n").encode())
         return path
 
     def close(self) -> None:
@@ -122,8 +120,7 @@ def plain(content: Any) -> Any:
 
 def _drop_lines(path: Path, last_step: int | None) -> None:
     """Drops a half-written last line, and the lines of steps after `last_step` if that is given."""
-    shortened = path.with_name(path.name + ".tmp")
-    with path.open("rb") as source, shortened.open("wb") as target:
+    with path.open("rb") as source, whole_file(path) as target:
         for number, line in enumerate(source, start=1):
             if not line.endswith(b"\n"):
                 break
@@ -136,7 +133,6 @@ def _drop_lines(path: Path, last_step: int | None) -> None:
                 ) from error
             if last_step is None or step <= last_step:
                 target.write(line)
-    os.replace(shortened, path)
 
 
 def _plain_scalar(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.outside import parse_json
+from moecl_jax.outside import parse_json, shortened
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
 from moecl_jax.runs.tables import format_matrix, format_metrics, format_task_free
@@ -28,6 +28,9 @@ _REQUIRED_KEYS = (
     "seed",
     "wall_seconds",
 )
+# Further keys that a reader calculates with or lists; they may be absent or null.
+_NUMBERS = ("steps", "stored_examples", "skipped_steps")
+_OBJECTS = ("parameters", "versions")
 _ADVICE = "Restore it from a copy, or leave its folder out."
 
 _MOST_NAMED_CURVES = 12  # a legend of more tasks would be larger than the plot
@@ -284,6 +287,23 @@ def _check(content: Mapping[str, Any]) -> None:
     for name in METRIC_NAMES:
         if name not in content["metrics"]:
             raise ValueError(f"metrics lacks {name}")
+    for key in _NUMBERS:
+        check_number(key, content.get(key))
+    for key in _OBJECTS:
+        if not isinstance(content.get(key) or {}, Mapping):
+            raise TypeError(f"{key} is {shortened(content[key])}; expected an object")
+    for key, value in (content.get("parameters") or {}).items():
+        check_number(f"parameters.{key}", value)
+
+
+def check_number(key: str, value: Any) -> None:
+    """Checks a value that JSON holds, or lacks.
+
+    Raises:
+      TypeError: it is neither a number nor None.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{key} is {shortened(value)}; expected a number")
 
 
 def _check_shape(key: str, values: Any, expected: tuple[int | None, ...]) -> None:

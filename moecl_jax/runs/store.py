@@ -3,6 +3,7 @@
 import abc
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -347,7 +348,8 @@ class DiskStore(Store):
         self.checkpoints.restore_features(index)
 
     def _anything_from(self, index: int) -> bool:
-        return any(self.checkpoints.path(i).exists() for i in range(index, len(self.names)))
+        paths = map(self.checkpoints.path, range(index, len(self.names)))
+        return any(map(os.path.lexists, paths))  # links to nothing too
 
     def _shared(self, index: int) -> StreamState:
         """The shared tree and the memory of the moment when a task was finished, as NumPy."""

@@ -27,6 +27,7 @@ from moecl_jax.outside import parse_json
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.names import CONFIG_NAME, ORIGIN_NAME
 from moecl_jax.runs.settings import Settings, leaves
+from moecl_jax.writing import whole_file
 
 # Keys that change no result and may differ when a run goes on.
 _FREE = (
@@ -40,6 +41,8 @@ _FREE = (
     "mesh.fsdp",
     "mesh.tensor",
 )
+# Keys that every version has written; without them another run than the one there would be opened.
+_ALWAYS = {"method", "model", "tasks", "seed"}
 # Keys that a converted checkpoint fixes, whatever it is trained with.
 _FIXED = (
     "method",
@@ -104,6 +107,7 @@ def claimed(workdir: Path) -> Iterator[None]:
     if not first_process():  # it speaks for all that train together
         yield
         return
+    refuse_file(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a") as lock:
         try:
@@ -113,6 +117,16 @@ def claimed(workdir: Path) -> Iterator[None]:
                 f"another process is training in {workdir}; wait for it, or use another --workdir"
             ) from error
         yield
+
+
+def refuse_file(workdir: Path) -> None:
+    """Refuses what cannot become a workdir.
+
+    Raises:
+      UserError: there is something else than a folder.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is there and is no folder; name another --workdir")
 
 
 @contextlib.contextmanager
@@ -163,8 +177,10 @@ def load_settings(workdir: Path) -> Settings:
         content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("expected an object")
+        if missing := _ALWAYS - content.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is broken: {one_line(error)}") from error
+        raise UserError(f"{path} is broken: {one_line(error)}. Restore it from a copy.") from error
     try:
         settings = Settings.from_mapping(content)
     except UserError as error:
@@ -261,10 +277,9 @@ def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], rem
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file whole or not at all."""
-    beside = path.with_name(path.name + ".part")
     text = json.dumps(content, indent=2, allow_nan=False)
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with whole_file(path) as stream:
+        stream.write(f"{text}\n".encode())
 
 
 def _trained_since(workdir: Path, tasks: Sequence[str], origin: Origin) -> bool:

@@ -11,6 +11,7 @@ from moecl_jax.outside import parse_json
 from moecl_jax.serving.generation import GREEDY, Sampling
 from moecl_jax.serving.prompts import Prompt, PromptReader
 from moecl_jax.serving.session import Session
+from moecl_jax.writing import named
 
 LONGEST_LINE = 2**24
 """Bytes of a line that is read; a longer one is answered by an error."""
@@ -118,8 +119,8 @@ def _answer_lines(
     Fields whose names are in `own` are not copied.
     """
     bad = 0
-    with _open_source(source) as lines, _open_target(target) as out:
-        for group in _groups(_whole_lines(lines)):
+    with _open_source(source) as lines, named(target), _open_target(target) as out:
+        for group in _groups(_whole_lines(lines, source)):
             records = [_record(line) for line in group]
             read = reader.read(records)
             answers = iter(answer([prompt for _, prompt in read if prompt is not None]))
@@ -148,10 +149,15 @@ def _open_target(target: Path) -> TextIO:
         raise UserError(f"--output={target}: {one_line(error)}") from error
 
 
-def _whole_lines(stream: BinaryIO) -> Iterator[bytes | ValueError]:
+def _whole_lines(stream: BinaryIO, source: Path) -> Iterator[bytes | ValueError]:
     """The lines, less empty ones at the end; for one that is too long, the reason."""
+
+    def read(most: int) -> bytes:
+        with named(source):
+            return stream.readline(most)
+
     empty = 0
-    while line := stream.readline(LONGEST_LINE + 1):
+    while line := read(LONGEST_LINE + 1):
         too_long = len(line) > LONGEST_LINE
         if not too_long and not line.strip():
             empty += 1
@@ -160,7 +166,7 @@ def _whole_lines(stream: BinaryIO) -> Iterator[bytes | ValueError]:
         empty = 0
         yield ValueError(f"the line has more than {LONGEST_LINE} bytes") if too_long else line
         while too_long and line and not line.endswith(b"\n"):
-            line = stream.readline(LONGEST_LINE)
+            line = read(LONGEST_LINE)
 
 
 def _record(line: bytes | ValueError) -> dict[str, Any] | Exception:

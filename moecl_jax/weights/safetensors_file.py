@@ -11,7 +11,6 @@ that it writes; here they keep their order.
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import parse_json, shortened
 from moecl_jax.weights import StoredTensor
 from moecl_jax.weights.files import map_bytes
+from moecl_jax.writing import whole_file
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -86,12 +86,10 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
         }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that the tensors are aligned
-    beside = file.with_name(file.name + ".part")
-    with beside.open("wb") as stream:
+    with whole_file(file) as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         for array in tensors.values():
             stream.write(array.tobytes())
-    os.replace(beside, file)
 
 
 def _describe(name: str, entry: Any, file: Path, data: np.ndarray) -> StoredTensor:

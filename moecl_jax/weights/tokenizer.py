@@ -195,7 +195,8 @@ def _blamed_on(place: str, advice: str) -> Iterator[None]:
     Their Rust side raises plain Exception, and a panic of Rust is a BaseException.
     """
     try:
-        yield
+        with quiet.panics():
+            yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:

@@ -303,6 +303,10 @@ def test_a_workdir_refuses_another_sweep(
     assert "a sweep with --orders, and now it is without" in error
     (tmp_path / "sweep.json").write_text("{}", encoding="utf-8")
     assert "sweep.json is broken: it lacks" in error_of(capsys, config_file, tmp_path, *grid)
+    record = {"config": "c", "overrides": [], "methods": [], "orders": 1, "seeds": [], "runs": []}
+    (tmp_path / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
+    error = error_of(capsys, config_file, tmp_path, *grid)
+    assert "sweep.json is broken: expected a list of orders, or null" in error
     assert trained == ["moe_cl/order1_seed0"]
 
 

@@ -243,6 +243,25 @@ class TestTorchFiles:
         with pytest.raises(UserError, match=f"{file}: (truncated, damaged|refused)"):
             torch_file.read_state(file)
 
+    @pytest.mark.parametrize(
+        ("place", "damage"),
+        [(6, b"\xff\xff"), (46, b"\xff\xff")],
+        ids=["a later version", "a name that is not UTF-8"],
+    )
+    def test_an_archive_that_cannot_be_listed_is_not_given_to_torch(
+        self, tmp_path, torch, monkeypatch, place, damage
+    ):
+        file = tmp_path / "a.bin"
+        torch.save({"weight": torch.ones(2)}, file)
+        content = bytearray(file.read_bytes())
+        entry = content.index(b"PK\x01\x02")
+        content[entry + 9] |= 8  # names are UTF-8
+        content[entry + place : entry + place + 2] = damage
+        file.write_bytes(content)
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was read"))
+        with pytest.raises(UserError, match=f"{file}: truncated, damaged or not in torch's"):
+            torch_file.read_state(file)
+
     @pytest.mark.usefixtures("torch")
     def test_text_and_absence_are_named(self, tmp_path):
         (tmp_path / "a.bin").write_text("<!DOCTYPE html>")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,17 @@ def test_the_config_says_what_peft_s_readers_ask_for(folder):
     }
     assert {key: content[key] for key in expected} == expected
     assert type(content["lora_alpha"]) is int
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_an_adapter_without_room_is_one_line_and_leaves_the_one_before(folder, backbone):
+    before = (folder / TENSORS).read_bytes()
+    (folder / f"{TENSORS}.part").symlink_to("/dev/full")
+    message = f"cannot write the adapter to {folder}: .*No space left on device"
+    with pytest.raises(UserError, match=message):
+        write_adapter(random_adapter(backbone.config, ("q_proj",)), folder)
+    assert (folder / TENSORS).read_bytes() == before
+    assert [path.name for path in folder.glob("*.part")] == []
 
 
 def test_reading_gives_what_was_written(folder, backbone):

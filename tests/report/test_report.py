@@ -291,6 +291,12 @@ def test_all_text_is_escaped(tmp_path):
         ("results.json", '{"method": "ewc"}', "{path} is broken: it lacks tasks"),
         ("config.json", "{", "cannot read {path}: "),
         ("metrics.jsonl", '{"task": "a"}\n', "{path}, line 1: expected a JSON object with 'step'"),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "task": "a", "loss": "low"}\n',
+            "{path}, line 1: expected a JSON object with 'step', 'task' and numbers, as a run "
+            "writes them (loss is 'low'; expected a number)",
+        ),
         ("sweep.json", "{}", "{path} is broken: expected a list 'runs'"),
         ("sweep.json", '{"runs": [1]}', "{path} is broken: expected a list 'runs'"),
     ],

@@ -111,11 +111,23 @@ def test_a_missing_checkpoint_is_named(tmp_path):
     assert checkpoints.finished_count() == 0
 
 
-def read_all(checkpoints):
-    checkpoints.finished_record(0)
-    checkpoints.restore_own(0)
-    checkpoints.restore_shared(0)
-    checkpoints.restore_features(0)
+def is_refused(checkpoints):
+    """Whether a damaged checkpoint is refused; if it is not, what is read is what was written."""
+    try:
+        assert checkpoints.finished_record(0)["at"] == 0
+        assert_bit_equal(checkpoints.restore_own(0), tree(0))
+        assert_bit_equal(checkpoints.restore_shared(0), shared(0))
+        assert checkpoints.restore_features(0)["mean"].tolist() == [[0.0, 0.0]]
+    except UserError as error:
+        assert "000_a" in str(error) and "--resume=last-good" in str(error)
+        return True
+    return False
+
+
+def note_all(tried, fault, outcomes):
+    """Notes whether each was refused."""
+    tried(fault, sum(outcomes), "refused")
+    tried(fault, len(outcomes) - sum(outcomes), "survived")
 
 
 @pytest.mark.slow
@@ -123,28 +135,18 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path, tried):
     """In any file of a checkpoint, wherever in it; what is read is what was written."""
     checkpoints = save_all(tmp_path, 1)
     path, rng = checkpoints.path(0), np.random.default_rng(0)
-    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]
-    found = harmless = 0
-    for file in files:
+    outcomes = []
+    for file in [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]:
         content = bytearray(file.read_bytes())
         for place in rng.choice(len(content), min(12, len(content)), replace=False):
             changed = bytearray(content)
             changed[place] ^= 1 << int(rng.integers(8))
             file.write_bytes(changed)
-            try:
-                assert checkpoints.finished_record(0)["at"] == 0
-                assert_bit_equal(checkpoints.restore_own(0), tree(0))
-                assert_bit_equal(checkpoints.restore_shared(0), shared(0))
-                assert checkpoints.restore_features(0)["mean"].tolist() == [[0.0, 0.0]]
-                harmless += 1
-            except UserError as error:
-                assert "000_a" in str(error) and "--resume=last-good" in str(error)
-                found += 1
+            outcomes.append(is_refused(checkpoints))
         file.write_bytes(content)
-    read_all(checkpoints)
-    assert found > 20
-    tried("a bit of a checkpoint flipped", found, "refused")
-    tried("a bit of a checkpoint flipped", harmless, "survived")
+    assert not is_refused(checkpoints)
+    assert sum(outcomes) > 20
+    note_all(tried, "a bit of a checkpoint flipped", outcomes)
 
 
 @pytest.mark.slow
@@ -152,7 +154,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path, tried):
 def test_a_damaged_file_is_found_or_changes_nothing(tmp_path, damage, tried):
     whole = save_all(tmp_path / "whole", 1)
     files = [file.relative_to(whole.path(0)) for file in whole.path(0).rglob("*")]
-    found = harmless = 0
+    outcomes = []
     for number, file in enumerate(f for f in files if (whole.path(0) / f).is_file()):
         checkpoints = TaskCheckpoints(tmp_path / str(number), NAMES)
         shutil.copytree(whole.path(0), checkpoints.path(0))
@@ -162,17 +164,9 @@ def test_a_damaged_file_is_found_or_changes_nothing(tmp_path, damage, tried):
         else:
             content = target.read_bytes()
             target.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-        try:
-            assert_bit_equal(checkpoints.restore_own(0), tree(0))
-            assert_bit_equal(checkpoints.restore_shared(0), shared(0))
-            assert checkpoints.restore_features(0)["mean"].tolist() == [[0.0, 0.0]]
-            harmless += 1
-        except UserError as error:
-            assert "000_a" in str(error) and "--resume=last-good" in str(error)
-            found += 1
-    assert found > 3
-    tried(f"a file of a checkpoint {damage}", found, "refused")
-    tried(f"a file of a checkpoint {damage}", harmless, "survived")
+        outcomes.append(is_refused(checkpoints))
+    assert sum(outcomes) > 3
+    note_all(tried, f"a file of a checkpoint {damage}", outcomes)
 
 
 def test_an_earlier_version_s_checkpoint_is_told_as_such(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_a_changed_tokenizer_is_refused_by_training_and_by_use(run):
 def test_a_broken_record_is_told(run):
     folder, settings = run
     (folder / "run" / "data.json").write_text('{"tokenizer": 1}')
-    with pytest.raises(UserError, match=r"data\.json is broken: tasks"):
+    with pytest.raises(UserError, match=r"data\.json is broken: it is not what a training writes"):
         train(settings, folder / "run")
 
 

@@ -79,6 +79,21 @@ def test_a_missing_middle_task_is_refused_and_trained_again(damaged):
     assert_equal(workdir, whole)
 
 
+def test_a_checkpoint_on_a_disk_that_is_not_mounted_is_not_trained_again(damaged, tmp_path):
+    workdir, settings, whole = damaged
+    checkpoint, elsewhere = workdir / "checkpoints" / "002_fourteen", tmp_path / "elsewhere"
+    shutil.move(checkpoint, elsewhere)
+    checkpoint.symlink_to(elsewhere)
+    assert_equal(workdir, whole)
+    shutil.move(elsewhere, tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"002_fourteen is a link to a folder that is not there"):
+        train(settings, workdir)
+    train(settings, workdir, resume="last-good")
+    assert_equal(workdir, whole)
+    [aside] = (workdir / "checkpoints" / "set_aside").iterdir()
+    assert (aside / "002_fourteen").is_symlink()
+
+
 def test_where_the_shared_trees_are_kept_once_their_damage_begins_anew(tmp_path, capsys):
     config = tmp_path / "config.json"
     config.write_text(tiny_config(tmp_path, keep_shared=1, tasks=("two", "five"), **FEW).to_json())

@@ -153,6 +153,11 @@ def test_a_broken_file_is_named(tmp_path, text, message):
         ({"seed": math.inf}, "cannot convert float infinity"),
         ({"tasks": 2}, "object of type 'int' has no len()"),
         ({"wall_seconds": None}, "float() argument must be"),
+        ({"steps": "many"}, "steps is 'many'; expected a number"),
+        ({"stored_examples": {}}, "stored_examples is {}; expected a number"),
+        ({"parameters": "few"}, "parameters is 'few'; expected an object"),
+        ({"parameters": {"frozen": [1]}}, "parameters.frozen is [1]; expected a number"),
+        ({"versions": 1}, "versions is 1; expected an object"),
     ],
 )
 def test_broken_content_is_explained(changes, message):

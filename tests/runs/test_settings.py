@@ -164,14 +164,17 @@ def test_a_section_of_another_method_with_other_keys_is_refused() -> None:
         (None, "does not exist: .* is no workdir"),
         ("{", "is broken: "),
         ("[1]", "is broken: expected an object"),
-        ('{"lora": {"rnk": 1}}', r"config\.json: unknown config key 'lora\.rnk'; did you mean"),
-        ('{"seed": "x"}', r"config\.json: config: seed = 'x' must be a whole number"),
-        ('{"method": "absent:Gone"}', r"config\.json: .*there is no module 'absent'"),
+        ("{}", "is broken: it lacks method, model, seed, tasks. Restore it from a copy"),
+        ({"lora": {"rnk": 1}}, r"config\.json: unknown config key 'lora\.rnk'; did you mean"),
+        ({"seed": "x"}, r"config\.json: config: seed = 'x' must be a whole number"),
+        ({"method": "absent:Gone"}, r"config\.json: .*there is no module 'absent'"),
     ],
 )
 def test_a_workdir_s_settings_that_cannot_be_read_name_the_file(
-    content: str | None, message: str, tmp_path: Path
+    content: str | dict[str, Any] | None, message: str, tmp_path: Path
 ) -> None:
+    if isinstance(content, dict):
+        content = json.dumps(Settings().to_mapping() | content)
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):

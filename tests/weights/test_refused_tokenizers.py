@@ -1,10 +1,14 @@
 """Tokenizers that are damaged, hostile or of another model than the weights."""
 
+import contextlib
+import json
+import os
 from pathlib import Path
 
 import pytest
 from backbone_files import LFS_POINTER, edit_json, message_of
 
+from moecl_jax import quiet
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import prompt_format
 from moecl_jax.errors import UserError
@@ -137,6 +141,24 @@ def test_a_panic_of_rust_is_named(tiny, monkeypatch):
     assert message.startswith(
         f"{tiny}: the tokenizer cannot be read: index out of bounds: the len is 0. Download"
     )
+
+
+def test_a_panic_of_rust_says_nothing_of_its_own(tiny, capfd):
+    file = tiny / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file.write_text(json.dumps(content))
+    assert "Cannot parse precompiled_charsmap" in message_of(tiny)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_else_is_written_meanwhile_is_kept(capfd):
+    with quiet.panics():
+        os.write(2, b"a note\n")
+    with contextlib.suppress(ValueError), quiet.panics():
+        os.write(2, b"another\n")
+        raise ValueError
+    assert capfd.readouterr().err == "a note\nanother\n"
 
 
 @pytest.mark.parametrize(
