@@ -18,6 +18,7 @@ from moecl_jax.runs.workdir import save_settings
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import model_of, open_stream
 from moecl_jax.testing import write_model, write_task
+from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import StreamTraining
 
@@ -58,6 +59,18 @@ def evaluator_of(settings: Settings) -> Evaluator:
     """Loads the model that settings name, and checks that model, method and tasks fit."""
     method, tasks = settings.method_object(), settings.task_objects()
     return Evaluator(model_of(settings), method, tasks, settings)
+
+
+def watched_batches(monkeypatch: Any) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """Task and prompts of each training batch, as they are made."""
+    made, original = [], Cutter.cut
+
+    def watched(self: Cutter, index: int, examples: Any) -> Any:
+        made.append((index, [tuple(example.prompt) for example in examples]))
+        return original(self, index, examples)
+
+    monkeypatch.setattr(Cutter, "cut", watched)
+    return made
 
 
 def training_of(settings: Settings, workdir: Path) -> StreamTraining:

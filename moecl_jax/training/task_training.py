@@ -28,7 +28,6 @@ from moecl_jax.training.pieces import Cutter, own_examples
 from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
     Metrics,
-    Sums,
     TrainState,
     copied,
     gradient_step,

@@ -16,6 +16,7 @@ from streams import (
     restored,
     stop_after,
     tiny_settings,
+    watched_batches,
 )
 
 from moecl_jax.data.batching import make_batch
@@ -24,7 +25,6 @@ from moecl_jax.errors import UserError
 from moecl_jax.methods.forward import forward, instruction_loss, output_logits
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.serving.session import open_stream
-from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.trainer import train
 
 TWO = ("two", "five")
@@ -215,16 +215,7 @@ def test_fisher_information_is_the_mean_over_a_task_s_examples(tmp_path):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """Task and prompts of each training batch, as they are made."""
-    made = []
-    original = Cutter.cut
-
-    def watched(self, index, examples):
-        made.append((index, [tuple(example.prompt) for example in examples]))
-        return original(self, index, examples)
-
-    monkeypatch.setattr(Cutter, "cut", watched)
-    return made
+    return watched_batches(monkeypatch)
 
 
 def test_replay_mixes_the_reservoir_s_examples_into_each_batch(tmp_path, batches):

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from streams import CLASSES, assert_bit_equal, logged, stop_after, tiny_settings
+from streams import (
+    CLASSES,
+    assert_bit_equal,
+    logged,
+    stop_after,
+    tiny_settings,
+    watched_batches,
+)
 
 from moecl_jax.data.rehearsal import ClassBalanced, PastTask
 from moecl_jax.errors import UserError
@@ -14,7 +21,6 @@ from moecl_jax.methods import Penalty
 from moecl_jax.methods.replay import Replay
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.serving.session import model_of, open_run
-from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import Trainer, train
 
 TWO = ("two", "five")
@@ -144,16 +150,7 @@ class Balanced(Replay):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """Task and prompts of each training batch, as they are made."""
-    made = []
-    original = TaskTraining._batch
-
-    def watched(self, examples, layout):
-        made.append((self.index, [tuple(example.prompt) for example in examples]))
-        return original(self, examples, layout)
-
-    monkeypatch.setattr(TaskTraining, "_batch", watched)
-    return made
+    return watched_batches(monkeypatch)
 
 
 def test_a_class_balanced_memory_joins_each_batch(begun, batches, monkeypatch, tmp_path):
