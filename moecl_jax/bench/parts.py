@@ -21,7 +21,7 @@ from moecl_jax.bench.inputs import OPTIMIZER, WRITTEN_TOKENS, Inputs, jit_train_
 from moecl_jax.data.batching import Batch, row_length
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.parameters import TaskParameters
-from moecl_jax.serving.generation import Generator, read_prompts, write_tokens
+from moecl_jax.serving.generation import Generator
 from moecl_jax.serving.scoring import evaluation_step
 from moecl_jax.training.steps import init_train_state
 
@@ -148,15 +148,7 @@ def measure_generation(inputs: Inputs) -> list[Measurement]:
     Returns:
       A list of one measurement.
     """
-    static: dict[str, Any] = {"context": inputs.context, "end": NO_END_TOKEN}
-    read = jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots"))
-    go_on = jax.jit(
-        functools.partial(write_tokens, **static),
-        static_argnames=("sampling", "count"),
-        donate_argnums=2,
-    )
-    context_length = inputs.context.architecture.sizes.context_length
-    generator = Generator(read, go_on, inputs.frozen, NO_END_TOKEN, context_length)
+    generator = Generator.of(inputs.context, inputs.frozen, NO_END_TOKEN)
     prompts = [[example.prompt for example in examples] for examples in inputs.batches]
     lengths = [[len(ids) for ids in rows] for rows in prompts]
     shapes = {
