@@ -80,7 +80,7 @@ class Measurement:
       compiled_shapes: number of shapes of batches.
       step_memory_bytes: memory of a step, as `CompiledFunction.memory_bytes`.
       peak_memory_bytes: highest memory of the process or device, as `peak_memory` returns it.
-      token_step: of writing one more token of each text, the median time `seconds`,
+      token_step: cost of writing one more token of each text: the median time `seconds`,
         `tokens_per_second` of all texts together, the `bytes` of weights, trained parameters and
         cache that have to be read, and `share_of_bandwidth`, how much of the measured
         `memory_bytes_per_second` reading them once in that time takes.
