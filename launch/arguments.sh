@@ -3,6 +3,7 @@
 #     moecl_defaults="gpus=1"            # the script's own options, NAME=VALUE, "" where one must be given
 #     source launch/arguments.sh
 #
+# moecl_needs names the arguments of moecl train that must be given, config and workdir if it is not set.
 # Sets each option's variable (gpus-per-node becomes gpus_per_node), moecl_train (the arguments of
 # moecl train: all that are none of the script's own) and moecl_root. --dry-run makes moecl_do print
 # a command in place of running it.
@@ -37,7 +38,7 @@ for moecl_pair in $moecl_defaults; do
   moecl_name="${moecl_pair%%=*}"
   [[ -n "${!moecl_name}" ]] || moecl_fail "--${moecl_name//_/-}=... must be given"
 done
-for moecl_name in config workdir; do
+for moecl_name in ${moecl_needs-config workdir}; do
   [[ " ${moecl_train[*]-}" == *" --$moecl_name="* ]] ||
     moecl_fail "--$moecl_name=... must be given, as for moecl train"
 done

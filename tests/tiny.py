@@ -20,7 +20,7 @@ from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.models.model import Architecture
 from moecl_jax.models.settings import Lora
-from moecl_jax.serving.generation import Generator, read_prompts, write_tokens
+from moecl_jax.serving.generation import Generator
 from moecl_jax.training.steps import make_optimizer
 
 CONFIG = DecoderConfig(
@@ -92,14 +92,8 @@ def generator_of(
     context: StepContext, frozen: Any, end: int = -1, context_length: int = 64
 ) -> Generator:
     """Compiles what writes text; by default no token ends one."""
-    static: dict[str, Any] = {"context": context, "end": end}
-    return Generator(
-        jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots")),
-        jax.jit(functools.partial(write_tokens, **static), static_argnames=("sampling", "count")),
-        frozen,
-        end,
-        context_length,
-    )
+    generator = Generator.of(context, frozen, end)
+    return dataclasses.replace(generator, context_length=context_length)
 
 
 def randomised(shapes: Any, deviation: float) -> Any:

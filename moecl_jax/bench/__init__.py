@@ -8,8 +8,10 @@ accuracy is not measured here (training/, report/).
     python -m moecl_jax.bench        speed of training, evaluation, generation and data
     python -m moecl_jax.bench.tasks  cost of a step after 1, 10 and 100 finished tasks
     python -m moecl_jax.bench.plan   memory and time of a training on many chips
+    python -m moecl_jax.bench.accelerator   all that a fresh accelerator should be asked, in minutes
+    python -m moecl_jax.bench.kernel_check  kernels beside their references on the device
 
-docs/howto/benchmark.md explains the first two, docs/howto/scaling.md the third.
+docs/howto/scaling.md explains `plan`, docs/howto/benchmark.md the others.
 
 flops.py    counts useful FLOPs by a formula
 gauges.py   measures time, memory and the machine's speed of matrix products

@@ -99,6 +99,9 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         ratio = padded.examples_per_second / packed.examples_per_second
         print(f"padded_to_max trains {ratio:.2f} times as many examples/s as packed")
         result["padded_to_max_over_packed"] = ratio
+    for row in rows:
+        if row.token_step is not None:
+            print(_describe_token_step(row.token_step, inputs.batch_size))
     if "mixed" in parts:
         one, mixed = (row for row in rows if row.part.startswith("evaluate"))
         ratio = mixed.examples_per_second / one.examples_per_second
@@ -216,6 +219,15 @@ def _describe(inputs: Inputs) -> str:
     return (
         f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, mean "
         f"{np.mean(lengths):.1f}, {inputs.batch_size} a batch; {inputs.steps} steps a part"
+    )
+
+
+def _describe_token_step(step: dict[str, float], texts: int) -> str:
+    return (
+        f"one more token of {texts} texts takes {1e3 * step['seconds']:.1f} ms: "
+        f"{step['tokens_per_second']:,.1f} written tokens/s; it has to read "
+        f"{step['bytes'] / 1e6:,.1f} MB, {step['share_of_bandwidth']:.1%} of the measured memory "
+        f"bandwidth of {step['memory_bytes_per_second'] / 1e9:,.1f} GB/s"
     )
 
 

@@ -24,6 +24,7 @@ WARM_UP_STEPS = 3  # run before the measured steps
 _CEILING_RUNS = 5  # the fastest counts
 _CEILING_ROWS = {"cpu": (512, 2048)}  # numbers of rows N, by backend
 _CEILING_ROWS_ACCELERATOR = (2048, 8192)
+_BANDWIDTH_WORDS = 2**26  # 256 MiB
 _COLUMNS = (
     *("part", "examples/s", "tokens/s", "GFLOP/s", "of ceiling", "real slots"),
     *("step ms (p10-p90)", "compile s", "shapes", "step MB", "peak MB"),
@@ -79,6 +80,10 @@ class Measurement:
       compiled_shapes: number of shapes of batches.
       step_memory_bytes: memory of a step, as `CompiledFunction.memory_bytes`.
       peak_memory_bytes: highest memory of the process or device, as `peak_memory` returns it.
+      token_step: cost of writing one more token of each text: the median time `seconds`,
+        `tokens_per_second` of all texts together, the `bytes` of weights, trained parameters and
+        cache that have to be read, and `share_of_bandwidth`, how much of the measured
+        `memory_bytes_per_second` reading them once in that time takes.
     """
 
     part: str
@@ -94,6 +99,7 @@ class Measurement:
     compiled_shapes: int | None = None
     step_memory_bytes: int | None = None
     peak_memory_bytes: int | None = None
+    token_step: dict[str, float] | None = None
 
     @classmethod
     def of_steps(
@@ -232,6 +238,17 @@ def measure_ceiling(config: DecoderConfig, frozen: Tree, dtype: Any) -> Ceiling:
         f"[{ffn_width}, {width}], {layers} layers"
     )
     return Ceiling(max(by_rows.values()), by_rows, described)
+
+
+def measure_bandwidth() -> float:
+    """Measures the memory in bytes per second: a sum over an array that no cache holds.
+
+    The fastest of several runs counts.
+    """
+    words = jnp.ones(_BANDWIDTH_WORDS, jnp.uint32)
+    total = jax.jit(jnp.sum)
+    jax.block_until_ready(total(words))
+    return float(words.nbytes / min(_seconds(total, words) for _ in range(_CEILING_RUNS)))
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:

@@ -15,6 +15,7 @@ from moecl_jax.bench.gauges import (
     CompiledFunction,
     Measurement,
     compile_shapes,
+    measure_bandwidth,
     steady,
 )
 from moecl_jax.bench.inputs import OPTIMIZER, WRITTEN_TOKENS, Inputs, jit_train_step
@@ -22,13 +23,14 @@ from moecl_jax.data.batching import Batch
 from moecl_jax.data.rows import row_length
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.parameters import TaskParameters
-from moecl_jax.serving.generation import Generator, read_prompts, write_tokens
+from moecl_jax.serving.generation import Generator
 from moecl_jax.serving.scoring import evaluation_step
 from moecl_jax.training.steps import init_train_state
 
 TOKENIZATION_RUNS = 5  # how often all texts are tokenised
 NO_END_TOKEN = -1  # no token has this id, so every text is written to its full length
 LEARNING_RATE = np.float32(2e-4)
+_TOKEN_STEP_RUNS = 5  # the median counts
 
 
 def measure_training(inputs: Inputs, layout: str) -> list[Measurement]:
@@ -149,15 +151,7 @@ def measure_generation(inputs: Inputs) -> list[Measurement]:
     Returns:
       A list of one measurement.
     """
-    static: dict[str, Any] = {"context": inputs.context, "end": NO_END_TOKEN}
-    read = jax.jit(functools.partial(read_prompts, **static), static_argnames=("sampling", "slots"))
-    go_on = jax.jit(
-        functools.partial(write_tokens, **static),
-        static_argnames=("sampling", "count"),
-        donate_argnums=2,
-    )
-    context_length = inputs.context.architecture.sizes.context_length
-    generator = Generator(read, go_on, inputs.frozen, NO_END_TOKEN, context_length)
+    generator = Generator.of(inputs.context, inputs.frozen, NO_END_TOKEN)
     prompts = [[example.prompt for example in examples] for examples in inputs.batches]
     lengths = [[len(ids) for ids in rows] for rows in prompts]
     shapes = {
@@ -179,8 +173,57 @@ def measure_generation(inputs: Inputs) -> list[Measurement]:
         inputs.formula.forward,
         compile_seconds=max(0.0, first_calls - len(shapes) * float(np.median(seconds))),
         compiled_shapes=len(shapes),
+        token_step=_token_step(inputs, generator, prompts[WARM_UP_STEPS:], lengths[WARM_UP_STEPS:]),
     )
     return [row]
+
+
+def _token_step(
+    inputs: Inputs,
+    generator: Generator,
+    prompts: Sequence[Sequence[np.ndarray]],
+    lengths: Sequence[Sequence[int]],
+) -> dict[str, float]:
+    """The cost of one more token of each text, as `Measurement.token_step` describes it."""
+    seconds = []
+
+    def timed(parameters: Any, frozen: Any, texts: Any, count: Any, **options: Any) -> Any:
+        jax.block_until_ready(texts)
+        begun = time.perf_counter()
+        out = generator.write_tokens(parameters, frozen, texts, count, **options)
+        jax.block_until_ready(out)
+        seconds.append((time.perf_counter() - begun) / int(count))
+        return out
+
+    write = dataclasses.replace(generator, write_tokens=timed).write
+    for rows in prompts[:_TOKEN_STEP_RUNS]:
+        write(inputs.begin(), rows, max_tokens=WRITTEN_TOKENS, batch_size=inputs.batch_size)
+    step = float(np.median(seconds))
+    read, bandwidth = _bytes_of_token_step(inputs, lengths), measure_bandwidth()
+    return {
+        "seconds": step,
+        "tokens_per_second": inputs.batch_size / step,
+        "bytes": read,
+        "memory_bytes_per_second": bandwidth,
+        "share_of_bandwidth": read / step / bandwidth,
+    }
+
+
+def _bytes_of_token_step(inputs: Inputs, lengths: Sequence[Sequence[int]]) -> int:
+    """Bytes that a step has to read: weights, trained parameters, and the texts' keys and values.
+
+    Of an embedding that is not the output projection too, a step reads a few rows, not counted.
+    """
+    architecture = inputs.context.architecture
+    sizes = architecture.sizes
+    weights = {name: leaf for name, leaf in inputs.frozen.items() if name != "embedder"}
+    if sizes.tied_embeddings:
+        weights = inputs.frozen
+    read = (weights, inputs.context.method.adapter(inputs.begin()))
+    fixed = sum(leaf.nbytes for leaf in jax.tree.leaves(read))
+    token = 2 * sizes.layers * sizes.kv_heads * sizes.head_width * architecture.dtype.itemsize
+    texts = float(np.mean([sum(batch) for batch in lengths]))
+    return fixed + int((texts + inputs.batch_size * WRITTEN_TOKENS / 2) * token)
 
 
 def measure_tokenization(inputs: Inputs) -> list[Measurement]:

@@ -28,7 +28,9 @@ def dense(kernel: StoredKernel, dtype: Any) -> jax.Array:
         return kernel.astype(dtype)
     values = kernel.values
     if values.dtype == jnp.uint8:
-        values = jnp.concatenate([values & 15, values >> 4]).astype(jnp.int8) - 8
+        # Not a concatenation, for which XLA's CPU backend branches at every integer.
+        halves = values[None] >> jnp.array([0, 4], jnp.uint8)[:, None, None] & 15
+        values = halves.reshape(-1, values.shape[1]).astype(jnp.int8) - 8
     grouped = values.reshape(len(kernel.scale), -1, values.shape[1]).astype(jnp.float32)
     scale = from_bits(kernel.scale).astype(jnp.float32)
     return (grouped * scale[:, None]).reshape(values.shape).astype(dtype)

@@ -19,7 +19,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.kernels import SAVED, affine, embedding, save_for_backward, vocabulary_logits
+from moecl_jax.kernels import (
+    SAVED,
+    affine,
+    as_bits,
+    embedding,
+    from_bits,
+    save_for_backward,
+    vocabulary_logits,
+)
 from moecl_jax.models.attention import (
     AttentionContext,
     attend,
@@ -39,26 +47,43 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class KeyValueCache:
-    """Keys, rotated, and values `[R, C, G, K]` of one layer; `[L, R, C, G, K]` of all.
+    """Keys, rotated, and values of all layers, `[L, R, G, C, K]`.
 
-    A token is in the slot of its position.
+    A token is in the slot of its position. On a CPU bfloat16 is kept as its bits, as frozen weights
+    are: XLA would make all of a bfloat16 cache float32 and back for each token.
     """
 
     key: jax.Array
     value: jax.Array
 
-    def write(self, key: jax.Array, value: jax.Array, slots: jax.Array) -> "KeyValueCache":
+    def write(
+        self, layer: jax.Array, key: jax.Array, value: jax.Array, slots: jax.Array
+    ) -> "KeyValueCache":
         """Puts `[R, S, G, K]` into one layer's `slots` `[R, S]`."""
         rows = jnp.arange(slots.shape[0])[:, None]
-        return KeyValueCache(
-            self.key.at[rows, slots].set(key), self.value.at[rows, slots].set(value)
-        )
+
+        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+            stored = as_bits(new) if cached.dtype == jnp.uint16 else new
+            return cached.at[layer, rows, :, slots].set(stored)
+
+        return KeyValueCache(put(self.key, key), put(self.value, value))
+
+    def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of one layer, `[R, C, G, K]` each."""
+
+        def get(cached: jax.Array) -> jax.Array:
+            of_layer: jax.Array = from_bits(cached[layer])
+            return of_layer.transpose(0, 2, 1, 3)
+
+        return get(self.key), get(self.value)
 
 
 def empty_cache(config: DecoderConfig, rows: int, slots: int, dtype: Any) -> KeyValueCache:
     """A cache of all layers for `rows` texts of at most `slots` tokens."""
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_width)
-    return KeyValueCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    shape = (config.layers, rows, config.kv_heads, slots, config.head_width)
+    empty = jnp.zeros(shape, dtype)
+    empty = as_bits(empty) if jax.default_backend() == "cpu" else empty
+    return KeyValueCache(empty, empty)
 
 
 class RMSNorm(nn.Module):
@@ -132,8 +157,9 @@ class Attention(nn.Module):
         layer: LayerContext,
         context: AttentionContext,
         cache: KeyValueCache | None,
+        index: jax.Array | None,
     ) -> tuple[jax.Array, KeyValueCache | None]:
-        """Maps `[N, D]` to `[N, D]`, and gives the layer's cache with the new tokens in it."""
+        """Maps `[N, D]` to `[N, D]`, and gives the cache with the new tokens in layer `index`."""
         config = self.config
         rows, _, slots, _ = context.mask.shape
 
@@ -164,9 +190,9 @@ class Attention(nn.Module):
         query = in_rows(positioned(heads("q_proj", config.heads), "q_norm"))
         key = in_rows(positioned(heads("k_proj", config.kv_heads), "k_norm"))
         value = in_rows(save_for_backward(heads("v_proj", config.kv_heads), x.dtype))
-        if cache is not None and context.cache_slots is not None:
-            cache = cache.write(key, value, context.cache_slots)
-            key, value = cache.key, cache.value
+        if cache is not None and index is not None and context.cache_slots is not None:
+            cache = cache.write(index, key, value, context.cache_slots)
+            key, value = cache.read(index)
         out = attend(query, key, value, context, config, self.implementation)
         out = context.computed(out.reshape(rows * slots, -1))
         out = project("o_proj", config.width, out)
@@ -211,28 +237,34 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        carry: tuple[jax.Array, KeyValueCache | None],
         adapter: Adapter,
         seed: jax.Array | None,
-        cache: KeyValueCache | None,
         membership: jax.Array,
         attention_context: AttentionContext,
         kind: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], KeyValueCache | None]]:
-        """Maps the residual stream `[N, D]`; gives the adapter's report and the layer's cache."""
+        index: jax.Array | None = None,
+    ) -> tuple[tuple[jax.Array, KeyValueCache | None], dict[str, jax.Array]]:
+        """Maps the residual stream `[N, D]` and the cache; gives the adapter's report.
+
+        The cache is handed on whole, and layer `index` writes its own part of it in place.
+        """
+        x, cache = carry
         x = save_for_backward(x, x.dtype)
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
         layer = LayerContext(membership, seed)
         implementation = "xla" if cache is not None else self.attention
         attention = Attention(self.config, self.attention_term, implementation, name="attention")
         normed = norm(name="input_norm")(x)
-        out, cache = attention(normed, adapter, layer, attention_context.of_kind(kind), cache)
+        out, cache = attention(
+            normed, adapter, layer, attention_context.of_kind(kind), cache, index
+        )
         out = norm(name="attention_output_norm")(out) if self.config.post_norms else out
         x = self.split(x + out)
         feed_forward = FeedForwardLayer(self.config, self.feed_forward, name="feed_forward")
         out, report = feed_forward(norm(name="post_attention_norm")(x), adapter, layer)
         out = norm(name="feed_forward_output_norm")(out) if self.config.post_norms else out
-        return self.split(x + out), (report, cache)
+        return (self.split(x + out), cache), report
 
 
 class Decoder(nn.Module):
@@ -269,7 +301,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, 0),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, 0, 0),
             length=config.layers,
         )(config, self.feed_forward, self.attention_term, self.split, self.attention)
         self.final_norm = RMSNorm(config.norm_epsilon)
@@ -306,7 +338,7 @@ class Decoder(nn.Module):
         tokens = tokens.reshape(-1) if computed is None else tokens.reshape(-1)[computed]
         x = self.split(self.embedder(tokens))
         kinds = layer_kinds(self.config)
-        x, (reports, _) = self.layers(x, adapter, seeds, None, membership, context, kinds)
+        (x, _), reports = self.layers((x, None), adapter, seeds, membership, context, kinds, None)
         x = self.final_norm(x)
         if self.is_initializing():
             self.logits(x)
@@ -329,12 +361,13 @@ class Decoder(nn.Module):
         Returns:
           `[N, D]`, after the final norm, and the cache with the tokens in it.
         """
-        context = cached_attention_context(self.config, positions, cache.key.shape[2])
+        context = cached_attention_context(self.config, positions, cache.key.shape[3])
         x = self.embedder(tokens.reshape(-1))
         nothing_pooled = jnp.zeros((0, x.shape[0]))
         kinds = layer_kinds(self.config)
-        out: Any = self.layers(x, adapter, None, cache, nothing_pooled, context, kinds)
-        x, (_, cache) = out
+        indices = jnp.arange(self.config.layers)
+        out: Any = self.layers((x, cache), adapter, None, nothing_pooled, context, kinds, indices)
+        (x, cache), _ = out
         return self.final_norm(x), cache
 
     def embed(self, tokens: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ from moecl_jax.methods.stream import StartingValues
 from moecl_jax.models.model import Model
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.settings import Settings
-from moecl_jax.serving.generation import Generator, Sampling, read_prompts, write_tokens
+from moecl_jax.serving.generation import Generator, Sampling
 from moecl_jax.serving.scoring import (
     Scores,
     Scoring,
@@ -248,16 +248,7 @@ class Evaluator:
         if self.context.head != "lm":
             return None
         tokenizer: Any = self.model.tokenizer
-        end = end_of_sequence(tokenizer)
-        read = functools.partial(read_prompts, context=self.context, end=end)
-        write = functools.partial(write_tokens, context=self.context, end=end)
-        return Generator(
-            read_prompts=jax.jit(read, static_argnames=("sampling", "slots")),
-            write_tokens=jax.jit(write, static_argnames=("sampling", "count"), donate_argnums=2),
-            frozen=self.model.params,
-            end=end,
-            context_length=self.model.sizes.context_length,
-        )
+        return Generator.of(self.context, self.model.params, end_of_sequence(tokenizer))
 
     def prompt_of(self, index: int) -> Callable[[TokenizedExample], tuple[np.ndarray, bool]]:
         """Gives an example's prompt as a task's, and whether it was cut to fit.

@@ -82,10 +82,9 @@ def generate_file(
     check_files(source, target)
 
     def write(prompts: list[Prompt]) -> list[dict[str, Any]]:
-        written = session.write(
+        return session.write(
             prompts, max_tokens=max_tokens, sampling=sampling, seed=seed, base=base
         )
-        return [{"response": text} for text in written]
 
     reader = session.reader(task, written=True)
     return _answer_lines(reader, write, source, target, _OF_ANY_ANSWER | {"response"})

@@ -4,6 +4,7 @@ Axes: R rows, each with one text; S slots of the longest prompt; V vocabulary.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,11 +18,16 @@ from moecl_jax import stopping
 from moecl_jax.data.batching import chunks
 from moecl_jax.data.rows import row_length
 from moecl_jax.errors import UserError
-from moecl_jax.methods.forward import StepContext, vocabulary_logits
+from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.decoder import KeyValueCache, empty_cache
 
-_TOKENS_A_CALL = 16  # few calls, and few tokens written in vain after the last row has ended
+_TOKENS_A_CALL = 64  # at most; a call ends with its last text
+NOT_FINITE = (
+    "the model's scores are not finite, so that they choose no token: its weights or its training "
+    "are broken"
+)
+"""Why a prompt has no continuation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Continuation:
       tokens: `[R]`, the last ones.
       positions: `[R]`, theirs.
       done: `[R]`, whether the text has ended.
+      finite: `[R]`, whether each token was chosen by finite logits. A text ends where one was not.
       keys: `[R]`, a key a row; each position folds its number in.
       query: `[R, D]`, mean frozen word embedding of each prompt.
     """
@@ -67,6 +74,7 @@ class Continuation:
     tokens: jax.Array
     positions: jax.Array
     done: jax.Array
+    finite: jax.Array
     keys: jax.Array
     query: jax.Array
 
@@ -104,40 +112,59 @@ def read_prompts(
     real = (positions < lengths[:, None]).astype(jnp.float32)
     words = words.reshape(rows, width, -1).astype(jnp.float32)
     query = jnp.einsum("rs,rsd->rd", real, words) / jnp.maximum(lengths, 1)[:, None]
-    hidden, cache = _decode(parameters, frozen, prompts, positions, cache, query, context)
-    last = jnp.arange(rows) * width + jnp.maximum(lengths, 1) - 1
-    done = lengths == 0
-    empty = Continuation(cache, prompts[:, 0], jnp.maximum(lengths, 1) - 1, done, keys, query)
-    return _append(parameters, empty, hidden[last], frozen, context, end, sampling)
+    writer = _Writer.of(parameters, frozen, jnp.repeat(query, width, axis=0), context)
+    hidden, cache = writer.decode(prompts, positions, cache)
+    last = jnp.maximum(lengths, 1) - 1
+    texts = Continuation(
+        cache, prompts[:, 0], last, lengths == 0, jnp.ones(rows, bool), keys, query
+    )
+    return _append(texts, writer.logits(hidden[jnp.arange(rows) * width + last]), end, sampling)
 
 
 def write_tokens(
     parameters: TaskParameters,
     frozen: Tree,
     continuation: Continuation,
+    count: jax.Array,
     *,
     context: StepContext,
     end: int,
     sampling: Sampling,
-    count: int,
+    room: int,
 ) -> tuple[jax.Array, Continuation]:
-    """Writes `count` more tokens of each text, `[count, R]`; ends follow an end."""
+    """Writes more tokens of each text, until all have ended.
 
-    def write(before: Continuation, _: None) -> tuple[Continuation, jax.Array]:
-        hidden, cache = _decode(
-            parameters,
-            frozen,
-            before.tokens[:, None],
-            before.positions[:, None],
-            before.cache,
-            before.query,
-            context,
-        )
-        read = dataclasses.replace(before, cache=cache)
-        after = _append(parameters, read, hidden, frozen, context, end, sampling)
-        return after, after.tokens
+    Args:
+      parameters: parameters of the task.
+      frozen: parameters of the decoder.
+      continuation: the texts so far.
+      count: largest number of tokens to write, at most `room`.
+      context: static parts.
+      end: id of end of sequence.
+      sampling: how tokens are chosen.
+      room: tokens that there is room for.
 
-    continuation, tokens = jax.lax.scan(write, continuation, length=count)
+    Returns:
+      The tokens `[room, R]`, with ends after those that were written, and the longer texts.
+    """
+    writer = _Writer.of(parameters, frozen, continuation.query, context)
+    rows = len(continuation.tokens)
+
+    def unfinished(state: tuple[jax.Array, jax.Array, Continuation]) -> jax.Array:
+        written, _, texts = state
+        return (written < count) & ~texts.done.all()
+
+    def write(
+        state: tuple[jax.Array, jax.Array, Continuation],
+    ) -> tuple[jax.Array, jax.Array, Continuation]:
+        written, tokens, texts = state
+        hidden, cache = writer.decode(texts.tokens[:, None], texts.positions[:, None], texts.cache)
+        texts = dataclasses.replace(texts, cache=cache)
+        texts = _append(texts, writer.logits(hidden), end, sampling)
+        return written + 1, tokens.at[written].set(texts.tokens), texts
+
+    nothing = jnp.int32(0), jnp.full((room, rows), end, jnp.int32), continuation
+    _, tokens, continuation = jax.lax.while_loop(unfinished, write, nothing)
     return tokens, continuation
 
 
@@ -175,7 +202,7 @@ class Generator:
 
     Attributes:
       read_prompts: compiled function of that name.
-      write_tokens: compiled function of that name.
+      write_tokens: compiled function of that name, which overwrites the texts that it is given.
       frozen: parameters of the decoder.
       end: id of end of sequence.
       context_length: tokens a text may have.
@@ -187,6 +214,25 @@ class Generator:
     end: int
     context_length: int
 
+    @classmethod
+    def of(cls, context: StepContext, frozen: Tree, end: int) -> "Generator":
+        """Makes the functions; each is compiled when it first meets a shape.
+
+        Args:
+          context: static parts.
+          frozen: parameters of the decoder.
+          end: id of end of sequence.
+        """
+        read = functools.partial(read_prompts, context=context, end=end)
+        write = functools.partial(write_tokens, context=context, end=end, room=_TOKENS_A_CALL)
+        return cls(
+            jax.jit(read, static_argnames=("sampling", "slots")),
+            jax.jit(write, static_argnames="sampling", donate_argnums=2),
+            frozen,
+            end,
+            context.architecture.sizes.context_length,
+        )
+
     def write(
         self,
         parameters: TaskParameters,
@@ -196,7 +242,7 @@ class Generator:
         sampling: Sampling = GREEDY,
         seed: int = 0,
         batch_size: int = 16,
-    ) -> list[np.ndarray]:
+    ) -> list[np.ndarray | None]:
         """Continues prompts, each to its end of sequence or to `max_tokens` tokens.
 
         A prompt's continuation does not depend on those it shares a batch with.
@@ -210,22 +256,25 @@ class Generator:
           batch_size: prompts at a time.
 
         Returns:
-          Ids of each continuation, without end of sequence.
+          Ids of each continuation, without end of sequence; None where logits were not finite.
 
         Raises:
           UserError: a prompt with `max_tokens` exceeds the model's context.
         """
-        written: list[np.ndarray] = []
+        written: list[np.ndarray | None] = []
         for chosen in chunks(range(len(prompts)), batch_size):
             stopping.check()
             rows = [prompts[index] for index in chosen]
-            columns = list(
-                self._columns(
-                    parameters, rows, chosen, max_tokens, sampling, seed, batch_size, _TOKENS_A_CALL
-                )
-            )
-            tokens = np.concatenate(columns)[:max_tokens].T
-            written += [_until(row, self.end) for row in tokens[: len(rows)]]
+            columns, finite = [], np.ones(batch_size, bool)
+            for column, finite in self._columns(  # noqa: B007
+                parameters, rows, chosen, max_tokens, sampling, seed, batch_size, _TOKENS_A_CALL
+            ):
+                columns.append(column)
+            tokens = np.concatenate(columns).T
+            written += [
+                _until(row, self.end) if good else None
+                for row, good in zip(tokens[: len(rows)], finite, strict=False)
+            ]
         return written
 
     def stream(
@@ -237,8 +286,16 @@ class Generator:
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> Iterator[int]:
-        """The same for one prompt, token by token as they are written."""
-        for tokens in self._columns(parameters, [prompt], [0], max_tokens, sampling, seed, 1, 1):
+        """The same for one prompt, token by token as they are written.
+
+        Raises:
+          UserError: as for `write`; or the logits of a token are not finite.
+        """
+        for tokens, finite in self._columns(
+            parameters, [prompt], [0], max_tokens, sampling, seed, 1, 1
+        ):
+            if not finite[0]:
+                raise UserError(NOT_FINITE)
             if tokens[0, 0] == self.end:
                 return
             yield int(tokens[0, 0])
@@ -253,8 +310,11 @@ class Generator:
         seed: int,
         batch_size: int,
         count: int,
-    ) -> Iterator[np.ndarray]:
-        """Tokens `[n, R]` of a batch, until all rows have ended or have `max_tokens` or more."""
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens `[n, R]` of a batch, at most `count` at a time, and which rows are finite `[R]`.
+
+        It goes on until all rows have ended or have `max_tokens`.
+        """
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]
         total = int(lengths.max()) + max_tokens
@@ -278,51 +338,67 @@ class Generator:
         texts = self.read_prompts(
             parameters, self.frozen, padded, lengths, keys, sampling=sampling, slots=slots
         )
-        yield np.asarray(texts.tokens)[None]
-        for _ in range(1, max_tokens, count):
+        yield np.asarray(texts.tokens)[None], np.asarray(texts.finite)
+        for start in range(1, max_tokens, count):
             if np.asarray(texts.done).all():
                 return
+            more = min(count, max_tokens - start)
             tokens, texts = self.write_tokens(
-                parameters, self.frozen, texts, sampling=sampling, count=count
+                parameters, self.frozen, texts, np.int32(more), sampling=sampling
             )
-            yield np.asarray(tokens)
+            yield np.asarray(tokens)[:more], np.asarray(texts.finite)
 
 
-def _decode(
-    parameters: TaskParameters,
-    frozen: Tree,
-    tokens: jax.Array,
-    positions: jax.Array,
-    cache: KeyValueCache,
-    query: jax.Array,
-    context: StepContext,
-) -> tuple[jax.Array, KeyValueCache]:
-    method = context.method
-    of_tokens = jnp.repeat(query, tokens.shape[1], axis=0)
-    adapter = method.adapter(parameters, of_tokens)
-    weights = method.llm_weights(frozen, parameters.shared)
-    out: Any = context.decoder(training=False).apply(
-        {"params": weights}, tokens, positions, cache, adapter, method="decode"
-    )
-    return out
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """What stays the same from token to token.
+
+    Attributes:
+      weights: the LLM's.
+      adapter: what the layers are given.
+      context: static parts.
+    """
+
+    weights: Tree
+    adapter: Tree
+    context: StepContext
+
+    @classmethod
+    def of(
+        cls, parameters: TaskParameters, frozen: Tree, query: jax.Array, context: StepContext
+    ) -> "_Writer":
+        """Reads the parameters of a task; `query` `[N, D]` is that of each token's prompt."""
+        method = context.method
+        adapter = method.adapter(parameters, query)
+        return cls(method.llm_weights(frozen, parameters.shared), adapter, context)
+
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, cache: KeyValueCache
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """Hidden states `[N, D]` of tokens `[R, S]`, and the cache with them in it."""
+        decoder, weights = self.context.decoder(training=False), {"params": self.weights}
+        out: Any = decoder.apply(weights, tokens, positions, cache, self.adapter, method="decode")
+        return out
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[R, V]` of the tokens after those with hidden states `[R, D]`."""
+        decoder = self.context.architecture.frozen_decoder()
+        out: Any = decoder.apply({"params": self.weights}, hidden, method="logits")
+        return out
 
 
-def _append(
-    parameters: TaskParameters,
-    texts: Continuation,
-    hidden: jax.Array,
-    frozen: Tree,
-    context: StepContext,
-    end: int,
-    sampling: Sampling,
-) -> Continuation:
-    """Chooses the token after each text's last one from that one's hidden state `[R, D]`."""
-    logits = vocabulary_logits(parameters, hidden, frozen, context)
+def _append(texts: Continuation, logits: jax.Array, end: int, sampling: Sampling) -> Continuation:
+    """Chooses the token after each text's last one by its logits `[R, V]`."""
     positions = texts.positions + 1
-    tokens = jnp.where(texts.done, end, choose(logits, texts.keys, positions, sampling))
-    done = texts.done | (tokens == end)
+    finite = texts.finite & (texts.done | jnp.isfinite(logits.max(axis=-1)))
+    done = texts.done | ~finite
+    tokens = jnp.where(done, end, choose(logits, texts.keys, positions, sampling))
     return dataclasses.replace(
-        texts, tokens=tokens.astype(jnp.int32), positions=positions, done=done
+        texts,
+        tokens=tokens.astype(jnp.int32),
+        positions=positions,
+        done=done | (tokens == end),
+        finite=finite,
     )
 
 

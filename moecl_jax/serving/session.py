@@ -25,7 +25,7 @@ from moecl_jax.runs.results import Results
 from moecl_jax.runs.store import DiskStore, Store
 from moecl_jax.runs.workdir import load_settings
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.generation import GREEDY, Generator, Sampling
+from moecl_jax.serving.generation import GREEDY, NOT_FINITE, Generator, Sampling
 from moecl_jax.serving.prompts import Prompt, PromptReader, choosing_reader, reader_of_task
 from moecl_jax.weights.load import load_model
 
@@ -135,19 +135,23 @@ class Session:
           base: whether the frozen model answers alone, as before any training.
 
         Raises:
-          UserError: a text is empty or does not fit (says which), there is no such task, or the
-            session has classification heads.
+          UserError: a text is empty or does not fit (says which), there is no such task, the
+            session has classification heads, or scores are not finite.
         """
         reader = self.reader(task, written=True)
         answers: list[str] = []
         for prompts in self._prompts(reader, texts):
-            answers += self.write(
+            written = self.write(
                 [prompt for _, prompt in prompts],
                 max_tokens=max_tokens,
                 sampling=sampling,
                 seed=seed,
                 base=base,
             )
+            for fields in written:
+                if "error" in fields:
+                    raise UserError(f"text {len(answers)}: {fields['error']}")
+                answers.append(fields["response"])
         return answers
 
     def stream(
@@ -274,8 +278,8 @@ class Session:
         sampling: Sampling = GREEDY,
         seed: int = 0,
         base: bool = False,
-    ) -> list[str]:
-        """Answers to prompts of one task; arguments as for `generate`."""
+    ) -> list[dict[str, Any]]:
+        """The `response` to each prompt of one task, or an `error`; arguments as for `generate`."""
         if not prompts:
             return []
         written = self._generator.write(
@@ -286,7 +290,10 @@ class Session:
             seed=seed,
             batch_size=self.evaluator.settings.batch.evaluation_size,
         )
-        return [self._text(ids) for ids in written]
+        return [
+            {"error": NOT_FINITE} if ids is None else {"response": self._text(ids)}
+            for ids in written
+        ]
 
     @property
     def _generator(self) -> Generator:

@@ -14,7 +14,7 @@ _WORDS = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\w)+")
 
 
 def written_scores(
-    write: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+    write: Callable[[Sequence[np.ndarray]], list[np.ndarray | None]],
     read: Callable[[np.ndarray], str],
     examples: Sequence[TokenizedExample],
     answers: Sequence[np.ndarray],
@@ -23,13 +23,15 @@ def written_scores(
     """Scores in [0, 1] of the answers that a model writes.
 
     Args:
-      write: continues prompts, without end of sequence.
+      write: continues prompts, without end of sequence; None scores as no answer.
       read: the text of ids.
       examples: examples of one task.
       answers: ids of each label's text with its end; empty in a free-form task.
       metric: metric of a free-form task; in a label task the ids must be exactly the label's.
     """
-    written = write([example.prompt for example in examples])
+    nothing = np.zeros(0, np.int32)
+    continued = write([example.prompt for example in examples])
+    written = [nothing if ids is None else ids for ids in continued]
     if answers:
         right = [answers[example.label][:-1] for example in examples]
         return [float(np.array_equal(*pair)) for pair in zip(written, right, strict=True)]

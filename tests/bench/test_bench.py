@@ -44,6 +44,7 @@ ROW_KEYS = {
     "compiled_shapes",
     "step_memory_bytes",
     "peak_memory_bytes",
+    "token_step",
 }
 
 
@@ -225,6 +226,21 @@ def test_rates_agree_with_one_another(result):
     assert train["useful_flops_per_token"] == padded["useful_flops_per_token"]
     assert train["step_memory_bytes"] > 0 and evaluate["step_memory_bytes"] > 0
     assert generate["step_memory_bytes"] is None and batch["useful_flops_per_second"] is None
+
+
+@pytest.mark.slow
+def test_a_token_step_reads_weights_trained_parameters_and_cache_once(result):
+    generate = result["parts"][4]
+    assert [row["token_step"] is None for row in result["parts"]] == [True] * 4 + [False, True]
+    step = generate["token_step"]
+    norms, embedding = 2 * 2 * 32 + 32, 64 * 32
+    # Two texts of 26 tokens, and half of the 33 that are written; 2 layers, keys and values of 2
+    # heads of 8.
+    cache = (2 * 26 + 33) * 2 * 2 * 2 * 8
+    assert step["bytes"] == 4 * (TINY_FROZEN + norms + embedding + TINY_TRAINED + cache)
+    assert step["tokens_per_second"] == pytest.approx(2 / step["seconds"])
+    per_second = step["bytes"] / step["seconds"]
+    assert step["share_of_bandwidth"] * step["memory_bytes_per_second"] == pytest.approx(per_second)
 
 
 @pytest.mark.slow

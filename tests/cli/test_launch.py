@@ -87,6 +87,18 @@ def test_kubernetes_starts_a_pod_for_each_host():
     assert shlex.split(line) == ["exec", *COMMAND, OVER_ALL, *processes]
 
 
+def test_an_accelerator_is_checked_with_what_is_installed_first(tmp_path):
+    arguments = ["--install=jax[cuda13] extra", f"--output={tmp_path}/a.json", "--shape=tiny"]
+    *installs, checks = map(shlex.split, dry_run("accelerator_check.sh", *arguments).splitlines())
+    pip = ["python3", "-m", "pip", "install", "--quiet"]
+    assert installs[0] == [*pip, "jax[cuda13]", "extra", "--editable", "."]
+    assert installs[1] == [*pip, "--no-deps", "-r", "launch/demo-requirements.txt"]
+    assert checks[:4] == ["python3", "-m", "moecl_jax.bench.accelerator", "--shape=tiny"]
+    assert checks[5] == f"--output={tmp_path}/a.json"
+    (alone,) = dry_run("accelerator_check.sh").splitlines()
+    assert "--shape=llama-2-7b" in shlex.split(alone)
+
+
 SCRIPTS = {
     "gpu.sh": ("python3", []),
     "slurm.sh": ("sbatch", []),
@@ -117,6 +129,8 @@ def test_what_a_dry_run_prints_is_what_runs(script, tmp_path):
         ("gpu.sh", ["--workdir=a"], "gpu.sh: error: --config=... must be given"),
         ("gpu.sh", [*TRAIN, "--gpus=no"], "gpu.sh: error: --gpus=no must be a number"),
         ("tpu_pod.sh", TRAIN, "tpu_pod.sh: error: --tpu=... must be given"),
+        ("accelerator_check.sh", ["--gpu=1"], "--gpu=1 is no option of this script"),
+        ("accelerator_check.sh", ["--seconds=x"], "--seconds=x must be a number, 1 or more"),
         (
             "kubernetes.sh",
             ["--image=i", "--claim=c", "--config=a.py", "--workdir=runs/a"],

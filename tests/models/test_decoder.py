@@ -177,7 +177,7 @@ def test_scan_equals_the_blocks_one_after_another():
             block = {"params": jax.tree.map(lambda leaf: leaf[layer], params["layers"])}  # noqa: B023
             membership = jnp.ones((1, 5))
             module = Block(CONFIG, frozen_layer, no_term)
-            x, _ = module.apply(block, x, None, None, None, membership, context)
+            (x, _), _ = module.apply(block, (x, None), None, None, membership, context)
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + CONFIG.norm_epsilon)
         return x * params["final_norm"]["scale"][None]
 

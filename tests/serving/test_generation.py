@@ -1,5 +1,6 @@
 """Writing text with a cache, against whole forward passes (test_oracles: against torch)."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import (
+    CONFIG,
     batch_of,
     context_of,
     frozen_params,
     generator_of,
     random_examples,
     random_parameters,
+    with_architecture,
 )
 
 from moecl_jax.errors import UserError
+from moecl_jax.kernels import as_bits
 from moecl_jax.methods.forward import forward
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.serving.generation import Sampling, choose
@@ -82,6 +86,71 @@ def test_a_text_stops_before_its_end_of_sequence(model, prompts, greedy):
     assert shortened >= 1 and len(written[1]) <= 4
     streamed = list(stopping.stream(active, prompts[1], max_tokens=10))
     np.testing.assert_array_equal(streamed, written[1])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        pytest.param(Sampling(1.0, top_k=3, top_p=0.9), marks=pytest.mark.slow),
+    ],
+)
+def test_a_text_ends_where_logits_are_not_finite_and_its_neighbours_go_on(model, prompts, sampling):
+    adapted, active, frozen = model
+    table = frozen["embedder"]["embedding"]
+    unused = (set(range(len(table))) - {int(token) for ids in prompts for token in ids}).pop()
+    broken = frozen | {"embedder": {"embedding": table.at[unused].set(jnp.inf)}}
+    given = [*prompts[:2], np.array([5, unused, 6])]
+    write = functools.partial(
+        generator_of(adapted, broken).write, active, max_tokens=4, sampling=sampling
+    )
+    alone, together = write(prompts[:2]), write(given)
+    assert together[2] is None and all(ids is not None for ids in alone)
+    for got, wanted in zip(together[:2], alone, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    with pytest.raises(UserError, match="scores are not finite"):
+        list(generator_of(adapted, broken).stream(active, given[2], max_tokens=4))
+
+
+def test_no_step_is_made_after_all_texts_have_ended(model, prompts, greedy):
+    adapted, active, frozen = model
+    end = int(greedy[1][4])
+    generator = generator_of(adapted, frozen, end)
+    lengths = np.array([len(prompts[1])], np.int32)
+    padded = np.zeros((1, 16), np.int32)
+    padded[0, : lengths[0]] = prompts[1]
+    keys = jax.random.split(jax.random.key(0), 1)
+    texts = generator.read_prompts(
+        active, frozen, padded, lengths, keys, sampling=Sampling(), slots=32
+    )
+    start = int(texts.positions[0])
+    written = list(greedy[1]).index(end) + 1
+    tokens, texts = generator.write_tokens(active, frozen, texts, np.int32(20), sampling=Sampling())
+    assert bool(texts.done[0]) and int(texts.positions[0]) - start == written - 1
+    assert set(np.asarray(tokens)[written - 1 :, 0].tolist()) == {end}
+
+
+def test_the_cache_is_overwritten_in_place_and_never_copied():
+    sizes = dataclasses.replace(CONFIG, layers=8)
+    adapted = with_architecture(context_of(), sizes=sizes, dtype=jnp.bfloat16)
+    active, frozen = random_parameters(adapted), as_bits(frozen_params(sizes, jnp.bfloat16))
+    generator = generator_of(adapted, frozen)
+    slots = 4096
+    texts = jax.eval_shape(
+        functools.partial(generator.read_prompts.__wrapped__, sampling=Sampling(), slots=slots),
+        active,
+        frozen,
+        jax.ShapeDtypeStruct((2, 16), jnp.int32),
+        jax.ShapeDtypeStruct((2,), jnp.int32),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)),
+    )
+    compiled = generator.write_tokens.lower(
+        active, frozen, texts, jnp.int32(3), sampling=Sampling()
+    ).compile()
+    cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(texts.cache))
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < cache  # a few copies of one layer's part, of eight
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 17, 20])

@@ -20,6 +20,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.serving import files
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.files import generate_file, predict_file
+from moecl_jax.serving.generation import Generator
 from moecl_jax.serving.session import Session, open_run
 from moecl_jax.training.trainer import train
 
@@ -154,6 +155,26 @@ def test_scores_that_are_not_finite_choose_no_label(
     assert "scores are not finite" in answers[1]["error"]
     with pytest.raises(UserError, match="text 1: the model's scores are not finite"):
         session.predict(["w9"] * 3, "two")
+
+
+def test_a_prompt_whose_scores_are_not_finite_is_answered_by_an_error(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Generator.write
+
+    def broken(self: Generator, *arguments: Any, **options: Any) -> Any:
+        first, _, *others = original(self, *arguments, **options)
+        return [first, None, *others]
+
+    monkeypatch.setattr(Generator, "write", broken)
+    (tmp_path / "in.jsonl").write_bytes(GOOD * 3)
+    target = tmp_path / "written.jsonl"
+    assert generate_file(session, "two", tmp_path / "in.jsonl", target, max_tokens=1) == 1
+    answers = read(target)
+    assert ["response" in answer for answer in answers] == [True, False, True]
+    assert "scores are not finite" in answers[1]["error"]
+    with pytest.raises(UserError, match="text 1: the model's scores are not finite"):
+        session.generate(["w9"] * 3, "two", max_tokens=1)
 
 
 def test_special_tokens_in_a_line_are_text(session: Session, tmp_path: Path) -> None:
