@@ -59,6 +59,9 @@ _LEAST_KEY_BYTES = 8 + 4 + 1  # an empty name, a type, one byte
 _LEAST_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # an empty name, one axis, a type, an offset
 _MOST_AXES = 4
 
+_PIECE = 2**18
+"""Numbers decoded at a time: enough for NumPy to be fast, few enough for a processor's cache."""
+
 _NAMES: dict[TreePath, str] = {
     ("embedder", "embedding"): "token_embd.weight",
     ("layers", "input_norm", "scale"): "blk.{layer}.attn_norm.weight",
@@ -375,16 +378,28 @@ class _HeaderReader:
             return numbers
         if code == GGUFValueType.STRING:
             self._expect(length * 8)
-            return [self._string() for _ in range(length)]
+            return self._strings(length)
         kind = "arrays" if code == GGUFValueType.ARRAY else f"the unknown type {code}"
         raise self._damaged(f"metadata key {shortened(key)} is an array of {kind}")
 
     def _string(self) -> str:
-        content = bytes(self._take(self._scalar("Q")))
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._damaged("a string is not UTF-8") from error
+        return self._strings(1)[0]
+
+    def _strings(self, length: int) -> list[str]:
+        """Reads texts that follow one another, in one pass: a vocabulary has 100,000 of them."""
+        view, begin = self._view, self.offset
+        read_size, texts = struct.Struct("<Q").unpack_from, []
+        for _ in range(length):
+            if begin + 8 > len(view) or begin + 8 + (size := read_size(view, begin)[0]) > len(view):
+                self.offset = begin
+                self._take(self._scalar("Q"))  # says which of the two is cut off
+            self.offset = end = begin + 8 + size
+            try:
+                texts.append(str(view[begin + 8 : end], "utf-8"))
+            except UnicodeDecodeError as error:
+                raise self._damaged("a string is not UTF-8") from error
+            begin = end
+        return texts
 
     def _scalar(self, format_: str) -> Any:
         return struct.unpack("<" + format_, self._take(struct.calcsize("<" + format_)))[0]
@@ -450,11 +465,18 @@ def _decode(
         return np.frombuffer(stored, np.float32).reshape(shape)
     if encoding == GGMLQuantizationType.F16:
         return np.frombuffer(stored, np.float16).reshape(shape)
+    block, block_bytes = GGML_QUANT_SIZES[encoding]
+    numbers = np.empty(math.prod(shape), np.float32)
+    step = max(1, _PIECE // block)
     try:
-        with np.errstate(all="ignore"):  # what is not finite is refused by the reader
-            return dequantize(stored.reshape(*shape[:-1], -1), encoding)
+        # As one row each: the package takes 16 rows at a time, which are few numbers.
+        for first in range(0, numbers.size // block, step):
+            piece = stored[first * block_bytes : (first + step) * block_bytes].reshape(1, -1)
+            with np.errstate(all="ignore"):  # what is not finite is refused by the reader
+                numbers[first * block : (first + step) * block] = dequantize(piece, encoding)[0]
     except NotImplementedError as error:
         raise UserError(
             f"{file}: tensor {shortened(name)} is stored as {encoding.name}, which is not "
             "supported. Use a common quantisation, for example Q8_0."
         ) from error
+    return numbers.reshape(shape)

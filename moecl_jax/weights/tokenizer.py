@@ -41,12 +41,11 @@ def from_folder(folder: Path) -> "PreTrainedTokenizerFast | None":
       UserError: the tokenizer cannot be read, has no fast version (which offsets need), or ends
         texts by a token that it does not have.
     """
-    # Imported late, like below: it takes seconds, which callers without a tokenizer need not wait.
-    with quiet.transformers():
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     if not any(os.path.lexists(folder / name) for name in _FILES):
         return None
+    # Imported late, like below: it takes seconds, which callers without a tokenizer need not wait.
+    with quiet.transformers():
+        from transformers import PreTrainedTokenizerFast
     as_written = os.path.lexists(folder / "tokenizer.json")
     contents = {
         name: read_object(folder / name, nan_as_null=True)  # as transformers does
@@ -58,7 +57,11 @@ def from_folder(folder: Path) -> "PreTrainedTokenizerFast | None":
             map_bytes(folder / name)
     # transformers 5 rebuilds the steps of tokenizer.json when the config names a model's class
     # (GPT2Tokenizer loses SmolLM2's splitting of digits); the general class takes it as it is.
-    reader = PreTrainedTokenizerFast if as_written else AutoTokenizer
+    reader: Any = PreTrainedTokenizerFast
+    if not as_written:
+        with quiet.transformers():
+            from transformers import AutoTokenizer  # imports PyTorch where that is installed
+        reader = AutoTokenizer
     with _blamed_on(
         str(folder), "Download tokenizer.json and tokenizer_config.json of the model again."
     ):
@@ -88,9 +91,6 @@ def from_gguf(metadata: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast 
     Raises:
       UserError: the tokenizer is of an unsupported kind, or a key is missing or inconsistent.
     """
-    with quiet.transformers():
-        from transformers import PreTrainedTokenizerFast
-
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         return None
@@ -110,6 +110,8 @@ def from_gguf(metadata: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast 
         f"{role}_token": tokens[index]
         for role, index in _special_ids(metadata, len(tokens), file).items()
     }
+    with quiet.transformers():
+        from transformers import PreTrainedTokenizerFast
     with _blamed_on(str(file), "Download the file again."):
         return PreTrainedTokenizerFast(
             tokenizer_object=_byte_level_bpe(metadata, tokens, file),

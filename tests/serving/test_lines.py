@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -56,6 +57,30 @@ def read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
     return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+UNUSED = """
+datasets matplotlib ml_collections optax pandas pyarrow tensorboardX tensorflow torch
+moecl_jax.bench moecl_jax.interchange moecl_jax.report moecl_jax.training
+""".split()
+"""What training, reports and other formats need, and answers do not."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "task"), [("predict", "two"), ("generate", "two")])
+def test_a_command_that_answers_imports_only_what_it_needs(run, tmp_path, command, task):
+    (tmp_path / "in.jsonl").write_bytes(GOOD)
+    files = [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    argv = [command, f"--workdir={run}", f"--task={task}", *files]
+    code = f"""
+import sys
+from moecl_jax.cli.main import main
+status = main({argv!r})
+print(status, sorted(set({UNUSED!r}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert (tmp_path / "out.jsonl").read_bytes()
 
 
 GOOD = b'{"text": "w9 w8"}\n'

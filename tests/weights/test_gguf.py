@@ -49,6 +49,22 @@ def test_gguf_arrives_exactly(tmp_path, state, encoding):
     )
 
 
+def test_a_tensor_is_the_same_in_pieces(tmp_path, state, monkeypatch):
+    whole = load_backbone(write_gguf(tmp_path / "m.gguf", state, GGMLQuantizationType.Q4_1))
+    monkeypatch.setattr("moecl_jax.weights.gguf._PIECE", 3 * 32)
+    pieces = load_backbone(tmp_path / "m.gguf")
+    jax.tree.map(np.testing.assert_array_equal, pieces.params, whole.params)
+
+
+def test_the_first_of_several_damaged_tensors_is_named(tmp_path, state):
+    damaged = [name for name in state if state[name].ndim == 2]
+    for name in damaged:
+        state[name][-1, -1] = np.nan
+    file = write_gguf(tmp_path / "m.gguf", state)
+    for _ in range(5):
+        assert "tensor 'token_embd.weight' holds" in message_of(file)
+
+
 def test_gguf_without_output_projection_is_tied(tmp_path, state):
     state = without(state, "lm_head.weight")
     backbone = load_backbone(write_gguf(tmp_path / "m.gguf", state), ml_dtypes.bfloat16)
