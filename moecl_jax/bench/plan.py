@@ -176,7 +176,7 @@ class PlannedTraining:
     def compiled_bytes(self) -> int:
         """Compiles the step for one device of this machine; returns its bytes by XLA's analysis."""
         step = functools.partial(train_piece, context=self.context, optimizer=OPTIMIZER)
-        piece = Piece.of(0, 1.0, 1.0, last=True)
+        piece = Piece.of(1.0, 1.0, last=True)
         sums, rate = jax.eval_shape(no_sums, self.state.active), np.float32(2e-4)
         jitted = jax.jit(step, donate_argnums=(0, 1))
         lowered = jitted.lower(self.state, sums, self.frozen, self.batch, piece, rate)

@@ -2,7 +2,6 @@
 
 DIR/sweep.json                  what was asked for, and the runs that make it
 DIR/VARIANT/order1_seed0/       the workdir of a run, as 'moecl train' makes it
-DIR/compilation_cache/          compiled functions, which the runs share
 
 A variant is a method with settings of its own, `moe_cl:lora.rank=4:epochs=2`, and the name of its
 folder has '+' for ':'.
@@ -15,12 +14,9 @@ import re
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from moecl_jax import reporting
 from moecl_jax.config.file import OVERRIDE, load_settings
@@ -34,7 +30,6 @@ from moecl_jax.runs.tables import wall_time
 from moecl_jax.runs.workdir import Busy, refuse_file, refuse_other_settings, write_json
 from moecl_jax.training.trainer import train
 
-CACHE_FOLDER = "compilation_cache"
 TRACE_NAME = "trace.txt"
 _VARIANT = re.compile(r"[\w.]+(:\w+)?(:[\w.]+=[\w.=-]+)*", re.ASCII)
 _ORDER = re.compile(r"[\w.-]+", re.ASCII)
@@ -197,63 +192,35 @@ def time_left(seconds: dict[str, list[float]], waiting: Sequence[PlannedRun]) ->
     return sum(sum(values) / len(values) for values in times)
 
 
-@contextlib.contextmanager
-def shared_compilations(folder: Path) -> Iterator[None]:
-    """Keeps compiled functions in a folder, unless the user has configured one already."""
-    settings: dict[str, Any] = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    if before["jax_compilation_cache_dir"] is not None:
-        yield
-        return
-    try:
-        _configure(settings)
-        yield
-    finally:
-        _configure(before)
-
-
-def _configure(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks at the settings once
-
-
 def _train_all(runs: Sequence[PlannedRun], workdir: Path) -> list[str]:
     """Trains the unfinished runs that no other process trains; returns the failures."""
     failures, busy, begun = [], 0, time.monotonic()
-    with shared_compilations(workdir / CACHE_FOLDER):
-        for index, run in enumerate(runs):
-            title = f"[{index + 1}/{len(runs)}] {run}"
-            # Looked up each time: another process may train in the same folder.
-            took = {
-                other.folder: _finished_seconds(other, workdir / other.folder) for other in runs
-            }
-            if took[run.folder] is not None:
-                _say(f"{title}: finished, skipped")
-                continue
-            seconds: defaultdict[str, list[float]] = defaultdict(list)
-            for other in runs:
-                if (known := took[other.folder]) is not None:
-                    seconds[other.variant].append(known)
-            started = time.monotonic()
-            waiting = [later for later in runs[index:] if took[later.folder] is None]
-            left = time_left(seconds, waiting)
-            estimate = "" if left is None else f", about {wall_time(left)} left"
-            _say(f"{title} ({wall_time(started - begun)} spent{estimate})")
-            try:
-                train(run.settings, workdir / run.folder)
-            except Busy:
-                busy += 1
-                _say(f"{title}: another process trains it, skipped")
-            except Exception as error:  # of one run; the others may be sound
-                reason = _failure(error, workdir / run.folder)
-                failures.append(f"{run}: {reason}")
-                _say(f"{title} failed: {reason}")
-            gc.collect()  # the run's arrays, before the next run has its own
+    for index, run in enumerate(runs):
+        title = f"[{index + 1}/{len(runs)}] {run}"
+        # Looked up each time: another process may train in the same folder.
+        took = {other.folder: _finished_seconds(other, workdir / other.folder) for other in runs}
+        if took[run.folder] is not None:
+            _say(f"{title}: finished, skipped")
+            continue
+        seconds: defaultdict[str, list[float]] = defaultdict(list)
+        for other in runs:
+            if (known := took[other.folder]) is not None:
+                seconds[other.variant].append(known)
+        started = time.monotonic()
+        waiting = [later for later in runs[index:] if took[later.folder] is None]
+        left = time_left(seconds, waiting)
+        estimate = "" if left is None else f", about {wall_time(left)} left"
+        _say(f"{title} ({wall_time(started - begun)} spent{estimate})")
+        try:
+            train(run.settings, workdir / run.folder)
+        except Busy:
+            busy += 1
+            _say(f"{title}: another process trains it, skipped")
+        except Exception as error:  # of one run; the others may be sound
+            reason = _failure(error, workdir / run.folder)
+            failures.append(f"{run}: {reason}")
+            _say(f"{title} failed: {reason}")
+        gc.collect()  # the run's arrays, before the next run has its own
     others = f", {busy} are left to other processes" if busy else ""
     _say(f"{len(runs) - len(failures) - busy} of {len(runs)} runs are finished{others}")
     return failures

@@ -48,6 +48,8 @@ class Batch:
       class_count: scalar, classes of the task; in a mixed batch `[B]`, those of each example's.
       slots: `[N]` which of the R * S slots are computed: those that hold a token, ascending, and a
         few more, so that few shapes are compiled. `None` for all.
+      members: `[B]` place of each example in the whole batch of which this is a piece; `None` for
+        their order.
     """
 
     tokens: jax.Array
@@ -65,6 +67,7 @@ class Batch:
     task_index: jax.Array
     class_count: jax.Array
     slots: jax.Array | None = None
+    members: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -167,6 +170,7 @@ def make_batch(
     class_count: int,
     training: bool,
     shape: Shape | None = None,
+    members: Sequence[int] | None = None,
 ) -> Batch:
     """Lays out up to B examples of one task.
 
@@ -179,6 +183,7 @@ def make_batch(
       class_count: classes of the task.
       training: whether only the right answer follows the prompt, or every label's.
       shape: shape of the arrays, which must hold the examples; by default one for these alone.
+      members: place of each example in the batch of which this is a piece, if it is one.
     """
     return _assemble(
         examples,
@@ -188,6 +193,9 @@ def make_batch(
         training=training,
         task_index=np.int32(task_index),
         class_count=np.int32(class_count),
+        members=None
+        if members is None
+        else np.resize(np.array(members, np.int32), layout.batch_size),
     )
 
 
@@ -210,7 +218,7 @@ def make_mixed_batch(
       answers: for each task what `make_batch` takes.
       layout: packing.
       class_counts: for each task the number of its classes.
-      shape: as for `make_batch`.
+      shape: shape of the arrays, which must hold the examples; by default one for these alone.
 
     Returns:
       The batch, with `task_index` and `class_count` of shape `[B]`.
@@ -240,7 +248,7 @@ def _assemble(
     training: bool,
     **of_task: Any,
 ) -> Batch:
-    """The batch of laid-out examples; `of_task` are `task_index` and `class_count`."""
+    """The batch of laid-out examples; `of_task` are its remaining arrays, as they are."""
     lengths = [len(sequence.tokens) for sequence in sequences]
     rows, offsets, sides = place(lengths, layout, shape)
 

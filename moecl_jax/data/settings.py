@@ -48,8 +48,9 @@ class BatchSettings(Section):
     Attributes:
       size: examples of a training batch.
       accumulation_steps: number of parts of a training batch, computed one after another. Their
-        gradients are summed: less memory, the same step. Dropout draws other masks.
-      evaluation_size: examples of an evaluation batch.
+        gradients are summed: less memory, the same step.
+      evaluation_size: prompts that are answered in writing at a time. Batches whose labels are
+        scored have evaluation_size * row_length / 4 slots, which as many texts fill as fit.
       layout: packed (several examples share a row of slots, so that few are padding), padded (one
         example a row, as long as the batch's longest) or padded_to_max (one example a row of
         data.max_length slots, as in the original code). All train alike; only the speed differs.

@@ -8,7 +8,9 @@ from moecl_jax.kernels.reference import hash_bits
 
 
 @kernel
-def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
+def dropout(
+    x: jax.Array, rate: float, seed: jax.Array | None, places: jax.Array | None = None
+) -> jax.Array:
     """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate).
 
     The mask is a hash of (seed, row, column), many times cheaper on CPU than threefry bits: what
@@ -19,10 +21,12 @@ def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
       x: `[N, I]`.
       rate: probability in [0, 1).
       seed: uint32 scalar; `None` (evaluation) returns `x`.
+      places: `[N]` uint32 that the hash takes for the rows' numbers; `None` for those themselves.
     """
     if seed is None or rate == 0.0:
         return x
     rows, columns = (jax.lax.iota(jnp.uint32, size) for size in x.shape)
+    rows = rows if places is None else places
     # Both depend on the seed, and what is dropped is multiplied by 0, not chosen to be 0: a scan's
     # derivative takes arrays that are the same in all layers out of the loop, for each to read.
     rows, columns = hash_bits(rows + hash_bits(seed)), hash_bits(columns) + seed

@@ -99,11 +99,14 @@ def weighted_sum(activations: Sequence[jax.Array], weights: jax.Array) -> jax.Ar
     return jnp.einsum("enf,ne->nf", jnp.stack(list(activations)), weights)
 
 
-def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
+def dropout(
+    x: jax.Array, rate: float, seed: jax.Array | None, places: jax.Array | None = None
+) -> jax.Array:
     """X / (1 - rate) where the hash of an element's place is at least rate * 2^32, else 0."""
     if seed is None or rate == 0.0:
         return x
     row, column = jnp.indices(x.shape, jnp.uint32)
+    row = row if places is None else places[:, None]
     place = hash_bits(row + hash_bits(seed)) + hash_bits(column) + seed
     place = (place ^ (place >> 15)) * jnp.uint32(0x85EBCA6B)
     dropped = place < jnp.uint32(round(rate * 2**32))

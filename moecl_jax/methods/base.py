@@ -97,6 +97,9 @@ class LossInputs:
       query: `[B, D]` float32, mean frozen word embedding of each prompt.
       logits: logits of the answers' tokens `[B, K, A, V]`, or class logits `[B, C]`.
       predict: gives the same logits with other shared trees, without dropout.
+      over_answers: factor of a mean over the answers' tokens. It is 1, unless the batch is a piece
+        of a larger one: a penalty counts by the piece's share of the examples, such a mean by its
+        share of the tokens.
     """
 
     batch: Batch
@@ -104,6 +107,7 @@ class LossInputs:
     query: jax.Array
     logits: jax.Array
     predict: Callable[[Tree], jax.Array]
+    over_answers: jax.Array | float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

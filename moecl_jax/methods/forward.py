@@ -81,8 +81,20 @@ def forward(
         _adapter(parameters, frozen, batch, membership, context),
         seeds,
         batch.slots,
+        None if seeds is None else _places(batch),
     )
     return out
+
+
+def _places(batch: Batch) -> jax.Array:
+    """A number for each computed token: its example's place in the whole batch, and its own.
+
+    So dropout does not depend on how examples are packed, or on which share a piece.
+    """
+    count = batch.weights.shape[0]
+    members = jnp.arange(count) if batch.members is None else batch.members
+    example = members[jnp.maximum(batch.flat(batch.segments) - 1, 0)].astype(jnp.uint32)
+    return (example << 16) + batch.flat(batch.positions).astype(jnp.uint32)
 
 
 def _adapter(

@@ -68,7 +68,8 @@ class Lwf(SequentialLora):
         distance = distillation(
             teacher, inputs.logits, inputs.batch.answer_mask, self.options.temperature
         )
-        return Penalty(self.options.weight * jnp.where(taught, distance, 0.0))
+        distance = jnp.where(taught, distance, 0.0) * inputs.over_answers
+        return Penalty(self.options.weight * distance)
 
 
 def distillation(

@@ -10,6 +10,7 @@ apart alternative continuations of one example, which all see its prompt (branch
 another. Masks come from these alone, never from token ids.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -240,7 +241,7 @@ class Block(nn.Module):
         carry: tuple[jax.Array, KeyValueCache | None],
         adapter: Adapter,
         seed: jax.Array | None,
-        membership: jax.Array,
+        of_all_layers: LayerContext,
         attention_context: AttentionContext,
         kind: jax.Array | None = None,
         index: jax.Array | None = None,
@@ -252,7 +253,7 @@ class Block(nn.Module):
         x, cache = carry
         x = save_for_backward(x, x.dtype)
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
-        layer = LayerContext(membership, seed)
+        layer = dataclasses.replace(of_all_layers, seed=seed)
         implementation = "xla" if cache is not None else self.attention
         attention = Attention(self.config, self.attention_term, implementation, name="attention")
         normed = norm(name="input_norm")(x)
@@ -318,6 +319,7 @@ class Decoder(nn.Module):
         adapter: Any = None,
         seeds: jax.Array | None = None,
         computed: jax.Array | None = None,
+        places: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Final hidden states.
 
@@ -330,6 +332,7 @@ class Decoder(nn.Module):
           adapter: pytree with leading axis L, passed slice by slice to the layers.
           seeds: `[L]` uint32 for dropout; `None` in evaluation.
           computed: `[N]`, which of the R * S slots are computed; `None` for all.
+          places: `[N]` uint32, by which dropout tells tokens apart; `None` for their order.
 
         Returns:
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
@@ -338,7 +341,8 @@ class Decoder(nn.Module):
         tokens = tokens.reshape(-1) if computed is None else tokens.reshape(-1)[computed]
         x = self.split(self.embedder(tokens))
         kinds = layer_kinds(self.config)
-        (x, _), reports = self.layers((x, None), adapter, seeds, membership, context, kinds, None)
+        layer = LayerContext(membership, places=places)
+        (x, _), reports = self.layers((x, None), adapter, seeds, layer, context, kinds, None)
         x = self.final_norm(x)
         if self.is_initializing():
             self.logits(x)
@@ -363,7 +367,7 @@ class Decoder(nn.Module):
         """
         context = cached_attention_context(self.config, positions, cache.key.shape[3])
         x = self.embedder(tokens.reshape(-1))
-        nothing_pooled = jnp.zeros((0, x.shape[0]))
+        nothing_pooled = LayerContext(jnp.zeros((0, x.shape[0])))
         kinds = layer_kinds(self.config)
         indices = jnp.arange(self.config.layers)
         out: Any = self.layers((x, cache), adapter, None, nothing_pooled, context, kinds, indices)

@@ -190,7 +190,7 @@ def _expert_state(
 ) -> ExpertState:
     """a_e and m_e of one expert, the first or second (`index`) of its layer."""
     gate, up = hidden
-    dropped = dropout(x, dropout_rate, site_seed(context.seed, index, 0))
+    dropped = dropout(x, dropout_rate, site_seed(context.seed, index, 0), context.places)
     if "gate_proj" in expert:
         gate = gate + low_rank(dropped, expert["gate_proj"], scale)
     if "up_proj" in expert:
@@ -199,7 +199,7 @@ def _expert_state(
     term = activation.astype(jnp.float32)
     if "down_proj" not in expert:
         return ExpertState(activation, term, None)
-    dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1))
+    dropped = dropout(activation, dropout_rate, site_seed(context.seed, index, 1), context.places)
     factors = expert["down_proj"]
     return ExpertState(activation, term, (to_rank(dropped, factors), factors))
 

@@ -30,10 +30,12 @@ class LayerContext:
     Attributes:
       membership: `[B, N]`, 1 where a token is a real token of an example, else 0.
       seed: uint32 scalar of this layer and step for dropout, `None` in evaluation.
+      places: `[N]` uint32, by which dropout tells tokens apart; `None` for their order.
     """
 
     membership: jax.Array
-    seed: jax.Array | None
+    seed: jax.Array | None = None
+    places: jax.Array | None = None
 
 
 # (projection, its input [N, I], adapter, context) -> what is added to its output, [N, O] float32.
@@ -128,7 +130,9 @@ def lora_term(
         if name not in adapter[expert]:
             continue
         seed = site_seed(context.seed, index, TARGETS.index(name))
-        term = low_rank(dropout(x, dropout_rate, seed), adapter[expert][name], scale)
+        term = low_rank(
+            dropout(x, dropout_rate, seed, context.places), adapter[expert][name], scale
+        )
         total = term if total is None else total + term
     return total
 

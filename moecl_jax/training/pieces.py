@@ -82,12 +82,11 @@ class Cutter:
         found = []
         for number, (places, shape) in enumerate(placed):
             piece = Piece.of(
-                number,
                 averaged[places].sum() / averaged.sum(),
                 len(places) / len(examples),
                 number == len(placed) - 1,
             )
-            found.append((self._batch(index, [examples[p] for p in places], shape), piece))
+            found.append((self._batch(index, [examples[p] for p in places], shape, places), piece))
         return found
 
     def samples(self) -> Iterator[tuple[Batch, Piece]]:
@@ -102,20 +101,21 @@ class Cutter:
                 )
                 example = next(fitting, None)
                 if example is not None:
-                    yield self._batch(index, [example], shape), Piece.of(0, 1.0, 1.0, last=True)
+                    yield self._batch(index, [example], shape, [0]), Piece.of(1.0, 1.0, last=True)
                     break
 
     def alone(self, index: int, example: TokenizedExample) -> Batch:
         """The batch of one example of a task, of one shape for all examples."""
         length = max(shape.length for shape in self.shapes)
         shape = Shape(length, 1, length, max(shape.answer for shape in self.shapes))
-        return self._batch(index, [example], shape, batch_size=1)
+        return self._batch(index, [example], shape, [0], batch_size=1)
 
     def _batch(
         self,
         index: int,
         examples: Sequence[TokenizedExample],
         shape: Shape,
+        members: Sequence[int],
         batch_size: int | None = None,
     ) -> Batch:
         size = self.layout.batch_size if batch_size is None else batch_size
@@ -127,6 +127,7 @@ class Cutter:
             class_count=len(self.evaluator.tasks[index].labels),
             training=True,
             shape=shape,
+            members=members,
         )
 
 

@@ -125,23 +125,20 @@ class Piece:
     """A part of a batch whose gradients are summed with those of the other parts.
 
     Attributes:
-      index: which.
       instruction_share: its share of what the batch's instruction loss is averaged over: tokens of
         answers, or with classification heads examples.
       example_share: its share of the batch's examples.
       last: whether it is the batch's last, after which parameters are updated.
     """
 
-    index: jax.Array
     instruction_share: jax.Array
     example_share: jax.Array
     last: jax.Array
 
     @classmethod
-    def of(cls, index: int, instruction_share: float, example_share: float, last: bool) -> "Piece":
+    def of(cls, instruction_share: float, example_share: float, last: bool) -> "Piece":
         """A piece with these attributes as NumPy's scalars."""
         values: tuple[Any, ...] = (
-            np.int32(index),
             np.float32(instruction_share),
             np.float32(example_share),
             np.bool_(last),
@@ -154,8 +151,8 @@ class Sums:
     """Sums over the pieces of a batch so far; zeros before the first.
 
     Attributes:
-      gradients: of what is trained.
-      loss: scalar.
+      gradients: gradients of what is trained.
+      loss: loss, a scalar.
     """
 
     gradients: TaskParameters
@@ -266,8 +263,6 @@ def loss(
     key = jax.random.fold_in(state.key, state.step)
     layers = (context.architecture.sizes.layers,)
     seeds = jax.random.bits(key, layers, jnp.uint32)
-    if piece is not None:  # 2^32 divided by the golden ratio: seeds of pieces lie far apart
-        seeds = seeds + piece.index.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
     answering = active.replace(memory=state.memory)
     hidden, reports = forward(answering, frozen, batch, context, seeds=seeds)
     logits = output_logits(answering, hidden, frozen, batch, context)
@@ -279,7 +274,8 @@ def loss(
         return output_logits(other, states, frozen, batch, context)
 
     query = prompt_query(frozen, batch, context)
-    inputs = LossInputs(batch, reports, query, logits, predict)
+    over_answers = 1.0 if piece is None else piece.instruction_share / piece.example_share
+    inputs = LossInputs(batch, reports, query, logits, predict, over_answers)
     penalty = context.method.penalty(answering, inputs)
     if piece is not None:
         instruction = instruction * piece.instruction_share

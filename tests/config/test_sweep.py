@@ -385,27 +385,6 @@ def test_time_left_is_by_variant_and_else_the_mean(config_file: Path) -> None:
     assert time_left(times, []) == 0.0
 
 
-def test_runs_share_compilations_and_the_setting_is_restored(tmp_path: Path) -> None:
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = [getattr(jax.config, name) for name in names]
-    with sweep.shared_compilations(tmp_path / "unused"):  # the tests' own cache stays
-        assert [getattr(jax.config, name) for name in names] == before
-    jax.config.update(names[0], None)
-    try:
-        with sweep.shared_compilations(tmp_path / "cache"):
-            jax.jit(lambda x: x * 3 + 1)(jax.numpy.ones(3)).block_until_ready()
-        assert any((tmp_path / "cache").iterdir())
-        assert getattr(jax.config, names[0]) is None
-    finally:
-        jax.config.update(names[0], before[0])
-        sweep.compilation_cache.reset_cache()
-    assert [getattr(jax.config, name) for name in names] == before
-
-
 def test_the_comparison_s_methods_and_orders_are_known() -> None:
     script = (ROOT / "launch" / "comparison.sh").read_text(encoding="utf-8")
     methods = "".join(re.findall(r'^methods\+?="(.*)"$', script, flags=re.MULTILINE))

@@ -140,6 +140,16 @@ CASES = {
         )
         for rate in (0.05, 0.5, 0.0)
     ]
+    + [
+        lambda dtype: (
+            [draw(40, WIDTH, dtype=dtype)],
+            {
+                "rate": 0.5,
+                "seed": jnp.uint32(3),
+                "places": jnp.arange(40, dtype=jnp.uint32)[::-1] << 16,
+            },
+        )
+    ]
     + [lambda dtype: ([draw(N, 4, dtype=dtype)], {"rate": 0.5, "seed": None})],
     "save_for_backward": [
         lambda dtype: ([draw(N, 5)], {"dtype": dtype}),

@@ -59,10 +59,21 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-UNUSED = """
-datasets matplotlib ml_collections optax pandas pyarrow tensorboardX tensorflow torch
-moecl_jax.bench moecl_jax.interchange moecl_jax.report moecl_jax.training
-""".split()
+UNUSED = [
+    "datasets",
+    "matplotlib",
+    "ml_collections",
+    "optax",
+    "pandas",
+    "pyarrow",
+    "tensorboardX",
+    "tensorflow",
+    "torch",
+    "moecl_jax.bench",
+    "moecl_jax.interchange",
+    "moecl_jax.report",
+    "moecl_jax.training",
+]
 """What training, reports and other formats need, and answers do not."""
 
 

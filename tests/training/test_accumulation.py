@@ -1,5 +1,6 @@
 """A batch in parts: the step is that of the whole batch."""
 
+import dataclasses
 import functools
 
 import chex
@@ -33,10 +34,12 @@ EXAMPLES = random_examples([5, 3, 9, 1, 7])
 WHOLE = BatchLayout(6, True, 16, len(ANSWERS), max(map(len, ANSWERS)))
 
 
-def batch(head, places):
+def batch(head, places, **changes):
     answers = ANSWERS if head == "lm" else ()
     examples = [EXAMPLES[place] for place in places]
-    return make_batch(examples, answers, WHOLE, task_index=1, class_count=3, training=True)
+    layout = dataclasses.replace(WHOLE, **changes)
+    make = functools.partial(make_batch, task_index=1, class_count=3, training=True)
+    return make(examples, answers, layout, members=places)
 
 
 def weights(head, places):
@@ -53,7 +56,6 @@ def stepped(context, head, parts):
     every = [place for part in parts for place in part]
     for number, part in enumerate(parts):
         piece = Piece.of(
-            number,
             weights(head, part) / weights(head, every),
             len(part) / len(every),
             number == len(parts) - 1,
@@ -74,8 +76,9 @@ def stepped(context, head, parts):
         ("classification", [[0, 2, 4], [1, 3]]),
     ],
 )
-def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts):
-    chosen = context_of(head)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts, dropout):
+    chosen = context_of(head, dropout=dropout)
     whole, expected = stepped(chosen, head, [list(range(5))])
     moments = whole.optimizer_state[1].mu  # a tenth of the gradient
     assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(moments)) > 1e-3
@@ -85,21 +88,25 @@ def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts):
     chex.assert_trees_all_close(metrics, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_batch_in_one_piece_is_the_step_with_the_same_dropout():
+@pytest.mark.parametrize("changes", [{}, {"packed": False}, {"row_length": 64}, {"compact": True}])
+def test_a_batch_in_one_piece_is_the_step_with_the_same_dropout_in_any_layout(changes):
     chosen = context_of("lm", dropout=0.5)
     parameters = random_parameters(chosen)
     state = init_train_state(chosen.method, OPTIMIZER, parameters, jax.random.key(0))
     step = jax.jit(functools.partial(train_step, context=chosen, optimizer=OPTIMIZER))
     every = list(range(5))
-    expected, metrics = step(state, frozen_params(), batch("lm", every), np.float32(1e-3))
+    laid_out = batch("lm", every, **changes)
+    expected, metrics = step(state, frozen_params(), laid_out, np.float32(1e-3))
     found, of_pieces = stepped(chosen, "lm", [every])
-    chex.assert_trees_all_close(found.active, expected.active, rtol=1e-6, atol=1e-8)
-    chex.assert_trees_all_close(of_pieces, metrics, rtol=1e-6, atol=1e-8)
+    chex.assert_trees_all_close(
+        found.optimizer_state[1].mu, expected.optimizer_state[1].mu, rtol=1e-5, atol=1e-7
+    )
+    chex.assert_trees_all_close(of_pieces, metrics, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
 def test_a_run_in_parts_is_the_same_run(tmp_path):
-    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1, lora__dropout=0.0, batch__size=6)
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1, batch__size=6)
     train(settings, tmp_path / "whole")
     train(settings.changed({"batch": {"accumulation_steps": 3}}), tmp_path / "parts")
     for whole, parts in zip(logged(tmp_path / "whole"), logged(tmp_path / "parts"), strict=True):
