@@ -106,7 +106,7 @@ def test_a_batch_in_one_piece_is_the_step_with_the_same_dropout_in_any_layout(ch
 
 @pytest.mark.slow
 def test_a_run_in_parts_is_the_same_run(tmp_path):
-    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1, batch__size=6)
+    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1, lora__dropout=0.0, batch__size=6)
     train(settings, tmp_path / "whole")
     train(settings.changed({"batch": {"accumulation_steps": 3}}), tmp_path / "parts")
     for whole, parts in zip(logged(tmp_path / "whole"), logged(tmp_path / "parts"), strict=True):
