@@ -118,8 +118,11 @@ class Planner:
         single = np.array([each.single for each in tried])
         pairs = np.array([each.pairs for each in tried]) if self.in_pieces else None
         shape_cost = SHAPE_COST * len(tried) / max(count, 1)
-        most = max(shape.answer for shape in candidates)
-        whole = [c for c, shape in enumerate(candidates) if shape.answer == most]
+        every = list(itertools.chain.from_iterable(batches))
+        longest = max(need.slots for need in every)
+        answer = max(need.answer for need in every)
+        extreme = [Need(longest, 0, answer)]
+        whole = [c for c, s in enumerate(candidates) if s.holds(extreme, self.packed)]
         count = len(candidates)
         best: tuple[float, tuple[int, ...]] = (math.inf, (whole[-1],))
         for start in range(MOST_SHAPES):

@@ -74,11 +74,12 @@ def test_few_shapes_serve_tasks_of_different_lengths():
     ],
 )
 def test_each_example_is_in_one_piece_that_holds_it(planner, seed):
-    tried = random_batches(30, 30, seed=seed)
+    tried = [*random_batches(30, 300, seed=seed), needs_of([90]), needs_of([5], answer=9)]
     shapes = planner.choose(tried, count=1000)
     assert len(shapes) <= MOST_SHAPES
     most = max(need.slots for batch in tried for need in batch)
-    for batch in [*random_batches(45, 30, seed=seed + 100, most=most), needs_of([most] * 8)]:
+    long = needs_of([most] * 8, answer=9)
+    for batch in [*random_batches(45, 30, seed=seed + 100, most=most), long]:
         found = pieces(batch, shapes, 8, planner.packed)
         assert sorted(place for places, _ in found for place in places) == list(range(8))
         for places, shape in found:
