@@ -1,8 +1,11 @@
 """A stream compiles few programs, all of them before its first step."""
 
+import numpy as np
 import pytest
-from streams import tiny_settings, training_of
+from streams import ROOT, tiny_settings, training_of
 
+from moecl_jax.config.file import load_settings
+from moecl_jax.data.batching import chunks, epoch_order
 from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.task_training import TaskTraining, TrainingSteps
 
@@ -57,3 +60,37 @@ def test_no_program_is_compiled_after_the_preparation(tmp_path, monkeypatch):
     monkeypatch.setattr(Cutter, "cut", watched)
     run.run()
     assert set(known) <= samples
+
+
+def shapes_of(config, workdir):
+    """The shapes of a config's training, the share of slots that stay empty, and of scoring."""
+    settings = load_settings(str(ROOT / "configs" / config), [])
+    run = training_of(settings, workdir)
+    cutter, filled, computed = run.steps.cutter, 0, 0
+    for index, examples in enumerate(cutter.examples):
+        order = epoch_order(settings.seed, index, 0, len(examples))
+        for chunk in chunks(order, settings.batch.size):
+            for batch, _ in cutter.cut(index, [examples[place] for place in chunk]):
+                filled += np.count_nonzero(batch.segments)
+                computed += batch.shape[2]
+    scoring = run.evaluator.scoring
+    return cutter.shapes, 1 - filled / computed, scoring.shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["quickstart.py", "free_form.py"])
+def test_the_demo_s_streams_have_few_shapes_and_few_empty_slots(config, tmp_path):
+    training, empty, scoring = shapes_of(config, tmp_path / "run")
+    assert len(training) <= 3
+    assert len(scoring) <= 2  # features of texts are a third program
+    assert empty < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_mtl5_has_few_shapes_and_few_empty_slots(shared, tmp_path):
+    config = f"mtl5_shared_smollm2.py:order=1,data={shared / 'data' / 'mtl5'}"
+    training, empty, scoring = shapes_of(config, tmp_path / "run")
+    assert len(training) <= 3
+    assert len(scoring) <= 2
+    assert empty < 0.1
