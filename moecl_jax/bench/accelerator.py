@@ -175,13 +175,12 @@ def _demo(tiny: bool, folder: Path) -> Part:
         task = write_task(folder / "data", _DEMO_TASK, 2)
         changes += [
             f"config.model.path = {str(write_model(folder / 'model'))!r}",
-            f"config.definitions[{_DEMO_TASK!r}] = ConfigDict({task!r})",
+            f"config.definitions[{_DEMO_TASK!r}] = {task!r}",
             "config.epochs = 1",
         ]
     config.write_text(
         "import sys\n\n"
         f"sys.path.insert(0, {str(_ROOT / 'configs')!r})\n"
-        "from ml_collections import ConfigDict\n"
         f"from {'default' if tiny else 'quickstart'} import get_config as start\n\n\n"
         "def get_config():\n"
         "    config = start()\n"

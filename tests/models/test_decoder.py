@@ -30,7 +30,7 @@ from moecl_jax.models.attention import attention_context
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Block, Decoder
 from moecl_jax.models.experts import frozen_layer
-from moecl_jax.models.lora import no_term
+from moecl_jax.models.lora import LayerContext, no_term
 from moecl_jax.weights.load import load_backbone
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -175,9 +175,9 @@ def test_scan_equals_the_blocks_one_after_another():
         x = params["embedder"]["embedding"][tokens]
         for layer in range(CONFIG.layers):
             block = {"params": jax.tree.map(lambda leaf: leaf[layer], params["layers"])}  # noqa: B023
-            membership = jnp.ones((1, 5))
+            layer_context = LayerContext(jnp.ones((1, 5)))
             module = Block(CONFIG, frozen_layer, no_term)
-            (x, _), _ = module.apply(block, (x, None), None, None, membership, context)
+            (x, _), _ = module.apply(block, (x, None), None, None, layer_context, context)
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + CONFIG.norm_epsilon)
         return x * params["final_norm"]["scale"][None]
 
