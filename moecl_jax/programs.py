@@ -97,11 +97,6 @@ class ProgramStore:
                 with contextlib.suppress(OSError):
                     os.unlink(unfinished)
 
-    def clear(self) -> None:
-        """Deletes all programs."""
-        for _, _, path in _files(self.folder):
-            path.unlink(missing_ok=True)
-
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}{_ENDING}"
 
