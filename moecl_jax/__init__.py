@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moecl_jax.data.sources import Source
     from moecl_jax.data.task import Task
     from moecl_jax.errors import UserError
-    from moecl_jax.methods import METHODS, Method, Penalty, TaskEnd, Traits, register
+    from moecl_jax.methods import METHODS, Method, Penalty, TaskEnd, TaskStart, Traits, register
     from moecl_jax.methods.ewc import Ewc
     from moecl_jax.methods.joint import Joint
     from moecl_jax.methods.lwf import Lwf
@@ -45,7 +45,7 @@ _HOMES = {
     "data.sources": ("Source",),
     "data.task": ("Task",),
     "errors": ("UserError",),
-    "methods": ("METHODS", "Method", "Penalty", "TaskEnd", "Traits", "register"),
+    "methods": ("METHODS", "Method", "Penalty", "TaskEnd", "TaskStart", "Traits", "register"),
     "methods.ewc": ("Ewc",),
     "methods.joint": ("Joint",),
     "methods.lwf": ("Lwf",),
@@ -115,6 +115,7 @@ __all__ = [
     "Task",
     "TaskEnd",
     "TaskParameters",
+    "TaskStart",
     "Trainer",
     "Traits",
     "UserError",

@@ -44,7 +44,6 @@ def random_trees(context: StepContext, **memory: Any) -> TaskParameters:
 def loss_of(context: StepContext, parameters: TaskParameters, batch: Any) -> Any:
     """L and metrics as functions of what is trained, without a task's beginning."""
     state = init_train_state(context.method, OPTIMIZER, parameters, jax.random.key(0))
-    state = dataclasses.replace(state, memory=parameters.memory)
     return lambda trained: loss(trained, state, frozen_params(), batch, context)
 
 

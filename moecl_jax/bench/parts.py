@@ -44,8 +44,8 @@ def measure_training(inputs: Inputs, layout: str) -> list[Measurement]:
       A list of one measurement.
     """
     step = jit_train_step(inputs.context)
-    key = inputs.starting.training_key(0)
-    state = init_train_state(inputs.context.method, OPTIMIZER, inputs.begin(), key)
+    key, start = inputs.starting.training_key(0), inputs.starting.task_start(0)
+    state = init_train_state(inputs.context.method, OPTIMIZER, inputs.begin(), key, start)
     make = functools.partial(inputs.make_batch, layout=layout, training=True)
     batches = [make(examples) for examples in inputs.batches]
     compiled = compile_shapes(

@@ -73,8 +73,8 @@ def measure(inputs: Inputs, counts: Sequence[int], tasks: int) -> list[StreamCos
     states, calls = [], []
     for stream, count in zip(streams, counts, strict=True):
         parameters = starting.begin(stream.shared, count, memory=stream.memory)
-        key = starting.training_key(count)
-        state = init_train_state(inputs.context.method, OPTIMIZER, parameters, key)
+        key, start = starting.training_key(count), starting.task_start(count)
+        state = init_train_state(inputs.context.method, OPTIMIZER, parameters, key, start)
         states.append(state)
         calls.append(step.lower(state, inputs.frozen, batches[0], LEARNING_RATE).compile())
     seconds = np.zeros((len(batches), len(counts)))

@@ -21,6 +21,7 @@ from moecl_jax.methods.base import (
     NoOptions,
     Penalty,
     TaskEnd,
+    TaskStart,
     Traits,
     blank,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "Penalty",
     "TaskEnd",
     "TaskParameters",
+    "TaskStart",
     "Traits",
     "Tree",
     "blank",

@@ -57,6 +57,8 @@ class Traits:
       expert_per_task: whether experts of finished tasks stay apart, so that a text must be given to
         the right one.
       experts: keys of the experts in what `adapter` gives; all of them act on attention.
+      reads_moments: whether it asks for second moments of the projections' inputs, which are there
+        for the FFN's projections alone.
       no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
         where it is one.
     """
@@ -66,6 +68,7 @@ class Traits:
     trains_llm: bool = False
     expert_per_task: bool = False
     experts: tuple[str, ...] = ("expert",)
+    reads_moments: bool = False
     no_single_lora: str = ""
 
 
@@ -111,6 +114,27 @@ class LossInputs:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskStart:
+    """What a method may ask when a task begins, or when its training goes on.
+
+    Attributes:
+      index: place of the task in the stream, from 0.
+      key: PRNG key of this task's beginning, for new random values.
+      sizes: sizes of the frozen decoder.
+      inputs: gives the second moments of what goes into each adapted projection of the FFN, with
+        the parameters that the task begins with: for each target `[L, I, I]` float32, the mean of
+        x x^T over the tokens of the task's training examples, without dropout. I is the
+        projection's input width. gate_proj and up_proj have the same input, and share an array.
+        Where a layer has two experts, the input of down_proj is the shared expert's activation.
+    """
+
+    index: int
+    key: jax.Array
+    sizes: DecoderConfig
+    inputs: Callable[[], Tree] = dict
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskEnd:
     """What a method may ask when a task is finished.
 
@@ -125,6 +149,7 @@ class TaskEnd:
       mean_of_gradients: given a count and a function, the mean over so many random training
         examples of the function of each leaf of the gradient. The gradient is that of an example's
         log-likelihood, in the structure of the shared trees.
+      inputs: gives what `TaskStart.inputs` gives, with the trained parameters.
     """
 
     index: int
@@ -134,6 +159,7 @@ class TaskEnd:
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     losses: Callable[[], np.ndarray] = lambda: np.zeros(0)
     mean_of_gradients: Callable[[int, Callable[[jax.Array], jax.Array]], Tree] = lambda *_: {}
+    inputs: Callable[[], Tree] = dict
 
 
 class Method(abc.ABC):
@@ -233,8 +259,17 @@ class Method(abc.ABC):
         del parameters, inputs
         return Penalty(jnp.zeros(()))
 
-    def begin_task(self, parameters: TaskParameters) -> Tree:
-        """The memory with which a task trains that begins with these parameters."""
+    def begin_task(self, parameters: TaskParameters, start: TaskStart) -> Tree:
+        """The memory with which a task trains.
+
+        It is asked anew when training goes on after an interruption, and must then give the same:
+        it is a function of its arguments alone. Shapes are those of the memory that is given.
+
+        Args:
+          parameters: parameters that the task begins with.
+          start: what else may be asked of the task.
+        """
+        del start
         return parameters.memory
 
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:

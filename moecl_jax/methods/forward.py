@@ -5,6 +5,7 @@ V vocabulary, M chosen positions.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -31,11 +32,13 @@ class StepContext:
       architecture: sizes, dtype and placement of the frozen LLM, and how it is computed.
       method: continual-learning method.
       head: "lm" or "classification".
+      second_moments: whether the layers report those of their projections' inputs.
     """
 
     architecture: Architecture
     method: Method
     head: Head
+    second_moments: bool = False
 
     @property
     def placement(self) -> Placement:
@@ -44,8 +47,11 @@ class StepContext:
 
     def decoder(self, training: bool) -> Decoder:
         """The frozen decoder with the method's experts in it."""
+        feed_forward: Any = self.method.feed_forward(training)
+        if self.second_moments:
+            feed_forward = functools.partial(feed_forward, second_moments=True)
         return self.architecture.decoder(
-            self.method.feed_forward(training),
+            feed_forward,
             self.method.attention_term(training),
             training=training,
         )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.methods.base import LossInputs, Penalty, TaskEnd, Traits, blank
+from moecl_jax.methods.base import LossInputs, Penalty, TaskEnd, TaskStart, Traits, blank
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.config import DecoderConfig
@@ -47,8 +47,9 @@ class Lwf(SequentialLora):
         zero = blank(jax.eval_shape(lambda: self.init_shared(jax.random.key(0), sizes, task_count)))
         return {"teacher": zero, "finished": jnp.zeros(())}
 
-    def begin_task(self, parameters: TaskParameters) -> Tree:
+    def begin_task(self, parameters: TaskParameters, start: TaskStart) -> Tree:
         """The weights with which the task begins become the teacher."""
+        del start
         return {**parameters.memory, "teacher": parameters.shared}
 
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, Traits
+from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, TaskStart, Traits
 from moecl_jax.methods.o_lora import OLora, side_by_side
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
@@ -70,8 +70,9 @@ class Mocl(OLora):
             "training": jnp.zeros(()),
         }
 
-    def begin_task(self, parameters: TaskParameters) -> Tree:
+    def begin_task(self, parameters: TaskParameters, start: TaskStart) -> Tree:
         """The current expert joins in."""
+        del start
         return {**parameters.memory, "training": jnp.ones(())}
 
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import Method, TaskEnd
+from moecl_jax.methods.base import Method, TaskEnd, TaskStart
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.heads import init_head
+from moecl_jax.models.lora import FFN_TARGETS, projection_sizes
 
 Head = Literal["lm", "classification"]
-_SHARED, _EXPERT, _HEAD, _TRAINING, _FINISH = range(5)  # purposes of random numbers
+_SHARED, _EXPERT, _HEAD, _TRAINING, _FINISH, _BEGIN = range(6)  # purposes of random numbers
 
 
 @flax.struct.dataclass
@@ -135,13 +136,25 @@ class StartingValues:
         shared, memory = jax.tree.map(jnp.asarray, (state.shared, state.memory))
         return TaskParameters(shared, expert, head, memory)
 
+    def task_start(self, index: int) -> TaskStart:
+        """What is known of a task's beginning without its examples; all moments are zero."""
+        return TaskStart(index, self._key(_BEGIN, index), self.sizes, self._no_inputs)
+
     def task_end(self, index: int) -> TaskEnd:
-        """What is known of a task's end without its examples."""
-        return TaskEnd(index, self._key(_FINISH, index), self.sizes)
+        """What is known of a task's end without its examples; all moments are zero."""
+        return TaskEnd(index, self._key(_FINISH, index), self.sizes, inputs=self._no_inputs)
 
     def training_key(self, task_index: int) -> jax.Array:
         """Key of a task's training; each step folds its number in."""
         return self._key(_TRAINING, task_index)
+
+    def _no_inputs(self) -> Tree:
+        layers, widths = self.sizes.layers, projection_sizes(self.sizes)
+        return {
+            target: np.zeros((layers, widths[target][0], widths[target][0]), np.float32)
+            for target in self.method.lora.targets
+            if target in FFN_TARGETS
+        }
 
     def _key(self, purpose: int, index: int) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), purpose), index)

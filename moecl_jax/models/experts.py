@@ -95,6 +95,7 @@ def moe_layer(
     scale: float,
     dropout_rate: float,
     adversarial: bool,
+    second_moments: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """MoE-CL's layer: a shared and a task expert under a token-wise gate (eq. 3 to 8).
 
@@ -107,10 +108,12 @@ def moe_layer(
       scale: c, lora_alpha / r.
       dropout_rate: dropout rate of both experts, each of which draws its own masks.
       adversarial: whether the discriminator's input is wanted.
+      second_moments: whether those of the shared expert's inputs are wanted.
 
     Returns:
       `[N, D]`, and of each example's real tokens the mean of beta_s, `shared_weight` `[B]`, and,
-      when `adversarial`, mean(z_s), `shared_pooled` `[B, D]` in float32.
+      when `adversarial`, mean(z_s), `shared_pooled` `[B, D]` in float32; and what
+      `second_moments_of` gives where it is wanted.
     """
     expert = functools.partial(
         _expert_state, frozen, x, context=context, scale=scale, dropout_rate=dropout_rate
@@ -126,7 +129,11 @@ def moe_layer(
     out = _output(frozen, weighted_sum((shared.term, task.term), beta), low, x)  # eq. 7
 
     reports = {"shared_weight": mean_over_tokens(beta[:, :1], members)[:, 0]}
-    return out, reports if pooled is None else {**reports, "shared_pooled": pooled}
+    if pooled is not None:
+        reports["shared_pooled"] = pooled
+    if second_moments:
+        reports |= second_moments_of(x, shared.activation, adapter["shared"], members)
+    return out, reports
 
 
 def lora_layer(
@@ -137,6 +144,7 @@ def lora_layer(
     *,
     scale: float,
     dropout_rate: float,
+    second_moments: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One LoRA expert, `adapter["expert"]`, alone: out = z_e. Arguments as `moe_layer`."""
     hidden = _frozen_hidden(frozen, x)
@@ -150,7 +158,40 @@ def lora_layer(
         scale=scale,
         dropout_rate=dropout_rate,
     )
-    return _output(frozen, only.term, _low_rank_out((only, None), x=x, scale=scale), x), {}
+    out = _output(frozen, only.term, _low_rank_out((only, None), x=x, scale=scale), x)
+    if not second_moments:
+        return out, {}
+    moments = second_moments_of(x, only.activation, adapter["expert"], context.membership)
+    return out, moments
+
+
+def second_moments_of(
+    x: jax.Array, activation: jax.Array, expert: Expert, membership: jax.Array
+) -> dict[str, jax.Array]:
+    """Second moments of what goes into the projections that an expert adapts.
+
+    Args:
+      x: `[N, D]`, what goes into gate_proj and up_proj.
+      activation: `[N, F]`, what goes into down_proj.
+      expert: factors of the adapted projections.
+      membership: `[B, N]`, 1 where a token is a real token of an example, else 0.
+
+    Returns:
+      Sums over real tokens, in float32: of x x^T, `input_moment` `[D, D]`, and of a a^T,
+      `activation_moment` `[F, F]`; each where a projection that it goes into is adapted.
+    """
+
+    def moment(rows: jax.Array) -> jax.Array:
+        wide = rows.astype(jnp.float32)
+        real = membership.sum(axis=0)[:, None] * wide
+        return jnp.einsum("ni,nj->ij", real, wide, precision="highest")
+
+    moments = {}
+    if "gate_proj" in expert or "up_proj" in expert:
+        moments["input_moment"] = moment(x)
+    if "down_proj" in expert:
+        moments["activation_moment"] = moment(activation)
+    return moments
 
 
 def frozen_layer(

@@ -28,6 +28,7 @@ from moecl_jax.methods.base import Method
 from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StartingValues
+from moecl_jax.models.lora import ATTENTION_TARGETS
 from moecl_jax.models.model import Model
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.settings import Settings
@@ -290,6 +291,13 @@ def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settin
             f"data.max_length = {data.max_length} tokens; lower the first or raise the other"
         )
     _check_output(method, settings.head, settings.shared_head)
+    on_attention = [name for name in method.lora.targets if name in ATTENTION_TARGETS]
+    if method.traits.reads_moments and on_attention:
+        raise UserError(
+            f"config: method = '{method.name}' needs second moments of the projections' inputs, "
+            "which are measured in the FFN alone; leave "
+            f"{', '.join(on_attention)} out of lora.targets"
+        )
     if model.quantization != "none" and method.traits.trains_llm:
         raise UserError(
             f"config: method = '{method.name}' trains the LLM's own weights, which cannot be "

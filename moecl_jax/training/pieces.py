@@ -104,6 +104,16 @@ class Cutter:
                     yield self._batch(index, [example], shape, [0]), Piece.of(1.0, 1.0, last=True)
                     break
 
+    def of_one_shape(self, index: int, examples: Sequence[TokenizedExample]) -> Iterator[Batch]:
+        """Batches of examples of a task in their order, all of the shape that any example fits."""
+        answers, layout = self.evaluator.answers[index], self.layout
+        widest = max(self.shapes, key=lambda shape: (shape.length, shape.answer, shape.slots))
+        for chunk in chunks(range(len(examples)), layout.batch_size):
+            chosen = [examples[place] for place in chunk]
+            needs = [need_of(example, answers, training=True) for example in chosen]
+            for places, shape in pieces(needs, (widest,), layout.batch_size, layout.packed):
+                yield self._batch(index, [chosen[p] for p in places], shape, places)
+
     def alone(self, index: int, example: TokenizedExample) -> Batch:
         """The batch of one example of a task, of one shape for all examples."""
         length = max(shape.length for shape in self.shapes)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from moecl_jax.data.batching import Batch
-from moecl_jax.methods.base import LossInputs, Method
+from moecl_jax.methods.base import LossInputs, Method, TaskStart
 from moecl_jax.methods.forward import (
     StepContext,
     forward,
@@ -69,6 +69,7 @@ def init_train_state(
     optimizer: optax.GradientTransformation,
     parameters: TaskParameters,
     key: jax.Array,
+    start: TaskStart | None = None,
 ) -> TrainState:
     """A fresh state of a task's training.
 
@@ -79,8 +80,10 @@ def init_train_state(
       optimizer: optimizer that `make_optimizer` gives.
       parameters: those that the task begins with.
       key: PRNG key of the task's training.
+      start: what the method may ask of the task; None to train with the memory as it is.
     """
-    memory = copied(method.begin_task(parameters))
+    memory = parameters.memory if start is None else method.begin_task(parameters, start)
+    memory = copied(memory)
     active = copied(parameters.replace(memory={}))
     return TrainState(jnp.zeros((), jnp.int32), key, active, optimizer.init(active), memory)
 

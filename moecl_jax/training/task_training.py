@@ -17,13 +17,14 @@ from moecl_jax.data.batching import chunks, epoch_order
 from moecl_jax.data.rehearsal import PastTask
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
-from moecl_jax.methods.base import TaskEnd
+from moecl_jax.methods.base import TaskEnd, TaskStart
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.sharding import preempted
 from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.training.moments import mean_moments, moments_step, no_moments
 from moecl_jax.training.pieces import Cutter, own_examples
 from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
@@ -52,6 +53,7 @@ class TrainingSteps:
       step: the compiled `steps.train_piece`.
       schedule: learning rate over a task's steps.
       cutter: cuts batches into pieces.
+      moments_step: the compiled `moments.moments_step`.
       gradient_steps: the compiled `steps.gradient_step` by the function that it computes.
     """
 
@@ -61,6 +63,7 @@ class TrainingSteps:
     step: jax.stages.Wrapped
     schedule: Schedule
     cutter: Cutter
+    moments_step: jax.stages.Wrapped
     gradient_steps: dict[Any, Callable[..., Tree]] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -84,6 +87,7 @@ class TrainingSteps:
             jax.jit(step, donate_argnums=(0, 1)),
             Schedule.of(evaluator.settings.optimizer),
             Cutter.of(evaluator, tasks),
+            jax.jit(functools.partial(moments_step, context=evaluator.context), donate_argnums=0),
         )
 
     def prepare(self, stream: StreamState) -> None:
@@ -92,8 +96,8 @@ class TrainingSteps:
         starting, placement = evaluator.starting, evaluator.model.placement
         index = len(stream.finished)
         parameters = starting.task(stream, evaluator.names[index], index)
-        key = starting.training_key(index)
-        state = placement.put(init_train_state(method, self.optimizer, parameters, key))
+        key, start = starting.training_key(index), starting.task_start(index)
+        state = placement.put(init_train_state(method, self.optimizer, parameters, key, start))
         sums = placement.put(no_sums(state.active))
         frozen, rate = evaluator.model.params, np.float32(0.0)
         for batch, piece in self.cutter.samples():
@@ -149,7 +153,9 @@ class TaskTraining:
         starting, self.placement = self.evaluator.starting, self.evaluator.model.placement
         parameters = starting.task(stream, self.task.name, index)
         key = starting.training_key(index)
-        state = init_train_state(self.method, steps.optimizer, parameters, key)
+        state = init_train_state(
+            self.method, steps.optimizer, parameters, key, self._start(parameters)
+        )
         self.state = self.placement.put(state)
         self.sums = self.placement.put(no_sums(state.active))
         self.step = self.validated_epochs = 0
@@ -201,6 +207,14 @@ class TaskTraining:
             labels=np.array([example.label for example in examples], np.int32),
             losses=lambda: -self._log_likelihoods(parameters),
             mean_of_gradients=functools.partial(self._mean_of_gradients, parameters),
+            inputs=functools.partial(self._inputs, parameters),
+        )
+
+    def _start(self, parameters: TaskParameters) -> TaskStart:
+        """What the method may ask of the task's beginning."""
+        return dataclasses.replace(
+            self.evaluator.starting.task_start(self.index),
+            inputs=functools.partial(self._inputs, parameters),
         )
 
     def _log_likelihoods(self, parameters: TaskParameters) -> np.ndarray:
@@ -231,6 +245,16 @@ class TaskTraining:
             found = steps[transform](parameters, self.evaluator.model.params, batch)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         return self.placement.host(jax.tree.map(lambda leaf: leaf / count, total))
+
+    def _inputs(self, parameters: TaskParameters) -> Tree:
+        """Second moments of the projections' inputs: see `TaskStart`."""
+        targets = self.method.lora.targets
+        sums = self.placement.put(no_moments(self.evaluator.model.sizes, targets))
+        parameters, frozen = self.placement.put(parameters), self.evaluator.model.params
+        for batch in self.steps.cutter.of_one_shape(self.index, self.examples):
+            stopping.check()
+            sums = self.steps.moments_step(sums, parameters, frozen, batch)
+        return mean_moments(self.placement.host(sums), targets)
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""

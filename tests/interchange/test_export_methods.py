@@ -38,7 +38,8 @@ def workdir_of(folder, method, *, finished=2, **changes):
     for index, name in enumerate(TASKS[:finished]):
         begun = starting.begin(stream.shared, index, stream.last_head, stream.memory)
         trained = jax.tree.map(lambda leaf, i=index: leaf * (1 + i), randomised(begun, 0.2))
-        trained = jax.tree.map(np.asarray, trained.replace(memory=method.begin_task(begun)))
+        memory = method.begin_task(begun, starting.task_start(index))
+        trained = jax.tree.map(np.asarray, trained.replace(memory=memory))
 
         def mean_of_gradients(_, transform, shared=trained.shared):
             return jax.tree.map(transform, shared)

@@ -30,7 +30,7 @@ from tiny import (
 
 from moecl_jax.errors import UserError
 from moecl_jax.kernels import as_bits
-from moecl_jax.methods import METHODS, TaskEnd
+from moecl_jax.methods import METHODS, TaskEnd, TaskStart
 from moecl_jax.methods.ewc import Ewc
 from moecl_jax.methods.forward import forward, instruction_loss, output_logits
 from moecl_jax.methods.lwf import Lwf, distillation
@@ -175,7 +175,8 @@ def test_lwf_s_teacher_is_the_model_before_the_task(batch):
     term = float(metrics["loss"] - metrics["loss_instruction"])
     assert term == pytest.approx(expected, abs=2e-6)
 
-    state = init_train_state(lwf.method, OPTIMIZER, active, jax.random.key(0))
+    start = TaskStart(0, jax.random.key(1), CONFIG)
+    state = init_train_state(lwf.method, OPTIMIZER, active, jax.random.key(0), start)
     assert_bit_equal(state.memory["teacher"], active.shared)
     _, metrics = loss(state.active, state, frozen_params(), batch, lwf)
     assert float(metrics["loss"] - metrics["loss_instruction"]) == pytest.approx(0, abs=1e-6)
@@ -239,7 +240,8 @@ def test_each_method_s_loss_falls_and_its_memory_stays(name):
     starting = starting_of(chosen)
     stream = starting.stream(TASKS)
     begun = starting.begin(stream.shared, 0, memory=stream.memory)
-    state = init_train_state(method, OPTIMIZER, begun, jax.random.key(0))
+    start = starting.task_start(0)
+    state = init_train_state(method, OPTIMIZER, begun, jax.random.key(0), start)
     memory, batch = state.memory, batch_of(random_examples(LENGTHS), "lm", training=True)
     losses = []
     for _ in range(8):

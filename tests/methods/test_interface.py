@@ -29,6 +29,7 @@ from moecl_jax.methods import (
     NoOptions,
     Penalty,
     TaskEnd,
+    TaskStart,
     Traits,
     check_method,
     find_method,
@@ -298,7 +299,8 @@ def test_a_method_of_two_functions_adds_nothing_and_keeps_nothing():
     assert penalty.reported is None and penalty.metrics == {}
     assert method.init_expert(jax.random.key(0), CONFIG) == {}
     assert method.init_memory(CONFIG, TASKS) == {}
-    assert method.begin_task(parameters) is parameters.memory
+    start = TaskStart(0, jax.random.key(0), CONFIG)
+    assert method.begin_task(parameters, start) is parameters.memory
     assert method.finish_task(parameters, TaskEnd(0, jax.random.key(0), CONFIG)) is parameters
     assert method.llm_weights(frozen_params(), {}) is frozen_params()
 
@@ -350,7 +352,8 @@ class Returning(SequentialLora):
         shared = self.init_shared(jax.random.key(0), sizes, task_count)
         return {"start": shared, "again": shared}
 
-    def begin_task(self, parameters):
+    def begin_task(self, parameters, start):
+        del start
         return {"start": parameters.shared, "again": parameters.shared}
 
     def penalty(self, parameters, inputs):
@@ -372,7 +375,8 @@ def test_a_step_that_overwrites_its_state_leaves_what_a_method_was_given():
         functools.partial(train_step, context=context, optimizer=OPTIMIZER), donate_argnums=0
     )
     for _ in range(2):  # two tasks, the second of which begins with what the first one left
-        state = init_train_state(method, OPTIMIZER, parameters, jax.random.key(0))
+        start = TaskStart(0, jax.random.key(1), CONFIG)
+        state = init_train_state(method, OPTIMIZER, parameters, jax.random.key(0), start)
         begun = jax.tree.map(np.array, parameters)
         for _ in range(2):
             state, _ = step(state, frozen_params(), batch, jnp.float32(1e-2))

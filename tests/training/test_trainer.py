@@ -188,7 +188,8 @@ class Anchored(SequentialLora):
     def init_memory(self, sizes, task_count):
         return {"anchor": self.init_shared(jax.random.key(0), sizes, task_count)}
 
-    def begin_task(self, parameters):
+    def begin_task(self, parameters, start):
+        del start
         return {"anchor": parameters.shared}
 
     def penalty(self, parameters, inputs):
