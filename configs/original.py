@@ -14,6 +14,7 @@ def get_config(options: str = "") -> ConfigDict:
     """MTL5 as the original code trains it."""
     config = mtl5_config(options)
     config.head = "classification"
+    config.moe_cl.shared = "moving"
     config.adversarial.objective = "original"  # the softmax taken twice
     config.adversarial.alpha = 1.0
     config.data.over_long = "drop"

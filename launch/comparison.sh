@@ -14,7 +14,7 @@ cd "$moecl_root"
 
 methods="per_task,sequential_lora,o_lora,mocl,replay,ewc,lwf"
 methods+=",moe_cl,moe_cl:adversarial.objective=off,moe_cl:adversarial.objective=paper"
-methods+=",moe_cl:moe_cl.snapshot=true,joint"
+methods+=",moe_cl:moe_cl.shared=moving,joint"
 
 # If some runs failed, the others are reported.
 status=0

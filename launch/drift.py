@@ -2,7 +2,7 @@
 
     python launch/drift.py RUN ... [--split=validation]
 
-Each RUN is a finished workdir of `moe_cl` without snapshots and with `keep_shared = 0`. All its
+Each RUN is a finished workdir of `moe_cl` with `moe_cl.shared=moving` and `keep_shared=0`. All its
 tasks but the last are answered for with shared expert and gate as they were when the task was
 finished ("kept") or as they are after the last task ("moved"). Prints the mean accuracy over tasks
 and runs of all four combinations.
@@ -23,8 +23,8 @@ def accuracies(workdir: Path, split: str) -> np.ndarray:
     """Accuracy of each combination on each task but the last, `[4, T - 1]`."""
     evaluator, store = open_stream(workdir)
     method = evaluator.method
-    if method.name != "moe_cl" or method.options.snapshot:
-        raise SystemExit(f"{workdir} is no run of moe_cl with moe_cl.snapshot = False")
+    if method.name != "moe_cl" or method.options.shared != "moving":
+        raise SystemExit(f"{workdir} is no run of moe_cl with moe_cl.shared = moving")
     tasks, names = evaluator.load(), evaluator.names
     ends = [store.restore_moment(index) for index in range(len(names))]
     rows = []

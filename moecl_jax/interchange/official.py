@@ -203,6 +203,7 @@ def _settings(source: _Source, order: Sequence[str], base: Path) -> Settings:
                 "task_attention": not set(known.targets) & set(ATTENTION_TARGETS),
             },
             "adversarial": {"objective": "original"},
+            "moe_cl": {"shared": "moving"},
             "data": {"max_length": min(source.config.context_length, ROW_LENGTHS[-1])},
         }
     )
@@ -377,11 +378,12 @@ def _refuse_what_has_no_place(settings: Settings, workdir: Path) -> None:
             f"{workdir} was trained with adversarial.objective = 'off' and has no discriminator, "
             "which the original's format asks for"
         )
-    if options.snapshot:
+    if options.shared != "moving":
         raise UserError(
-            f"{workdir} was trained with moe_cl.snapshot = True and has a shared expert and gate "
-            "for each finished task; the original's format has a place for those of the moment "
-            "alone. One expert alone can be exported by --format=peft --expert=NAME"
+            f"{workdir} was trained with moe_cl.shared = {options.shared!r}, where each finished "
+            "task has a gate of its own; the original's format has a place for shared expert and "
+            "gate of the moment alone (moe_cl.shared = 'moving'). One expert alone can be exported "
+            "by --format=peft --expert=NAME"
         )
     attention = [name for name in settings.lora.targets if name in ATTENTION_TARGETS]
     if attention and settings.lora.task_attention:

@@ -56,6 +56,9 @@ class Traits:
       trains_llm: whether the LLM's own weights are trained.
       expert_per_task: whether experts of finished tasks stay apart, so that a text must be given to
         the right one.
+      settled: whether what answers for a finished task never changes again, so that its accuracy
+        need not be measured a second time (a classification head of all tasks changes all the
+        same).
       experts: keys of the experts in what `adapter` gives; all of them act on attention.
       reads_moments: whether it asks for second moments of the projections' inputs, which are there
         for the FFN's projections alone.
@@ -67,6 +70,7 @@ class Traits:
     reads_query: bool = False
     trains_llm: bool = False
     expert_per_task: bool = False
+    settled: bool = False
     experts: tuple[str, ...] = ("expert",)
     reads_moments: bool = False
     no_single_lora: str = ""
@@ -100,6 +104,7 @@ class LossInputs:
       query: `[B, D]` float32, mean frozen word embedding of each prompt.
       logits: logits of the answers' tokens `[B, K, A, V]`, or class logits `[B, C]`.
       predict: gives the same logits with other shared trees, without dropout.
+      key: PRNG key of the step, for a penalty that draws.
       over_answers: factor of a mean over the answers' tokens. It is 1, unless the batch is a piece
         of a larger one: a penalty counts by the piece's share of the examples, such a mean by its
         share of the tokens.
@@ -110,6 +115,7 @@ class LossInputs:
     query: jax.Array
     logits: jax.Array
     predict: Callable[[Tree], jax.Array]
+    key: jax.Array
     over_answers: jax.Array | float = 1.0
 
 
@@ -150,6 +156,9 @@ class TaskEnd:
         examples of the function of each leaf of the gradient. The gradient is that of an example's
         log-likelihood, in the structure of the shared trees.
       inputs: gives what `TaskStart.inputs` gives, with the trained parameters.
+      reports: given the name of a keyword argument of the method's `feed_forward`, which then is
+        switched on, what the layers report of each training example with the trained parameters and
+        without dropout: arrays `[n, L, ...]` by name, the examples in any order.
     """
 
     index: int
@@ -160,6 +169,7 @@ class TaskEnd:
     losses: Callable[[], np.ndarray] = lambda: np.zeros(0)
     mean_of_gradients: Callable[[int, Callable[[jax.Array], jax.Array]], Tree] = lambda *_: {}
     inputs: Callable[[], Tree] = dict
+    reports: Callable[[str], Mapping[str, np.ndarray]] = lambda _: {}
 
 
 class Method(abc.ABC):
@@ -190,7 +200,7 @@ class Method(abc.ABC):
         Args:
           lora: hyper-parameters of the experts; the defaults if none are given.
           options: an instance of `Options`; or give its fields by name, as in
-            `MoeCl(snapshot=True)`.
+            `MoeCl(shared="moving")`.
           **values: fields of `Options`.
 
         Raises:
@@ -227,6 +237,13 @@ class Method(abc.ABC):
           query: where the method reads it, mean frozen word embedding of each token's prompt,
             `[N, D]` float32.
         """
+
+    def adapters(self, parameters: TaskParameters, experts: Sequence[Tree]) -> list[Tree]:
+        """What the layers are given for each of several tasks, by their own trees.
+
+        What is one object in all of them is multiplied once in a batch of several tasks.
+        """
+        return [self.adapter(parameters.replace(expert=expert)) for expert in experts]
 
     def feed_forward(self, training: bool) -> FeedForward:
         """The function of a layer's FFN, for training or evaluation; one LoRA as a default."""

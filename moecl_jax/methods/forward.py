@@ -32,13 +32,14 @@ class StepContext:
       architecture: sizes, dtype and placement of the frozen LLM, and how it is computed.
       method: continual-learning method.
       head: "lm" or "classification".
-      second_moments: whether the layers report those of their projections' inputs.
+      reported: what the layers report beside what they do: keyword arguments of the method's
+        `feed_forward` that are switched on, such as "second_moments".
     """
 
     architecture: Architecture
     method: Method
     head: Head
-    second_moments: bool = False
+    reported: tuple[str, ...] = ()
 
     @property
     def placement(self) -> Placement:
@@ -48,8 +49,8 @@ class StepContext:
     def decoder(self, training: bool) -> Decoder:
         """The frozen decoder with the method's experts in it."""
         feed_forward: Any = self.method.feed_forward(training)
-        if self.second_moments:
-            feed_forward = functools.partial(feed_forward, second_moments=True)
+        if self.reported:
+            feed_forward = functools.partial(feed_forward, **dict.fromkeys(self.reported, True))
         return self.architecture.decoder(
             feed_forward,
             self.method.attention_term(training),

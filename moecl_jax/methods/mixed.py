@@ -59,7 +59,7 @@ def adapter(
       task_index: `[B]`, each example's task, as an index into the E.
     """
     choice = membership.T @ jax.nn.one_hot(task_index, len(parameters.expert))
-    adapters = [method.adapter(parameters.replace(expert=e)) for e in parameters.expert]
+    adapters = method.adapters(parameters, parameters.expert)
     first = adapters[0]
     joined = {
         name: _side_by_side([each[name] for each in adapters], choice)

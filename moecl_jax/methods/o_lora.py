@@ -51,7 +51,8 @@ class OLora(Method):
     def __init__(self, *arguments: Any, **values: Any):
         """As any method; where LoRAs are not composed, each task has its own."""
         super().__init__(*arguments, **values)
-        self.traits = Traits(expert_per_task=not self.options.composed)
+        alone = not self.options.composed
+        self.traits = Traits(expert_per_task=alone, settled=alone)
 
     def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """The first task's LoRA."""

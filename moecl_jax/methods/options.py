@@ -2,7 +2,7 @@
 
 Fields of `Options` are keys of the section that has the method's name; a field that is a dataclass
 itself is a section of its own, named as the field. So `MoeCl.Options` has the sections `moe_cl`
-(snapshot) and `adversarial` (objective, alpha, reduction).
+(shared, snapshot_dtype, ...) and `adversarial` (objective, alpha, reduction).
 """
 
 import dataclasses

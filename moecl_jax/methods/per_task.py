@@ -18,7 +18,7 @@ class PerTask(Method):
     """One LoRA expert a task: L = L_SFT."""
 
     name: ClassVar[str] = "per_task"
-    traits = Traits(expert_per_task=True)
+    traits = Traits(expert_per_task=True, settled=True)
 
     def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """Nothing is shared."""

@@ -16,21 +16,21 @@ import moecl_jax
 from moecl_jax.report import svg, tables
 from moecl_jax.report.pictures import Album
 from moecl_jax.report.runs import FinishedRun, RunFolder, sorted_order_names
-from moecl_jax.report.summary import differences, percent, summarize
+from moecl_jax.report.summary import difference, percent, summarize
 from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME
 
 _RESULT_SOURCE = f"{RESULTS_NAME} of the runs listed at the end"
-TABLE_SOURCE = f"{_RESULT_SOURCE}: metrics, accuracy_matrix (last row), sizes.test, task_free.acc"
+TABLE_SOURCE = f"{_RESULT_SOURCE}: metrics, accuracy_matrix (last row), right, task_free.acc"
 COST_SOURCE = (
     f"{_RESULT_SOURCE}: parameters, stored_examples, steps, wall_seconds; their metrics.jsonl: "
     "examples_per_second (median over the logged steps)"
 )
 BUDGET_SOURCE = f"{CONFIG_NAME} of the runs, and their {RESULTS_NAME}: steps, sizes, versions"
 DIFFERENCE_TEXT = (
-    "Accuracy (acc) of the row less that of the column, in points, and in parentheses how many "
-    "standard errors sqrt(se1² + se2²) that is. Underlined: more than one. Bold: more than two, "
-    "the usual bar. The errors are taken as independent though all methods answer the same test "
-    "texts, which makes this the cautious side."
+    "Accuracy (acc) of the row less that of the column, in points, over the orders and seeds that "
+    "both have, and its 95% interval: a bootstrap over runs and test texts in pairs, "
+    "since both answer the same texts. Bold: it excludes 0, and there are at least two runs. With "
+    "one run it is of the texts alone, and how much another seed would change is not known."
 )
 
 
@@ -91,18 +91,29 @@ class Report:
         if not ranked:
             return "No method's accuracy at the end is known."
         first = ranked[0]
-        error = "" if math.isnan(first.error) else f" (standard error {percent(first.error)})"
-        text = f"{first.name} has a mean accuracy of {percent(first.accuracy)} %{error}"
+        text = f"{first.name} has a mean accuracy of {percent(first.accuracy)} %"
+        if first.interval.known:
+            text += (
+                f" (95% interval {percent(first.interval.low)} to {percent(first.interval.high)})"
+            )
         if len(ranked) == 1:
             return text + "."
-        pair = differences(ranked[:2])[0]
+        pair = difference(*ranked[:2])
         text += f", {percent(pair.difference)} points above the next, {pair.second}."
-        if math.isnan(pair.ratio):
-            return text + " Whether that is chance cannot be told: no test sizes are known."
-        verdict = "more than" if pair.ratio > 2 else "not more than"
-        text += f" That is {pair.ratio:.1f} standard errors: {verdict} the two that are usually"
+        if not pair.interval.known:
+            return text + " Whether that is chance cannot be told: the runs' answers are not known."
+        ends = (
+            f"{percent(pair.interval.low, sign=True)} to {percent(pair.interval.high, sign=True)}"
+        )
+        if pair.interval.runs == 1:
+            return text + (
+                f" The interval of the difference is {ends} by the test texts alone; one run does "
+                "not tell how much another seed would change."
+            )
+        if pair.interval.settled:
+            return text + f" The interval of the difference is {ends}, which excludes 0."
         return text + (
-            " asked for." if pair.ratio > 2 else " asked for, so the lead is not settled."
+            f" The interval of the difference is {ends}, which includes 0: the lead is not settled."
         )
 
     @property
@@ -124,19 +135,12 @@ class Report:
             "best since a task's training; low is good."
         )
         notes.append(
-            "se is the standard error of acc: sqrt(se_test² + sd²/n), where se_test² = sum over "
-            "the T tasks of p(1-p)/n_test / T², with p the accuracy at the end averaged over the "
-            "runs. All orders answer the same test texts, so more orders do not lower se_test."
+            "95% interval: of acc, a bootstrap over the row's runs and each task's test texts; "
+            "of the texts alone where there is one run. A dash: results.json does not tell which "
+            "texts were answered rightly, as in version 0.1 and for free-form tasks."
         )
         if any(len(variant.runs) == 1 for variant in self.variants):
-            notes.append(
-                "Of a method with one run no spread is known; its se is that of the test texts "
-                "alone, and so too small."
-            )
-        if any(math.isnan(variant.error) for variant in self.variants):
-            notes.append(
-                "A dash under se: results.json does not tell how many test texts there were."
-            )
+            notes.append("Of a method with one run no spread over orders and seeds is known.")
         if any(variant.task_free.count for variant in self.variants):
             notes.append(
                 "acc, task not given: the task is picked from the text, where acc is told it."

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME, SWEEP_NAME
@@ -51,6 +54,25 @@ class FinishedRun:
                 return None
             value = value[part]
         return value
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], int]:
+        """Returns what runs that can be compared in pairs share: the order of tasks, the seed."""
+        return self.results.tasks, self.results.seed
+
+    @property
+    def answers(self) -> dict[str, NDArray[np.float64]] | None:
+        """Returns 1 or 0 for each test text of each task, right or wrong at the end of the stream.
+
+        None if results.json does not have them, as in version 0.1 and in free-form tasks.
+        """
+        right = self.results.content.get("right")
+        if not right or not all(right):
+            return None
+        return {
+            task: np.array(list(values), np.float64)
+            for task, values in zip(self.results.tasks, right, strict=True)
+        }
 
     def split_sizes(self, split: str) -> dict[str, int] | None:
         """Returns the number of texts in a split, by task.

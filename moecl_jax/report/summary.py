@@ -1,4 +1,4 @@
-"""The statistics of a report: means, spreads and standard errors of variants, and differences."""
+"""The statistics of a report: means, spreads and intervals of variants, and differences."""
 
 import collections
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from moecl_jax.report.intervals import Answers, Interval, interval
 from moecl_jax.report.runs import FinishedRun
 from moecl_jax.runs.names import METRIC_NAMES
 
@@ -49,8 +50,7 @@ class Variant:
       by_order: mean accuracy over the seeds of each order, by the name of the order; a fraction.
       metrics: spread of `acc`, `bwt`, `fwt` and `forgetting` over the runs, as fractions.
       task_free: spread of the accuracy when the task is chosen from the text, as a fraction.
-      test_error: standard error of the mean accuracy from the finite test sets alone.
-      error: standard error of the mean accuracy, from the test sets and the spread over the runs.
+      interval: interval of the mean accuracy over runs and test texts.
     """
 
     name: str
@@ -58,8 +58,7 @@ class Variant:
     by_order: Mapping[str, float]
     metrics: Mapping[str, Spread]
     task_free: Spread
-    test_error: float
-    error: float
+    interval: Interval
 
     @property
     def accuracy(self) -> float:
@@ -79,21 +78,15 @@ class Difference:
     Attributes:
       first: name of one variant.
       second: name of the other variant.
-      difference: accuracy of the first minus accuracy of the second, a fraction.
-      error: standard error of the difference, sqrt(se1^2 + se2^2).
+      difference: accuracy of the first minus accuracy of the second, a fraction: the mean over the
+        orders and seeds that both have, or, where they have none in common, of the means.
+      interval: interval of the difference over those runs and their test texts, in pairs.
     """
 
     first: str
     second: str
     difference: float
-    error: float
-
-    @property
-    def ratio(self) -> float:
-        """Size of the difference in standard errors, without sign; NaN if no error is known."""
-        if self.error == 0.0:
-            return math.inf if self.difference else 0.0
-        return abs(self.difference) / self.error
+    interval: Interval
 
 
 def summarize(runs: Sequence[FinishedRun]) -> list[Variant]:
@@ -105,52 +98,38 @@ def summarize(runs: Sequence[FinishedRun]) -> list[Variant]:
     return sorted(variants, key=lambda v: (not v.ranked, -np.nan_to_num(v.accuracy, nan=-1.0)))
 
 
-def test_error(runs: Sequence[FinishedRun]) -> float:
-    """Computes the standard error of the mean accuracy that comes from finite test sets.
-
-        se_test^2 = sum_j w_j^2 p_j (1 - p_j) / n_j
-
-    p_j is the accuracy on task j at the end of the stream, averaged over the runs. n_j is the
-    number of its test texts. w_j is its weight in the mean accuracy, which is 1 / T if all runs
-    have the same T tasks. All orders are tested on the same texts, so more runs do not make this
-    error smaller.
-
-    Args:
-      runs: all runs of one variant.
-
-    Returns:
-      The standard error, a fraction; NaN if the results of a run lack the sizes of the test sets.
-    """
-    weights: dict[str, float] = collections.defaultdict(float)
-    accuracies: dict[str, list[float]] = collections.defaultdict(list)
-    sizes: dict[str, list[int]] = collections.defaultdict(list)
-    for run in runs:
-        last, counts = run.results.matrix[-1], run.split_sizes("test")
-        if counts is None:
-            return math.nan
-        known = ~np.isnan(last)
-        for task, accuracy in zip(np.array(run.results.tasks)[known], last[known], strict=True):
-            weights[task] += 1.0 / (known.sum() * len(runs))
-            accuracies[task].append(float(accuracy))
-            sizes[task].append(counts[task])
-    variance = 0.0
-    for task, weight in weights.items():
-        p = float(np.mean(accuracies[task]))
-        variance += weight**2 * p * (1.0 - p) / max(min(sizes[task]), 1)
-    return math.sqrt(variance) if weights else math.nan
-
-
 def differences(variants: Sequence[Variant]) -> list[Difference]:
     """Compares all pairs of variants; the first of a pair is the one higher up in the table."""
-    return [
-        Difference(
-            first.name,
-            second.name,
-            first.accuracy - second.accuracy,
-            math.hypot(first.error, second.error),
-        )
-        for first, second in itertools.combinations(variants, 2)
-    ]
+    return [difference(*pair) for pair in itertools.combinations(variants, 2)]
+
+
+def difference(first: Variant, second: Variant) -> Difference:
+    """The difference of two variants in their common runs."""
+    other = {run.key: run for run in second.runs}
+    pairs = [(run, other[run.key]) for run in first.runs if run.key in other]
+    if not pairs:
+        found = first.accuracy - second.accuracy
+        return Difference(first.name, second.name, found, Interval())
+    found = Spread.of(_accuracy(a) for a, _ in pairs).mean
+    found -= Spread.of(_accuracy(b) for _, b in pairs).mean
+    gained = [_gained(*pair) for pair in pairs]
+    known = [one for one in gained if one is not None]
+    bounds = interval(known) if len(known) == len(gained) else Interval()
+    return Difference(first.name, second.name, found, bounds)
+
+
+def _accuracy(run: FinishedRun) -> float | None:
+    return run.results.metrics["acc"]
+
+
+def _gained(one: FinishedRun, other: FinishedRun) -> Answers | None:
+    """By task, 1 for each text that only the first run answers rightly, -1 for only the second."""
+    ours, theirs = one.answers, other.answers
+    if ours is None or theirs is None:
+        return None
+    if any(len(theirs[task]) != len(values) for task, values in ours.items()):
+        return None
+    return {task: values - theirs[task] for task, values in ours.items()}
 
 
 def marks(values: Mapping[str, float], *, low_is_good: bool = False) -> dict[str, str]:
@@ -187,14 +166,13 @@ def percent(fraction: float, *, sign: bool = False) -> str:
 
 def _variant(name: str, runs: Sequence[FinishedRun]) -> Variant:
     orders = dict.fromkeys(run.order for run in runs)
-    accuracy = Spread.of(run.results.metrics["acc"] for run in runs)
-    error = test_error(runs)
-    spread = accuracy.deviation / math.sqrt(accuracy.count) if accuracy.count > 1 else 0.0
+    answers = [run.answers for run in runs]
+    known = [one for one in answers if one is not None]
     return Variant(
         name=name,
         runs=runs,
         by_order={
-            order: Spread.of(r.results.metrics["acc"] for r in runs if r.order == order).mean
+            order: Spread.of(_accuracy(r) for r in runs if r.order == order).mean
             for order in orders
         },
         metrics={
@@ -202,6 +180,5 @@ def _variant(name: str, runs: Sequence[FinishedRun]) -> Variant:
             for metric in METRIC_NAMES
         },
         task_free=Spread.of(run.results.task_free["acc"] for run in runs if run.results.task_free),
-        test_error=error,
-        error=math.hypot(error, spread),
+        interval=interval(known) if len(known) == len(runs) else Interval(),
     )

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from moecl_jax.report.intervals import Interval
 from moecl_jax.report.runs import FinishedRun, RunFolder
 from moecl_jax.report.summary import Difference, Spread, Variant, differences, marks, percent
 from moecl_jax.runs.names import METRIC_NAMES, SPLIT_NAMES
@@ -35,8 +36,8 @@ class Cell:
     Attributes:
       text: text that the cell shows.
       mark: how the cell is set off, or an empty string. `best` and `second` rank a column;
-        `over1` and `over2` say that a difference is more than one or two standard errors. In the
-        cell that names a row, `bound` says that the row is an upper bound, which is not ranked.
+        `settled` says that the interval of a difference excludes 0. In the cell that names a row,
+        `bound` says that the row is an upper bound, which is not ranked.
     """
 
     text: str
@@ -68,8 +69,7 @@ def accuracy_table(variants: Sequence[Variant], orders: Iterable[str]) -> Table:
         for order in orders
     ]
     columns.append(_spread_column("acc", variants, functools.partial(_metric, name="acc")))
-    errors = [Cell(percent(variant.error)) for variant in variants]
-    columns.append(("se", errors))
+    columns.append(("95% interval", [Cell(_ends(v.interval)) for v in variants]))
     if any(variant.task_free.count for variant in variants):
         columns.append(_spread_column("acc, task not given", variants, lambda v: v.task_free))
     for name in ("bwt", "fwt", "forgetting"):
@@ -89,8 +89,7 @@ def accuracy_table(variants: Sequence[Variant], orders: Iterable[str]) -> Table:
 def difference_table(variants: Sequence[Variant]) -> Table:
     """Makes the table of differences in accuracy between all pairs of variants.
 
-    A cell has the accuracy of its row minus that of its column, and the size of this difference in
-    standard errors.
+    A cell has the accuracy of its row minus that of its column, and the interval of that.
 
     Args:
       variants: at least two, in the order of the main table.
@@ -120,6 +119,7 @@ def cost_table(variants: Sequence[Variant]) -> Table:
     for label, value, show in (
         ("parameters trained", parameters("trained"), _thousands),
         ("parameters stored", parameters("stored"), _thousands),
+        ("MB stored", parameters("stored_bytes"), _megabytes),
         ("frozen model", parameters("frozen"), _thousands),
         ("examples stored", result("stored_examples"), _thousands),
         ("steps", result("steps"), _thousands),
@@ -240,7 +240,10 @@ def _scalars(run: FinishedRun, folder: str) -> dict[str, Any]:
     line["examples_per_second"] = examples_per_second(run)
     line |= {key: content.get(key) for key in ("steps", "stored_examples", "selection")}
     parameters = content.get("parameters") or {}
-    line |= {f"parameters.{key}": parameters.get(key) for key in ("frozen", "trained", "stored")}
+    line |= {
+        f"parameters.{key}": parameters.get(key)
+        for key in ("frozen", "trained", "stored", "stored_bytes")
+    }
     line |= {f"config.{key}": run.setting(key) for _, key in _BUDGET if key != "selection"}
     versions = content.get("versions") or {}
     line |= {f"versions.{name}": version for name, version in versions.items()}
@@ -291,10 +294,14 @@ def _spread_column(
 def _difference_cell(found: Difference | None) -> Cell:
     if found is None:
         return Cell("")
-    if math.isnan(found.ratio):
-        return Cell(f"{percent(found.difference, sign=True)} (-)")
-    mark = "over2" if found.ratio > 2 else "over1" if found.ratio > 1 else ""
-    return Cell(f"{percent(found.difference, sign=True)} ({found.ratio:.1f})", mark)
+    text = f"{percent(found.difference, sign=True)} [{_ends(found.interval, sign=True)}]"
+    return Cell(text, "settled" if found.interval.settled else "")
+
+
+def _ends(interval: Interval, *, sign: bool = False) -> str:
+    if not interval.known:
+        return "-"
+    return f"{percent(interval.low, sign=sign)} to {percent(interval.high, sign=sign)}"
 
 
 def _from_columns(
@@ -318,6 +325,10 @@ def _thousands(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.1f}"
+
+
 def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
@@ -336,6 +347,5 @@ _MARKDOWN: Mapping[str, Callable[[str], str]] = {
     "": lambda text: text,
     "best": lambda text: f"**{text}**",
     "second": lambda text: f"<ins>{text}</ins>",
-    "over1": lambda text: f"<ins>{text}</ins>",
-    "over2": lambda text: f"**{text}**",
+    "settled": lambda text: f"**{text}**",
 }

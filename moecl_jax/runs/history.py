@@ -47,6 +47,8 @@ class History:
         that was finished last.
       converted: number of finished tasks that came with a converted checkpoint.
       skipped: number of steps that were skipped because something was not finite.
+      right: a text for each task, after the one that was finished last: `1` for a test text that
+        is answered rightly and `0` for any other, in their order; "" in a free-form task.
       task_free: after the last task of the stream, results where each text's task is chosen.
     """
 
@@ -59,6 +61,7 @@ class History:
     gate_weights: list[list[float]] = dataclasses.field(default_factory=list)
     converted: int = 0
     skipped: int = 0
+    right: list[str] = dataclasses.field(default_factory=list)
     task_free: dict[str, Any] | None = None
 
     @classmethod
@@ -78,6 +81,7 @@ class History:
         unknown = [math.nan] * layers  # of a task without examples
         gates = [list(e.shared_weight) or unknown for e in evaluations]
         self.gate_weights = gates if layers else []
+        self.right = ["".join("01"[int(answer)] for answer in e.right) for e in evaluations]
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""

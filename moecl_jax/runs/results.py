@@ -284,6 +284,7 @@ def _check(content: Mapping[str, Any]) -> None:
     if content.get("task_free"):
         _check_shape("task_free.accuracy", content["task_free"]["accuracy"], (count,))
         _check_shape("task_free.choices", content["task_free"]["choices"], (count, count))
+    _check_right(content.get("right"), count)
     for name in METRIC_NAMES:
         if name not in content["metrics"]:
             raise ValueError(f"metrics lacks {name}")
@@ -294,6 +295,17 @@ def _check(content: Mapping[str, Any]) -> None:
             raise TypeError(f"{key} is {shortened(content[key])}; expected an object")
     for key, value in (content.get("parameters") or {}).items():
         check_number(f"parameters.{key}", value)
+
+
+def _check_right(values: Any, count: int) -> None:
+    """Checks the texts of 0 and 1; None, where results do not have them, is right."""
+    if values is None:
+        return
+    if not isinstance(values, list) or len(values) != count:
+        raise TypeError(f"right is {shortened(values)}; expected a list of {count} texts")
+    for value in values:
+        if not isinstance(value, str) or set(value) - {"0", "1"}:
+            raise ValueError(f"right has {shortened(value)}; expected a text of 0 and 1")
 
 
 def check_number(key: str, value: Any) -> None:

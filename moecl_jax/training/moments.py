@@ -1,7 +1,7 @@
-"""Second moments of what goes into the FFN's projections, over a task's training examples.
+"""What the layers report over a task's training examples, as methods ask for it.
 
-Methods that keep a new task out of earlier tasks' way ask for them: the update of a projection has
-no effect on inputs that are orthogonal to it.
+Methods that keep a new task out of earlier tasks' way ask for second moments of what goes into the
+FFN's projections: the update of a projection has no effect on inputs that are orthogonal to it.
 
 Axes: L layers, I input width of a projection.
 """
@@ -50,7 +50,7 @@ def moments_step(
       batch: training batch.
       context: static parts.
     """
-    reporting = dataclasses.replace(context, second_moments=True)
+    reporting = dataclasses.replace(context, reported=("second_moments",))
     _, reports = forward(parameters, frozen, batch, reporting, seeds=None)
     found = {**reports, "tokens": jnp.count_nonzero(batch.segments)}
     return context.placement.everywhere({name: sums[name] + found[name] for name in sums})
@@ -61,3 +61,27 @@ def mean_moments(sums: Sums, targets: Sequence[str]) -> Tree:
     tokens = np.float32(max(int(sums["tokens"]), 1))
     means = {name: np.asarray(sums[name]) / tokens for name in sums if name != "tokens"}
     return {target: means[REPORTS[target]] for target in targets if target in REPORTS}
+
+
+def report_step(
+    parameters: TaskParameters, frozen: Tree, batch: Batch, *, context: StepContext
+) -> dict[str, jax.Array]:
+    """What the layers report of a batch, without dropout; arguments as for `moments_step`."""
+    _, reports = forward(parameters, frozen, batch, context, seeds=None)
+    return context.placement.everywhere(reports)
+
+
+def by_example(reports: Sequence[Tree], weights: Sequence[np.ndarray]) -> Tree:
+    """Reports `[L, B, ...]` of batches as `[n, L, ...]` of the examples in them.
+
+    Args:
+      reports: those of each batch.
+      weights: `[B]` of each batch, 1 for an example, 0 for a place that is filled up.
+    """
+    real = [np.asarray(weight) > 0 for weight in weights]
+    return {
+        name: np.concatenate(
+            [report[name].swapaxes(0, 1)[w] for report, w in zip(reports, real, strict=True)]
+        )
+        for name in reports[0]
+    }

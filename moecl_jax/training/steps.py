@@ -27,6 +27,7 @@ from moecl_jax.methods.forward import (
 from moecl_jax.methods.parameters import TaskParameters, Tree
 
 Metrics = dict[str, jax.Array]
+_PENALTY = 1  # tells a penalty's random numbers from dropout's
 
 
 @flax.struct.dataclass
@@ -278,7 +279,8 @@ def loss(
 
     query = prompt_query(frozen, batch, context)
     over_answers = 1.0 if piece is None else piece.instruction_share / piece.example_share
-    inputs = LossInputs(batch, reports, query, logits, predict, over_answers)
+    penalty_key = jax.random.fold_in(key, _PENALTY)
+    inputs = LossInputs(batch, reports, query, logits, predict, penalty_key, over_answers)
     penalty = context.method.penalty(answering, inputs)
     if piece is not None:
         instruction = instruction * piece.instruction_share

@@ -24,7 +24,13 @@ from moecl_jax.models.sharding import preempted
 from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.training.moments import mean_moments, moments_step, no_moments
+from moecl_jax.training.moments import (
+    by_example,
+    mean_moments,
+    moments_step,
+    no_moments,
+    report_step,
+)
 from moecl_jax.training.pieces import Cutter, own_examples
 from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
@@ -208,6 +214,7 @@ class TaskTraining:
             losses=lambda: -self._log_likelihoods(parameters),
             mean_of_gradients=functools.partial(self._mean_of_gradients, parameters),
             inputs=functools.partial(self._inputs, parameters),
+            reports=functools.partial(self._reports, parameters),
         )
 
     def _start(self, parameters: TaskParameters) -> TaskStart:
@@ -255,6 +262,19 @@ class TaskTraining:
             stopping.check()
             sums = self.steps.moments_step(sums, parameters, frozen, batch)
         return mean_moments(self.placement.host(sums), targets)
+
+    def _reports(self, parameters: TaskParameters, name: str) -> Mapping[str, np.ndarray]:
+        """What the layers report of each training example: see `TaskEnd`."""
+        context = dataclasses.replace(self.evaluator.context, reported=(name,))
+        step = jax.jit(functools.partial(report_step, context=context))
+        parameters, frozen = self.placement.put(parameters), self.evaluator.model.params
+        reports, weights = [], []
+        for batch in self.steps.cutter.of_one_shape(self.index, self.examples):
+            stopping.check()
+            reports.append(self.placement.host(step(parameters, frozen, batch)))
+            weights.append(np.asarray(batch.weights))
+        found: Mapping[str, np.ndarray] = by_example(reports, weights)
+        return found
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""

@@ -250,6 +250,7 @@ class StreamTraining:
         self.steps = TrainingSteps.compile(evaluator, tasks, optimizer_of(self.settings))
         self.joint = self.method.examples.joint
         self.features: TaskFeatures | None = None  # of the finished label tasks, where known
+        self.settled: dict[int, Evaluation] = {}  # results that never change again, by task
         self.begun = time.perf_counter()
 
     def run(self) -> tuple[StreamState, dict[str, Any]]:
@@ -346,8 +347,20 @@ class StreamTraining:
         return [*self.store.finished_names(), *names]
 
     def evaluate_all(self, stream: StreamState) -> list[Evaluation]:
-        """Test results on all tasks, with the starting values of those not trained yet."""
-        return [self.evaluate_task(stream, index, "test") for index in range(len(self.tasks))]
+        """Test results on all tasks, with the starting values of those not trained yet.
+
+        Where a finished task's answers never change, they are those that were measured before.
+        """
+        settled = self.method.traits.settled and not self.settings.shared_head
+        found = []
+        for index, task in enumerate(self.tasks):
+            evaluation = self.settled.get(index)
+            if evaluation is None:
+                evaluation = self.evaluate_task(stream, index, "test")
+            if settled and task.name in stream.finished:
+                self.settled[index] = evaluation
+            found.append(evaluation)
+        return found
 
     def evaluate_task(self, stream: StreamState, index: int, split: str) -> Evaluation:
         """Results of one task on one split, with its finished expert or its starting value."""
@@ -428,6 +441,9 @@ class StreamTraining:
             "frozen": _size(self.evaluator.model.params),
             "trained": _size(active),
             "stored": _size(kept) + _size(stream.memory),
+            "stored_bytes": sum(
+                leaf.nbytes for leaf in jax.tree.leaves((kept, stream.memory)) if leaf.size
+            ),
         }
 
     def _results(self, stream: StreamState, history: History) -> dict[str, Any]:
@@ -442,6 +458,7 @@ class StreamTraining:
             "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
             "steps": history.global_step,
             "parameters": self._parameters(stream),
+            "right": history.right,
             "stored_examples": len(self.steps.stored(stream.memory, len(self.tasks))),
             "selection": self._selection(),
             "wall_seconds": history.wall_seconds,

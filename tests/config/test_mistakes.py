@@ -128,7 +128,7 @@ PYTHON = (from_notebook, from_mapping, from_keywords)
         ("lora.rank", {"a": 1}, "lora.rank = {'a': 1} must be a whole number"),
         ("lora.targets", "gate_proj", f"lora.targets = 'gate_proj' {A_LIST} {FFN_TARGETS}"),
         ("moe_cl", 1, "moe_cl = 1 must be a section of keys and values"),
-        ("moe_cl.snapshot", "yes", "moe_cl.snapshot = 'yes' must be True or False"),
+        ("o_lora.composed", "yes", "o_lora.composed = 'yes' must be True or False"),
         ("adversarial.alpha", "big", "adversarial.alpha = 'big' must be a number"),
         ("definitions", 3, "definitions = 3 must map names to tasks' fields"),
         ("definitions.spam", 3, "definitions.spam = 3 must map fields to values"),
@@ -152,7 +152,7 @@ def test_a_value_of_another_type_names_its_key(
         ("seed", "one", "config.seed=one: invalid literal for int()"),
         ("shared_head", "maybe", "config.shared_head=maybe: "),
         ("optimizer.learning_rate", "fast", "config.optimizer.learning_rate=fast: "),
-        ("moe_cl.snapshot", "3", "config.moe_cl.snapshot=3: "),
+        ("o_lora.composed", "3", "config.o_lora.composed=3: "),
     ],
 )
 def test_a_value_of_another_type_on_the_command_line_names_its_key(

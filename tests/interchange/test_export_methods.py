@@ -175,15 +175,13 @@ def test_one_lora_for_all_tasks_has_no_name(tmp_path, method):
 
 
 def test_of_moe_cl_with_snapshots_single_experts_are_exported_and_no_more(tmp_path):
-    workdir, evaluator = workdir_of(
-        tmp_path, "moe_cl", head="classification", moe_cl__snapshot=True, finished=3
-    )
+    workdir, evaluator = workdir_of(tmp_path, "moe_cl", head="classification", finished=3)
     stream = state_of(workdir)
     adapter = exported(evaluator, workdir, tmp_path / "two", "two")
     assert_bit_equal(adapter.expert, dict(stream.finished["two"].expert["task"]))
     shared = exported(evaluator, workdir, tmp_path / "shared", "shared")
     assert_bit_equal(shared.expert, jax.tree.map(np.asarray, dict(stream.shared["expert"])))
-    message = r"moe_cl\.snapshot = True and has a shared expert and gate for each finished task"
+    message = r"moe_cl\.shared = 'snapshot', where each finished task has a gate of its own"
     for form in ("official", "safetensors"):
         with pytest.raises(UserError, match=message):
             export_official(workdir, form, tmp_path / form)

@@ -23,6 +23,7 @@ from moecl_jax.data.batching import make_batch
 from moecl_jax.data.rehearsal import replayed, reservoir
 from moecl_jax.errors import UserError
 from moecl_jax.methods.forward import forward, instruction_loss, output_logits
+from moecl_jax.methods.shared_expert import WAYS
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.serving.session import open_stream
 from moecl_jax.training.trainer import train
@@ -83,10 +84,12 @@ def ends_of(workdir):
     ("method", "changes"),
     [
         ("per_task", {}),
-        ("moe_cl", {"moe_cl__snapshot": True}),
+        ("moe_cl", {}),
+        ("moe_cl", {"moe_cl__snapshot_dtype": "int8"}),
+        ("moe_cl", {"moe_cl__shared": "frozen"}),
         ("o_lora", {"o_lora__composed": False}),
     ],
-    ids=["per_task", "moe_cl with snapshots", "o_lora, not composed"],
+    ids=["per_task", "moe_cl", "moe_cl in int8", "moe_cl, frozen", "o_lora, not composed"],
 )
 def test_what_answers_for_a_finished_task_never_changes(run, method, changes):
     _, workdir, results = run(method, **changes)
@@ -97,13 +100,14 @@ def test_what_answers_for_a_finished_task_never_changes(run, method, changes):
     assert np.ptp(before) > 0
 
 
-def test_moe_cl_without_snapshots_does_change(run):
-    before, after = ends_of(run("moe_cl")[1])
+@pytest.mark.parametrize("shared", ["moving", "merged", "projected"])
+def test_moe_cl_with_one_expert_for_all_does_change(run, shared):
+    before, after = ends_of(run("moe_cl", moe_cl__shared=shared)[1])
     assert np.any(before != after)
 
 
 def test_drift_is_measured_between_a_tasks_own_row_and_the_last(run, monkeypatch, capsys):
-    _, workdir, results = run("moe_cl")
+    _, workdir, results = run("moe_cl", moe_cl__shared="moving")
     monkeypatch.setattr("sys.argv", ["drift.py", str(workdir), "--split=test"])
     script = runpy.run_path(str(ROOT / "launch" / "drift.py"))
     script["main"]()
@@ -113,25 +117,76 @@ def test_drift_is_measured_between_a_tasks_own_row_and_the_last(run, monkeypatch
     assert moved == f"| moved | moved | {100 * matrix[-1][0]:.1f} |"
     assert matrix[0][0] != matrix[-1][0]
 
-    _, other, _ = run("moe_cl", moe_cl__snapshot=True)
-    with pytest.raises(SystemExit, match=r"is no run of moe_cl with moe_cl.snapshot = False"):
+    _, other, _ = run("moe_cl")
+    with pytest.raises(SystemExit, match=r"is no run of moe_cl with moe_cl.shared = moving"):
         script["accuracies"](other, "test")
 
 
 def test_moe_cl_trains_alike_with_and_without_snapshots(run):
-    plain, kept = run("moe_cl"), run("moe_cl", moe_cl__snapshot=True)
+    plain, kept = run("moe_cl", moe_cl__shared="moving"), run("moe_cl")
     assert logged(plain[1]) == logged(kept[1])
     (_, without, _), (_, with_them, _) = (restored(done[1]) for done in (plain, kept))
     assert_bit_equal(without.shared, with_them.shared)
     for name in TWO:
         assert_bit_equal(without.finished[name].expert, with_them.finished[name].expert["task"])
     assert plain[2]["accuracy_matrix"][0] == kept[2]["accuracy_matrix"][0]
-    snapshot = with_them.finished["five"].expert["snapshot"]
+    expert = with_them.finished["five"].expert
+    snapshot = {"shared": expert["shared"], "gate": expert["gate"]}
     assert_bit_equal(snapshot["shared"], without.shared["expert"])
     assert_bit_equal(snapshot["gate"], without.shared["gate"])
     one = sum(leaf.size for leaf in jax.tree.leaves(snapshot))
     difference = kept[2]["parameters"]["stored"] - plain[2]["parameters"]["stored"]
     assert difference == 2 * one
+
+
+def test_frozen_after_all_tasks_is_snapshot(run):
+    frozen = run("moe_cl", moe_cl__shared="frozen", moe_cl__frozen_after=3)
+    kept = run("moe_cl")
+    assert logged(frozen[1]) == logged(kept[1])
+    assert frozen[2]["accuracy_matrix"] == kept[2]["accuracy_matrix"]
+    (_, ours, _), (_, theirs, _) = (restored(done[1]) for done in (frozen, kept))
+    for name in TWO:
+        assert_bit_equal(ours.finished[name].expert, theirs.finished[name].expert)
+
+
+def test_frozen_trains_the_shared_expert_on_the_first_task_alone(run):
+    _, workdir, results = run("moe_cl", moe_cl__shared="frozen")
+    _, store = open_stream(workdir)
+    first, last = store.restore_moment(0), store.restore()[0]
+    assert_bit_equal(first.shared["expert"], last.shared["expert"])
+    assert_bit_equal(first.memory["expert"], last.shared["expert"])
+    assert np.any(first.shared["gate"] != last.shared["gate"])
+    assert results["accuracy_matrix"][0] == run("moe_cl")[2]["accuracy_matrix"][0]
+
+
+@pytest.mark.parametrize("shared", ["moving", "merged", "projected"])
+def test_before_the_second_task_every_way_answers_as_snapshot_does(run, shared):
+    ours, theirs = run("moe_cl", moe_cl__shared=shared), run("moe_cl")
+    assert logged(ours[1])[:STEPS] == logged(theirs[1])[:STEPS]
+    assert ours[2]["accuracy_matrix"][0] == theirs[2]["accuracy_matrix"][0]
+
+
+def test_a_snapshot_in_int8_takes_a_quarter_of_the_room(run):
+    whole, small = run("moe_cl"), run("moe_cl", moe_cl__snapshot_dtype="int8")
+    assert logged(whole[1]) == logged(small[1])
+    _, stream, _ = restored(whole[1])
+    one = sum(leaf.nbytes for leaf in jax.tree.leaves(stream.finished["two"].expert["shared"]))
+    saved = whole[2]["parameters"]["stored_bytes"] - small[2]["parameters"]["stored_bytes"]
+    units = 2 * 4 * 2 * 3 * 2 * 8  # tasks, bytes, layers, projections, factors, rank
+    assert saved == 2 * one * 3 // 4 - units
+
+
+def test_statistics_of_the_first_task_change_the_second_alone(run):
+    ours = run("moe_cl", adversarial__past="statistics", adversarial__objective="paper")
+    theirs = run("moe_cl", adversarial__objective="off")
+    mine, other = logged(ours[1]), logged(theirs[1])
+    for one, two in zip(mine[:STEPS], other[:STEPS], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+        assert one["loss_adversarial"] == 0.0
+    assert all(line["loss_adversarial"] > 0 for line in mine[STEPS:])
+    statistics = restored(ours[1])[1].memory["statistics"]
+    assert statistics["finished"] == 2
+    assert np.all(statistics["deviation"] > 0)
 
 
 @pytest.mark.parametrize(
@@ -273,12 +328,17 @@ slow = pytest.mark.slow
     [
         *("o_lora", "ewc", "replay"),
         *(pytest.param(name, marks=slow) for name in ("mocl", "lwf", "per_task", "joint")),
+        *(pytest.param(f"moe_cl.shared={way}", marks=slow) for way in list(WAYS)[1:]),
+        "moe_cl.shared=snapshot",
+        pytest.param("adversarial.past=statistics", marks=slow),
     ],
 )
 def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
     run, tmp_path, monkeypatch, method
 ):
-    settings, workdir, results = run(method)
+    key, _, value = method.partition("=")
+    changes = {key.replace(".", "__"): value} if value else {}
+    settings, workdir, results = run("moe_cl" if value else method, **changes)
     resumed = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, STEPS + 5)  # a step after a checkpoint

@@ -59,19 +59,20 @@ def test_options_come_back_out_of_their_sections(name):
 
 
 def test_a_field_that_is_a_section_has_its_own_name_in_a_config():
-    options = MoeClOptions(snapshot=True, adversarial=Adversarial("confusion", 0.3, "sum"))
+    options = MoeClOptions("moving", adversarial=Adversarial("confusion", 0.3, "sum"))
     sections = to_sections(MoeCl, options)
-    adversarial = {"objective": "confusion", "alpha": 0.3, "reduction": "sum"}
-    assert sections == {"moe_cl": {"snapshot": True}, "adversarial": adversarial}
+    adversarial = {"objective": "confusion", "alpha": 0.3, "reduction": "sum", "past": "none"}
+    own = {"shared": "moving", "snapshot_dtype": "float32", "frozen_after": 1, "directions": 64}
+    assert sections == {"moe_cl": own, "adversarial": adversarial}
     assert from_sections(MoeCl, sections) == options
-    assert MoeCl(snapshot=True, adversarial=adversarial).options == options
+    assert MoeCl(shared="moving", adversarial=adversarial).options == options
     partly = from_sections(MoeCl, {"adversarial": {"alpha": 2}})
     assert partly == MoeClOptions(adversarial=Adversarial(alpha=2.0))
     assert to_sections(SequentialLora, NoOptions()) == {}
 
 
 def test_a_method_made_in_python_is_the_one_that_its_settings_make():
-    made = MoeCl(Lora(rank=3, alpha=5.0), snapshot=True, adversarial=Adversarial("off"))
+    made = MoeCl(Lora(rank=3, alpha=5.0), shared="moving", adversarial=Adversarial("off"))
     settings = Settings().changed(settings_of(made))
     assert settings.method == "moe_cl"
     again = settings.method_object()
@@ -83,8 +84,8 @@ def test_a_method_made_in_python_is_the_one_that_its_settings_make():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MoeCl(snapshots=True), "unknown config key 'moe_cl.snapshots'; did you mean"),
-        (lambda: MoeCl(snapshot="yes"), "config: moe_cl.snapshot = 'yes' must be True or False"),
+        (lambda: MoeCl(shares="moving"), "unknown config key 'moe_cl.shares'; did you mean"),
+        (lambda: OLora(composed="yes"), "config: o_lora.composed = 'yes' must be True or False"),
         (lambda: Adversarial("of"), "adversarial.objective = 'of' is not one of paper, original"),
         (
             lambda: from_sections(MoeCl, {"adversarial": {"alpa": 1.0}}),
@@ -95,8 +96,8 @@ def test_a_method_made_in_python_is_the_one_that_its_settings_make():
             "config: adversarial.alpha = 'much' must be a number",
         ),
         (
-            lambda: from_sections(MoeCl, {"moe_cl": {"snapshot": 1}}),
-            "config: moe_cl.snapshot = 1 must be True or False",
+            lambda: from_sections(MoeCl, {"moe_cl": {"shared": 1}}),
+            "config: moe_cl.shared = 1 must be a text",
         ),
         (
             lambda: from_sections(MoeCl, {"adversarial": 1.0}),

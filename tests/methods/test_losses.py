@@ -19,8 +19,8 @@ from tiny import (
 )
 
 from moecl_jax.methods import LossInputs
+from moecl_jax.methods.adversarial import adversarial_losses
 from moecl_jax.methods.losses import answer_loss, classification_loss
-from moecl_jax.methods.moe_cl import adversarial_losses
 from moecl_jax.training.steps import init_train_state, loss
 
 ADVERSARIAL = ("paper", "original", "confusion")
@@ -280,7 +280,7 @@ def test_penalty_is_alpha_times_both_losses_of_the_current_task(reduction):
     pooled = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, CONFIG.width)))
     reports = {"shared_pooled": pooled}
     phi = active.shared["discriminator"]
-    penalty = chosen.method.penalty(active, LossInputs(BATCH, reports, None, None, None))
+    penalty = chosen.method.penalty(active, LossInputs(BATCH, reports, None, None, None, None))
     gan, expert, accuracy = adversarial_losses(
         pooled, phi, jnp.int32(TASK_INDEX), jnp.array([1.0, 1.0, 0.0]), "confusion", reduction
     )

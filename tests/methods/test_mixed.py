@@ -43,18 +43,20 @@ def trained(chosen):
 
 
 @pytest.mark.parametrize(
-    ("name", "snapshot", "head"),
+    ("name", "shared", "head"),
     [
-        ("moe_cl", False, "lm"),
-        ("moe_cl", True, "lm"),
-        ("moe_cl", True, "classification"),
-        ("per_task", False, "classification"),
-        ("o_lora", False, "lm"),
-        ("sequential_lora", False, "lm"),
+        ("moe_cl", "moving", "lm"),
+        ("moe_cl", "snapshot", "lm"),
+        ("moe_cl", "snapshot", "classification"),
+        ("moe_cl", "frozen", "lm"),
+        ("moe_cl", "merged", "lm"),
+        ("per_task", None, "classification"),
+        ("o_lora", None, "lm"),
+        ("sequential_lora", None, "lm"),
     ],
 )
-def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
-    options = Options(snapshot, Adversarial("paper")) if name == "moe_cl" else None
+def test_a_mixed_batch_scores_as_its_tasks_do(name, shared, head):
+    options = Options(shared, adversarial=Adversarial("paper")) if name == "moe_cl" else None
     chosen = context_of(head, METHODS[name], options=options, targets=TARGETS)
     step = jax.jit(functools.partial(evaluation_step, context=chosen))
     actives, examples = trained(chosen), random_examples(LENGTHS)

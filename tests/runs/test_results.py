@@ -158,6 +158,9 @@ def test_a_broken_file_is_named(tmp_path, text, message):
         ({"parameters": "few"}, "parameters is 'few'; expected an object"),
         ({"parameters": {"frozen": [1]}}, "parameters.frozen is [1]; expected a number"),
         ({"versions": 1}, "versions is 1; expected an object"),
+        ({"right": ["01"]}, "right is ['01']; expected a list of 2 texts"),
+        ({"right": ["01", 1]}, "right has 1; expected a text of 0 and 1"),
+        ({"right": ["01", "02"]}, "right has '02'; expected a text of 0 and 1"),
     ],
 )
 def test_broken_content_is_explained(changes, message):

@@ -90,7 +90,7 @@ def test_a_section_is_changed_in_part() -> None:
 
 
 def test_a_method_made_in_python_is_what_its_settings_say() -> None:
-    method = MoeCl(Lora(rank=2), snapshot=True, adversarial=Adversarial(objective="paper"))
+    method = MoeCl(Lora(rank=2), shared="moving", adversarial=Adversarial(objective="paper"))
     settings = Settings().changed(settings_of(method))
     found = settings.method_object()
     assert (found.lora, found.options) == (method.lora, method.options)

@@ -12,8 +12,8 @@ from streams import ROOT
 from tiny import CONFIG, LORA, generator_of, randomised
 
 from moecl_jax.methods import TaskParameters
+from moecl_jax.methods.adversarial import adversarial_losses
 from moecl_jax.methods.forward import StepContext
-from moecl_jax.methods.moe_cl import adversarial_losses
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.experts import FrozenFfn, moe_layer
 from moecl_jax.models.lora import LayerContext, init_expert
