@@ -150,6 +150,8 @@ class TaskEnd:
         examples of the function of each leaf of the gradient. The gradient is that of an example's
         log-likelihood, in the structure of the shared trees.
       inputs: gives what `TaskStart.inputs` gives, with the trained parameters.
+      queries: gives the mean frozen word embedding of the prompt of each training example, in any
+        order, `[n, D]` float32.
     """
 
     index: int
@@ -160,6 +162,7 @@ class TaskEnd:
     losses: Callable[[], np.ndarray] = lambda: np.zeros(0)
     mean_of_gradients: Callable[[int, Callable[[jax.Array], jax.Array]], Tree] = lambda *_: {}
     inputs: Callable[[], Tree] = dict
+    queries: Callable[[], np.ndarray] = lambda: np.zeros((0, 0), np.float32)
 
 
 class Method(abc.ABC):

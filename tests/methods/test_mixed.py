@@ -51,6 +51,9 @@ def trained(chosen):
         ("per_task", False, "classification"),
         ("o_lora", False, "lm"),
         ("sequential_lora", False, "lm"),
+        ("slao", False, "lm"),
+        ("n_lora", False, "lm"),
+        ("inf_lora", False, "lm"),
     ],
 )
 def test_a_mixed_batch_scores_as_its_tasks_do(name, snapshot, head):
