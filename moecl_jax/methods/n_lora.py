@@ -3,8 +3,10 @@
     W x + c sum_{k <= t} B_k A_k x                      earlier LoRAs are frozen, and added
     L = L_SFT + lambda sum_{modules} ||B_t A_t||_1
 
-An entry of W that few tasks change is one on which few tasks collide. The norm is the sum of all
-entries' absolute values, without the factor c, as in the released code.
+An entry of W that few tasks change is one on which few tasks collide. The norm is the sum of the
+absolute values of all entries, without the factor c. The released code multiplies the factors in
+the other order, A_t B_t, which gives `[r, r]` where input and output are equally wide; its lambda
+of 0.4 is for that far smaller sum.
 """
 
 import dataclasses
