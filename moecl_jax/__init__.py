@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     from moecl_jax.errors import UserError
     from moecl_jax.methods import METHODS, Method, Penalty, TaskEnd, TaskStart, Traits, register
     from moecl_jax.methods.ewc import Ewc
+    from moecl_jax.methods.gain_lora import GainLora
+    from moecl_jax.methods.inf_lora import InfLora
     from moecl_jax.methods.joint import Joint
     from moecl_jax.methods.lwf import Lwf
     from moecl_jax.methods.mocl import Mocl
     from moecl_jax.methods.moe_cl import MoeCl
+    from moecl_jax.methods.n_lora import NLora
     from moecl_jax.methods.o_lora import OLora
     from moecl_jax.methods.parameters import TaskParameters
     from moecl_jax.methods.per_task import PerTask
     from moecl_jax.methods.replay import Replay
     from moecl_jax.methods.sequential_full import SequentialFull
     from moecl_jax.methods.sequential_lora import SequentialLora
+    from moecl_jax.methods.slao import Slao
     from moecl_jax.models.model import Model
     from moecl_jax.models.settings import Lora
     from moecl_jax.runs.results import Results
@@ -47,16 +51,20 @@ _HOMES = {
     "errors": ("UserError",),
     "methods": ("METHODS", "Method", "Penalty", "TaskEnd", "TaskStart", "Traits", "register"),
     "methods.ewc": ("Ewc",),
+    "methods.gain_lora": ("GainLora",),
+    "methods.inf_lora": ("InfLora",),
     "methods.joint": ("Joint",),
     "methods.lwf": ("Lwf",),
     "methods.mocl": ("Mocl",),
     "methods.moe_cl": ("MoeCl",),
+    "methods.n_lora": ("NLora",),
     "methods.o_lora": ("OLora",),
     "methods.parameters": ("TaskParameters",),
     "methods.per_task": ("PerTask",),
     "methods.replay": ("Replay",),
     "methods.sequential_full": ("SequentialFull",),
     "methods.sequential_lora": ("SequentialLora",),
+    "methods.slao": ("Slao",),
     "models.model": ("Model",),
     "models.settings": ("Lora",),
     "runs.results": ("Results",),
@@ -92,6 +100,8 @@ __all__ = [
     "Ewc",
     "ExamplePolicy",
     "Family",
+    "GainLora",
+    "InfLora",
     "Joint",
     "Lora",
     "Lwf",
@@ -99,6 +109,7 @@ __all__ = [
     "Mocl",
     "Model",
     "MoeCl",
+    "NLora",
     "OLora",
     "Penalty",
     "PerTask",
@@ -111,6 +122,7 @@ __all__ = [
     "SequentialLora",
     "Session",
     "Settings",
+    "Slao",
     "Source",
     "Task",
     "TaskEnd",

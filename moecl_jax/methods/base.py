@@ -159,6 +159,8 @@ class TaskEnd:
       reports: given the name of a keyword argument of the method's `feed_forward`, which then is
         switched on, what the layers report of each training example with the trained parameters and
         without dropout: arrays `[n, L, ...]` by name, the examples in any order.
+      queries: gives the mean frozen word embedding of the prompt of each training example, in any
+        order, `[n, D]` float32.
     """
 
     index: int
@@ -170,6 +172,7 @@ class TaskEnd:
     mean_of_gradients: Callable[[int, Callable[[jax.Array], jax.Array]], Tree] = lambda *_: {}
     inputs: Callable[[], Tree] = dict
     reports: Callable[[str], Mapping[str, np.ndarray]] = lambda _: {}
+    queries: Callable[[], np.ndarray] = lambda: np.zeros((0, 0), np.float32)
 
 
 class Method(abc.ABC):

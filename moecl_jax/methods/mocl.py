@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, TaskStart, Traits
-from moecl_jax.methods.o_lora import OLora, side_by_side
+from moecl_jax.methods.added_loras import AddedLoras, side_by_side, weighed
+from moecl_jax.methods.base import LossInputs, Penalty, TaskEnd, TaskStart, Traits
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.settings import Section, setting
@@ -35,25 +35,22 @@ class Options(Section):
     match: float = setting(1.0, least=0, most=1e6)
 
 
-class Mocl(OLora):
+class Mocl(AddedLoras):
     """A LoRA a task, all of them weighed by how well their task vectors match the text.
 
-    As in O-LoRA the current expert is shared and the finished ones are in the memory. Beside them
-    the memory has the task vectors `[T, D]`, how many tasks are finished, and whether a task is
-    being trained, whose expert then is composed with the finished ones.
+    The current expert is shared and the finished ones are in the memory. Beside them the memory has
+    the task vectors `[T, D]`, how many tasks are finished, and whether a task is being trained,
+    whose expert then is composed with the finished ones.
     """
 
     name: ClassVar[str] = "mocl"
     Options: ClassVar[type[Any]] = Options
 
-    def __init__(self, *arguments: Any, **values: Any):
-        """As any method."""
-        Method.__init__(self, *arguments, **values)
-        self.traits = Traits(
-            reads_query=True,
-            no_single_lora="it weighs its experts anew for each text, by the words in it, so that "
-            "together they are no linear map",
-        )
+    traits = Traits(
+        reads_query=True,
+        no_single_lora="it weighs its experts anew for each text, by the words in it, so that "
+        "together they are no linear map",
+    )
 
     def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
         """The first task's expert and task vector `[D]`."""
@@ -80,7 +77,7 @@ class Mocl(OLora):
         shared, memory = parameters.shared, parameters.memory
         vectors = jnp.asarray(memory["vectors"])
         kept = {
-            **self.with_lora(memory, shared, end.index),
+            **self.with_lora(memory, shared["expert"], end.index),
             "vectors": vectors.at[end.index].set(shared["vector"]),
             "finished": memory["finished"] + 1.0,
             "training": jnp.zeros(()),
@@ -106,15 +103,8 @@ class Mocl(OLora):
         """All experts as one LoRA, the middle of which is weighed for each token."""
         if query is None:
             raise ValueError("MoCL composes its experts by a query, and none was given")
-        weights = jnp.repeat(self.weights(parameters, query), self.lora.rank, axis=1)
         joined = side_by_side(parameters.shared["expert"], parameters.memory["expert"])
-        layers = jax.tree.leaves(joined)[0].shape[0]
-        stacked = jnp.broadcast_to(weights[None], (layers, *weights.shape))
-        return {
-            "expert": {
-                target: {**factors, "weights": stacked} for target, factors in joined.items()
-            }
-        }
+        return {"expert": weighed(joined, self.weights(parameters, query), self.lora.rank)}
 
     def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """The match loss of the current task vector."""

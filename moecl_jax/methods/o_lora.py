@@ -9,14 +9,15 @@ code also answers for a task by its own LoRA alone: `composed`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, Traits, blank
+from moecl_jax.methods.added_loras import AddedLoras
+from moecl_jax.methods.base import LossInputs, Penalty, TaskEnd, Traits
 from moecl_jax.methods.parameters import TaskParameters, Tree
-from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.lora import Expert
 from moecl_jax.settings import Section, setting
 
@@ -38,12 +39,8 @@ class Options(Section):
     composed: bool = True
 
 
-class OLora(Method):
-    """A LoRA a task, each in a subspace orthogonal to the earlier ones, all of them added.
-
-    The current task's LoRA is the shared tree. The memory holds those of finished tasks side by
-    side as one LoRA of rank T r, zero where a task is to come.
-    """
+class OLora(AddedLoras):
+    """A LoRA a task, each in a subspace orthogonal to the earlier ones, all of them added."""
 
     name: ClassVar[str] = "o_lora"
     Options: ClassVar[type[Any]] = Options
@@ -54,72 +51,30 @@ class OLora(Method):
         alone = not self.options.composed
         self.traits = Traits(expert_per_task=alone, settled=alone)
 
-    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
-        """The first task's LoRA."""
-        del task_count
-        return {"expert": self.new_expert(key, sizes)}
-
-    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
-        """No LoRA yet: `{"expert": {target: {"a": [L, I, T r], "b": [L, T r, O]}}}`."""
-        one = blank(jax.eval_shape(lambda: self.new_expert(jax.random.key(0), sizes)))
-        return {
-            "expert": {
-                target: {
-                    "a": jnp.tile(factors["a"], (1, 1, task_count)),
-                    "b": jnp.tile(factors["b"], (1, task_count, 1)),
-                }
-                for target, factors in one.items()
-            }
-        }
-
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
-        """Puts the task's LoRA into the memory; the next one begins with a new one."""
-        shared = parameters.shared
-        own = parameters.expert if self.options.composed else {"expert": shared["expert"]}
-        return parameters.replace(
-            shared={"expert": self.new_expert(end.key, end.sizes)},
-            expert=own,
-            memory=self.with_lora(parameters.memory, shared, end.index),
-        )
+        """Puts the task's LoRA into the memory; not composed, it is the task's own too."""
+        finished = super().finish_task(parameters, end)
+        return finished if self.options.composed else finished.replace(expert=parameters.shared)
 
     def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """The task's LoRA and, where they are composed, the earlier ones, as one LoRA."""
-        del query
-        current = parameters.shared["expert"]
-        if not self.options.composed:
-            return {"expert": parameters.expert.get("expert", current)}
-        return {"expert": side_by_side(current, parameters.memory["expert"])}
+        if self.options.composed:
+            return super().adapter(parameters, query)
+        return {"expert": parameters.expert.get("expert", parameters.shared["expert"])}
 
     def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """Lambda_1 times the overlap of the task's subspaces with the earlier ones."""
         del inputs
         size = jnp.abs if self.options.form == "absolute" else jnp.square
-        overlap = jnp.zeros(())
-        for target, factors in parameters.shared["expert"].items():
-            past = parameters.memory["expert"][target]["a"]
-            overlap += size(jnp.einsum("lip,lir->lpr", past, factors["a"])).sum()
-        return Penalty(self.options.weight * overlap, metrics={"overlap": overlap})
-
-    def with_lora(self, memory: Tree, shared: Tree, index: int) -> Tree:
-        """The memory with the current LoRA in the place of the task `index`."""
-        rank = self.lora.rank
-        slots = slice(index * rank, (index + 1) * rank)
-        past = {
-            target: {
-                "a": jnp.asarray(memory["expert"][target]["a"]).at[:, :, slots].set(factors["a"]),
-                "b": jnp.asarray(memory["expert"][target]["b"]).at[:, slots].set(factors["b"]),
-            }
-            for target, factors in shared["expert"].items()
-        }
-        return {**memory, "expert": past}
+        found = overlap(parameters.shared["expert"], parameters.memory["expert"], size)
+        return Penalty(self.options.weight * found, metrics={"overlap": found})
 
 
-def side_by_side(first: Expert, second: Expert) -> Expert:
-    """The LoRA that is the sum of two, its factors joined along the rank."""
-    return {
-        target: {
-            "a": jnp.concatenate([factors["a"], second[target]["a"]], axis=2),
-            "b": jnp.concatenate([factors["b"], second[target]["b"]], axis=1),
-        }
-        for target, factors in first.items()
-    }
+def overlap(
+    current: Expert, past: Expert, size: Callable[[jax.Array], jax.Array] = jnp.abs
+) -> jax.Array:
+    """Sum over modules of the sizes of the entries of A_past A_current^T, a scalar."""
+    total = jnp.zeros(())
+    for target, factors in current.items():
+        total += size(jnp.einsum("lip,lir->lpr", past[target]["a"], factors["a"])).sum()
+    return total

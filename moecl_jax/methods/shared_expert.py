@@ -30,6 +30,7 @@ import scipy.linalg
 
 from moecl_jax.methods.base import TaskEnd, blank
 from moecl_jax.methods.parameters import Tree
+from moecl_jax.methods.slao import following, merged_with
 from moecl_jax.models.lora import Expert
 
 _SITES = {"gate_proj": "hidden", "up_proj": "hidden", "down_proj": "activation"}  # by projection
@@ -145,14 +146,8 @@ class Merged(SharedExpert):
 
     def carried_on(self, expert: Expert, memory: Tree, end: TaskEnd) -> tuple[Expert, Tree]:
         """An orthonormal A and the newest B; the merged expert with the newest one in it."""
-        weight = (end.index + 1) ** -0.5
-        fresh, merged = {}, {}
-        for target, factors in expert.items():
-            a, b = jnp.asarray(factors["a"]), jnp.asarray(factors["b"])
-            before = memory["expert"][target]["b"]
-            fresh[target] = {"a": jnp.linalg.qr(a)[0], "b": b}
-            merged[target] = {"a": a, "b": before + weight * (b - before)}
-        return fresh, {"expert": merged, "answers": jnp.ones((), bool)}
+        merged = merged_with(memory["expert"], expert, end.index)
+        return following(expert), {"expert": merged, "answers": jnp.ones((), bool)}
 
 
 class Projected(SharedExpert):

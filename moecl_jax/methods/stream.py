@@ -142,7 +142,13 @@ class StartingValues:
 
     def task_end(self, index: int) -> TaskEnd:
         """What is known of a task's end without its examples; all moments are zero."""
-        return TaskEnd(index, self._key(_FINISH, index), self.sizes, inputs=self._no_inputs)
+        return TaskEnd(
+            index,
+            self._key(_FINISH, index),
+            self.sizes,
+            inputs=self._no_inputs,
+            queries=lambda: np.zeros((0, self.sizes.width), np.float32),
+        )
 
     def training_key(self, task_index: int) -> jax.Array:
         """Key of a task's training; each step folds its number in."""

@@ -65,6 +65,13 @@ class FrozenFfn:
     activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
 
 
+# What the layers report of the input of each projection; gate_proj and up_proj have the same.
+MOMENT_OF = {
+    "gate_proj": "input_moment",
+    "up_proj": "input_moment",
+    "down_proj": "activation_moment",
+}
+
 # (frozen projections, x [N, D], adapter, context) -> out [N, D], and what the layer reports.
 FeedForward = Callable[
     [FrozenFfn, jax.Array, Adapter, LayerContext], tuple[jax.Array, dict[str, jax.Array]]
@@ -186,12 +193,9 @@ def second_moments_of(
         real = membership.sum(axis=0)[:, None] * wide
         return jnp.einsum("ni,nj->ij", real, wide, precision="highest")
 
-    moments = {}
-    if "gate_proj" in expert or "up_proj" in expert:
-        moments["input_moment"] = moment(x)
-    if "down_proj" in expert:
-        moments["activation_moment"] = moment(activation)
-    return moments
+    wanted = {MOMENT_OF[target] for target in expert if target in MOMENT_OF}
+    rows = {"input_moment": x, "activation_moment": activation}
+    return {name: moment(rows[name]) for name in sorted(wanted)}
 
 
 def frozen_layer(

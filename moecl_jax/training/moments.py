@@ -17,24 +17,18 @@ from moecl_jax.data.batching import Batch
 from moecl_jax.methods.forward import StepContext, forward
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.models.experts import MOMENT_OF
 from moecl_jax.models.lora import projection_sizes
 
 Sums = dict[str, jax.Array]
-
-# What the layers report of the input of each projection; two of them have the same input.
-REPORTS = {
-    "gate_proj": "input_moment",
-    "up_proj": "input_moment",
-    "down_proj": "activation_moment",
-}
 
 
 def no_moments(sizes: DecoderConfig, targets: Sequence[str]) -> Sums:
     """The sums before the first batch: `[L, I, I]` by report, and the number of tokens."""
     sums = {"tokens": jnp.zeros((), jnp.int32)}
     for target, (width, _) in projection_sizes(sizes).items():
-        if target in REPORTS and target in targets:
-            sums[REPORTS[target]] = jnp.zeros((sizes.layers, width, width))
+        if target in MOMENT_OF and target in targets:
+            sums[MOMENT_OF[target]] = jnp.zeros((sizes.layers, width, width))
     return sums
 
 
@@ -60,7 +54,7 @@ def mean_moments(sums: Sums, targets: Sequence[str]) -> Tree:
     """The means `[L, I, I]` of each target, as NumPy; targets with one input share an array."""
     tokens = np.float32(max(int(sums["tokens"]), 1))
     means = {name: np.asarray(sums[name]) / tokens for name in sums if name != "tokens"}
-    return {target: means[REPORTS[target]] for target in targets if target in REPORTS}
+    return {target: means[MOMENT_OF[target]] for target in targets if target in MOMENT_OF}
 
 
 def report_step(

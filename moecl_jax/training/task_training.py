@@ -18,6 +18,7 @@ from moecl_jax.data.rehearsal import PastTask
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods.base import TaskEnd, TaskStart
+from moecl_jax.methods.forward import prompt_query
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.sharding import preempted
@@ -60,6 +61,7 @@ class TrainingSteps:
       schedule: learning rate over a task's steps.
       cutter: cuts batches into pieces.
       moments_step: the compiled `moments.moments_step`.
+      query_step: the compiled `forward.prompt_query`.
       gradient_steps: the compiled `steps.gradient_step` by the function that it computes.
     """
 
@@ -70,6 +72,7 @@ class TrainingSteps:
     schedule: Schedule
     cutter: Cutter
     moments_step: jax.stages.Wrapped
+    query_step: jax.stages.Wrapped
     gradient_steps: dict[Any, Callable[..., Tree]] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -94,6 +97,7 @@ class TrainingSteps:
             Schedule.of(evaluator.settings.optimizer),
             Cutter.of(evaluator, tasks),
             jax.jit(functools.partial(moments_step, context=evaluator.context), donate_argnums=0),
+            jax.jit(functools.partial(prompt_query, context=evaluator.context)),
         )
 
     def prepare(self, stream: StreamState) -> None:
@@ -215,6 +219,7 @@ class TaskTraining:
             mean_of_gradients=functools.partial(self._mean_of_gradients, parameters),
             inputs=functools.partial(self._inputs, parameters),
             reports=functools.partial(self._reports, parameters),
+            queries=self._queries,
         )
 
     def _start(self, parameters: TaskParameters) -> TaskStart:
@@ -275,6 +280,15 @@ class TaskTraining:
             weights.append(np.asarray(batch.weights))
         found: Mapping[str, np.ndarray] = by_example(reports, weights)
         return found
+
+    def _queries(self) -> np.ndarray:
+        """Mean word embeddings of the training examples' prompts: see `TaskEnd`."""
+        found = []
+        for batch in self.steps.cutter.of_one_shape(self.index, self.examples):
+            stopping.check()
+            rows = self.steps.query_step(self.evaluator.model.params, batch)
+            found.append(np.asarray(rows)[batch.weights > 0])
+        return np.concatenate(found)
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""

@@ -101,6 +101,10 @@ def logits_of_adapter(evaluator, adapter):
         ("per_task", 2, "two", 8, 12.0),
         ("per_task", 2, "five", 8, 12.0),
         ("per_task", 1, None, 8, 12.0),
+        ("slao", 1, None, 8, 12.0),
+        ("slao", 3, None, 8, 12.0),
+        ("n_lora", 2, None, 16, 24.0),
+        ("inf_lora", 2, None, 16, 24.0),
     ],
 )
 def test_the_exported_adapter_gives_the_logits_of_the_run(
@@ -157,6 +161,7 @@ def test_of_an_expert_a_task_one_must_be_named(tmp_path, method):
     ("method", "reason"),
     [
         ("mocl", "it weighs its experts anew for each text"),
+        ("gain_lora", "its gates weigh its experts anew for each text"),
         ("sequential_full", "all weights of the LLM were trained, and no LoRA"),
     ],
 )

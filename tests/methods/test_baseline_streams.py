@@ -33,6 +33,8 @@ STEPS = 6  # of a task: one epoch of 48 examples, 8 a batch
 OPTIONS = {  # small memories, and penalties that matter
     "replay": {"replay__memory": 10, "replay__batch": 3},
     "ewc": {"ewc__examples": 5, "ewc__weight": 1e4},
+    "n_lora": {"n_lora__weight": 1e-5},
+    "gain_lora": {"gain_lora__hidden": 16},
 }
 
 
@@ -326,8 +328,11 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
-        *("o_lora", "ewc", "replay"),
-        *(pytest.param(name, marks=slow) for name in ("mocl", "lwf", "per_task", "joint")),
+        *("o_lora", "ewc", "replay", "slao", "inf_lora", "gain_lora"),
+        *(
+            pytest.param(name, marks=slow)
+            for name in ("mocl", "lwf", "per_task", "joint", "n_lora")
+        ),
         *(pytest.param(f"moe_cl.shared={way}", marks=slow) for way in list(WAYS)[1:]),
         "moe_cl.shared=snapshot",
         pytest.param("adversarial.past=statistics", marks=slow),
@@ -358,7 +363,10 @@ def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize(
     "method",
-    ["o_lora", pytest.param("mocl", marks=slow), pytest.param("replay", marks=slow)],
+    [
+        *("o_lora", "inf_lora", "gain_lora"),
+        *(pytest.param(name, marks=slow) for name in ("mocl", "replay", "slao", "n_lora")),
+    ],
 )
 def test_adding_a_task_leaves_the_earlier_rows(run, method):
     settings, workdir, first = run(method)
@@ -401,7 +409,14 @@ def test_methods_that_need_one_output_layer_refuse_a_head_a_task(tmp_path, metho
 
 
 @pytest.mark.parametrize(
-    "method", ["per_task", *(pytest.param(name, marks=slow) for name in ("o_lora", "mocl", "ewc"))]
+    "method",
+    [
+        "per_task",
+        *(
+            pytest.param(name, marks=slow)
+            for name in ("o_lora", "mocl", "ewc", "slao", "n_lora", "inf_lora", "gain_lora")
+        ),
+    ],
 )
 def test_methods_with_a_classification_head_a_task(run, method):
     _, workdir, results = run(method, head="classification")

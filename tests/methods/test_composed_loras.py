@@ -32,9 +32,10 @@ from moecl_jax.data.batching import BatchLayout, make_batch
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.kernels import dot
 from moecl_jax.methods import TaskEnd
+from moecl_jax.methods.added_loras import side_by_side
 from moecl_jax.methods.forward import prompt_query
 from moecl_jax.methods.mocl import Mocl, cosine
-from moecl_jax.methods.o_lora import OLora, side_by_side
+from moecl_jax.methods.o_lora import OLora
 from moecl_jax.methods.per_task import PerTask
 from moecl_jax.methods.stream import in_corner
 from moecl_jax.models.experts import FrozenFfn

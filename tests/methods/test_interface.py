@@ -278,9 +278,13 @@ def test_what_the_built_in_methods_declare():
     assert [name for name, method in METHODS.items() if method.traits.trains_llm] == [
         "sequential_full"
     ]
-    assert [name for name, method in METHODS.items() if method().traits.reads_query] == ["mocl"]
+    assert [name for name, method in METHODS.items() if method().traits.reads_query] == [
+        "gain_lora",
+        "mocl",
+    ]
+    assert [name for name, method in METHODS.items() if method.traits.reads_moments] == ["inf_lora"]
     no_single = {name for name, method in METHODS.items() if method().traits.no_single_lora}
-    assert no_single == {"moe_cl", "mocl", "sequential_full"}
+    assert no_single == {"moe_cl", "mocl", "gain_lora", "sequential_full"}
     assert MoeCl.traits.experts == ("shared", "task")
     assert METHODS["replay"](memory=7, batch=2).examples == Reservoir(7, 2)
     assert isinstance(METHODS["joint"]().examples, AllTasks)

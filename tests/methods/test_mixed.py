@@ -19,7 +19,7 @@ from moecl_jax.data.batching import BatchLayout
 from moecl_jax.methods import METHODS
 from moecl_jax.methods.mixed import together
 from moecl_jax.methods.moe_cl import Adversarial, Options
-from moecl_jax.models.lora import TARGETS
+from moecl_jax.models.lora import FFN_TARGETS, TARGETS
 from moecl_jax.serving.scoring import Scoring, evaluation_step, score, score_mixed
 
 LENGTHS = [5, 3, 9, 1, 7, 4, 6]
@@ -53,11 +53,15 @@ def trained(chosen):
         ("per_task", None, "classification"),
         ("o_lora", None, "lm"),
         ("sequential_lora", None, "lm"),
+        ("slao", None, "lm"),
+        ("n_lora", None, "lm"),
+        ("inf_lora", None, "lm"),
     ],
 )
 def test_a_mixed_batch_scores_as_its_tasks_do(name, shared, head):
     options = Options(shared, adversarial=Adversarial("paper")) if name == "moe_cl" else None
-    chosen = context_of(head, METHODS[name], options=options, targets=TARGETS)
+    targets = FFN_TARGETS if METHODS[name].traits.reads_moments else TARGETS
+    chosen = context_of(head, METHODS[name], options=options, targets=targets)
     step = jax.jit(functools.partial(evaluation_step, context=chosen))
     actives, examples = trained(chosen), random_examples(LENGTHS)
     answers = [ANSWERS, ANSWERS[1:], ANSWERS[::-1]] if head == "lm" else [()] * 3
