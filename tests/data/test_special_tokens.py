@@ -28,14 +28,14 @@ from moecl_jax.data.tokenize import (
     tokenize_task,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.weights.gguf import read_gguf
-from moecl_jax.weights.load import smollm2_file
-from moecl_jax.weights.tokenizer import from_gguf
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.gguf_tokenizer import from_gguf
+from moecl_jax.weights.packaged import packaged_file
 
 
 @pytest.fixture(scope="module")
 def smollm2() -> Any:
-    file = smollm2_file()
+    file = packaged_file("smollm2-135m")
     return from_gguf(read_gguf(file)[0], file)
 
 

@@ -16,10 +16,10 @@ from safetensors import safe_open
 
 from moecl_jax.models.attention import rotary_frequencies
 from moecl_jax.testing import write_model
-from moecl_jax.weights import gguf
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.gguf_tokenizer import from_gguf
 from moecl_jax.weights.load import load_backbone
 from moecl_jax.weights.safetensors_file import open_safetensors
-from moecl_jax.weights.tokenizer import from_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -202,4 +202,4 @@ def test_the_undamaged_files_are_read(folder, sharded, tiny, gguf_file):
     """After all the damage, which must have been undone."""
     assert load_backbone(folder).fingerprint == load_backbone(sharded).fingerprint
     assert load_backbone(tiny).tokenizer is not None
-    assert gguf.read_gguf(gguf_file)[0]["general.architecture"] == "llama"
+    assert read_gguf(gguf_file)[0]["general.architecture"] == "llama"

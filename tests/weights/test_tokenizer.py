@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from moecl_jax.errors import UserError
-from moecl_jax.weights.gguf import read_gguf
-from moecl_jax.weights.load import smollm2_file
-from moecl_jax.weights.tokenizer import from_folder, from_gguf
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.gguf_tokenizer import from_gguf
+from moecl_jax.weights.packaged import packaged_file
+from moecl_jax.weights.tokenizer import from_folder
 
 FILE = Path("model.gguf")
 
 
 @pytest.fixture(name="metadata", scope="module")
 def fixture_metadata() -> dict[str, Any]:
-    return read_gguf(smollm2_file())[0]
+    return read_gguf(packaged_file("smollm2-135m"))[0]
 
 
 @pytest.fixture(name="smollm2", scope="module")
