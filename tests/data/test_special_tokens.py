@@ -193,3 +193,9 @@ def _words_of_letters() -> Tokenizer:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "a": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend
+
+
+def test_a_beginning_of_sequence_stays_first_where_the_template_is_the_text_alone() -> None:
+    tokenizer = word_tokenizer(bos=True, bos_token="<bos>")
+    prompt, _ = tokenize_prompt("a <bos> b", PromptFormat("{text}"), tokenizer, 20)
+    assert words(prompt) == "<bos> a <unk> <unk> b"
