@@ -205,7 +205,7 @@ def _add_tokens(
     special = _of_type(metadata, tokens, _CONTROL, file)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     whole = _of_type(metadata, tokens, _USER_DEFINED, file)
-    # Runs of spaces are left to the merges, which give the same: their spaces are normalised.
+    # Runs of spaces are left to the merges, as in transformers: a text's spaces are replaced later.
     whole = [token for token in whole if token.strip(_SPACE)]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
 

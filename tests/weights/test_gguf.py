@@ -77,7 +77,10 @@ def test_gguf_without_output_projection_is_tied(tmp_path, state):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"architecture": "qwen2"}, ["general.architecture is 'qwen2'", "Supported: llama"]),
+        (
+            {"architecture": "qwen2"},
+            ["general.architecture is 'qwen2'", "Supported: gemma3, llama"],
+        ),
         ({"skip_key": "block_count"}, ["llama.block_count is missing"]),
         ({"skip_key": "context_length"}, ["llama.context_length is missing"]),
         (
