@@ -131,7 +131,7 @@ def config_values(metadata: dict[str, Any], file: Path, architecture: str) -> di
                 f"{file}: {key} is {shortened(metadata[key])}, which is not supported; expected "
                 f"the width of a head, {head_width}."
             )
-    values = {
+    values: dict[str, Any] = {
         "num_hidden_layers": _positive_integer(
             metadata, f"{prefix}block_count", file, most=MOST_LAYERS
         ),
