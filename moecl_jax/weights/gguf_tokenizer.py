@@ -148,9 +148,9 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], file: Path) -> T
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    _add_tokens(tokenizer, metadata, spelled, file)
+    _add_tokens(tokenizer, metadata, tokens, file)
     if metadata.get("tokenizer.ggml.add_bos_token", True):  # llama.cpp's default
-        _add_beginning(tokenizer, metadata, spelled, file)
+        _add_beginning(tokenizer, metadata, tokens, file)
     return tokenizer
 
 
@@ -205,8 +205,8 @@ def _add_tokens(
     special = _of_type(metadata, tokens, _CONTROL, file)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     whole = _of_type(metadata, tokens, _USER_DEFINED, file)
-    # Runs of spaces are left to the merges, as in transformers: a text's spaces are replaced later.
-    whole = [token for token in whole if token.strip(_SPACE)]
+    # What is spelled otherwise in the vocabulary (runs of spaces) is left to the merges.
+    whole = [token for token in whole if tokenizer.token_to_id(token) is not None]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
 
 

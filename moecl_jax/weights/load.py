@@ -260,9 +260,11 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
 
 def _read_into(target: np.ndarray, tensor: StoredTensor, path: TreePath) -> None:
     """Reads a tensor to its place in the tree."""
-    # Numbers are made short before they are transposed: that takes a third of the time.
-    numbers = tensor.read().astype(target.dtype, casting="same_kind", copy=False)
-    np.copyto(target, numbers.T if path[-1] == "kernel" else numbers)
+    numbers = tensor.read()
+    if path[-1] == "kernel":
+        # Numbers are made short before they are transposed: that takes a third of the time.
+        numbers = numbers.astype(target.dtype, casting="same_kind", copy=False).T
+    np.copyto(target, numbers, casting="same_kind")
 
 
 def _fingerprinted(config: DecoderConfig) -> dict[str, Any]:
