@@ -136,13 +136,16 @@ def _store_of(compilation_cache: object) -> ProgramStore | None:
     return store if isinstance(store, ProgramStore) else None
 
 
+def chosen() -> Path | None:
+    """The folder that `MOECL_CACHE` names; None where it names none, or is "off"."""
+    named = os.environ.get(VARIABLE, "").strip()
+    return None if named.lower() in _OFF else Path(named).expanduser().absolute()
+
+
 def root() -> Path | None:
     """The folder of all versions and machines; None where `MOECL_CACHE` is "off"."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen is not None and chosen.strip().lower() in _OFF:
-        return None
-    if chosen is not None:
-        return Path(chosen).expanduser().absolute()
+    if VARIABLE in os.environ:
+        return chosen()
     return platformdirs.user_cache_path("moecl_jax") / "programs"
 
 

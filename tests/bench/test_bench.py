@@ -21,7 +21,7 @@ from moecl_jax.models.lora import FFN_TARGETS
 from moecl_jax.models.settings import Lora
 from moecl_jax.testing import write_model
 from moecl_jax.weights import gguf
-from moecl_jax.weights.load import smollm2_file
+from moecl_jax.weights.packaged import packaged_file
 
 # The shape "tiny" has two layers, each with 2 * 32 * 32 + 2 * 32 * 16 weights of attention and
 # 3 * 32 * 48 of the FFN.
@@ -138,7 +138,7 @@ def test_work_of_generation():
 
 
 def test_smollm2_shape_is_the_models():
-    checkpoint, _ = gguf.read_checkpoint(smollm2_file())
+    checkpoint, _ = gguf.read_checkpoint(packaged_file("smollm2-135m"))
     assert checkpoint.config == SHAPES["smollm2-135m"]
 
 

@@ -28,14 +28,14 @@ from moecl_jax.data.tokenize import (
     tokenize_task,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.weights.gguf import read_gguf
-from moecl_jax.weights.load import smollm2_file
-from moecl_jax.weights.tokenizer import from_gguf
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.gguf_tokenizer import from_gguf
+from moecl_jax.weights.packaged import packaged_file
 
 
 @pytest.fixture(scope="module")
 def smollm2() -> Any:
-    file = smollm2_file()
+    file = packaged_file("smollm2-135m")
     return from_gguf(read_gguf(file)[0], file)
 
 
@@ -193,3 +193,9 @@ def _words_of_letters() -> Tokenizer:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "a": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend
+
+
+def test_a_beginning_of_sequence_stays_first_where_the_template_is_the_text_alone() -> None:
+    tokenizer = word_tokenizer(bos=True, bos_token="<bos>")
+    prompt, _ = tokenize_prompt("a <bos> b", PromptFormat("{text}"), tokenizer, 20)
+    assert words(prompt) == "<bos> a <unk> <unk> b"

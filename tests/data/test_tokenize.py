@@ -21,9 +21,9 @@ from moecl_jax.data.tokenize import (
     tokenize_task,
 )
 from moecl_jax.errors import UserError
-from moecl_jax.weights.gguf import read_gguf
-from moecl_jax.weights.load import smollm2_file
-from moecl_jax.weights.tokenizer import from_gguf
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.gguf_tokenizer import from_gguf
+from moecl_jax.weights.packaged import packaged_file
 
 WORDS = ["<unk>", "<bos>", "<eos>", "classify", ":", "answer", "a", "b", "c", "d", "yes", "no"]
 TEMPLATE = "classify : {text} answer :"
@@ -316,7 +316,7 @@ def test_an_unfit_chat_template_is_named(template: str | None, message: str) -> 
 
 
 def test_smollm2_s_chat_template() -> None:
-    file = smollm2_file()
+    file = packaged_file("smollm2-135m")
     smollm2: Any = from_gguf(read_gguf(file)[0], file)
     definition = define("spam", "ham", chat=True, template="Spam or ham? {text}")
     form = prompt_format(definition, smollm2)

@@ -40,7 +40,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from moecl_jax.weights.load import SMOLLM2, smollm2_file
+from moecl_jax.weights.packaged import packaged_file
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -61,7 +61,7 @@ TOKENIZER_TEXTS = (
 
 def smollm2_oracle() -> dict[str, np.ndarray]:
     """Returns the content of smollm2_oracle.npz."""
-    file = smollm2_file()
+    file = packaged_file("smollm2-135m")
     model = load_gguf(file)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -98,7 +98,7 @@ def smollm2_oracle() -> dict[str, np.ndarray]:
     for _ in range(20):
         tokens = np.append(tokens, text_logits(model, tokens)[-1].argmax().astype(np.int32))
     result["greedy_tokens"] = tokens[-20:]
-    print(SMOLLM2, "continues", repr(tokenizer.decode(tokens)))
+    print("smollm2-135m continues", repr(tokenizer.decode(tokens)))
     return result
 
 

@@ -18,7 +18,8 @@ from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.experts import FrozenFfn, moe_layer
 from moecl_jax.models.lora import LayerContext, init_expert
 from moecl_jax.models.model import Architecture
-from moecl_jax.weights.load import load_backbone, smollm2_file
+from moecl_jax.weights.load import load_backbone
+from moecl_jax.weights.packaged import packaged_file
 
 pytestmark = pytest.mark.oracle
 
@@ -36,7 +37,7 @@ def oracle():
 @pytest.fixture(scope="module")
 def both(oracle):
     """SmolLM2 in transformers, and here, both in float32."""
-    return oracle.load_gguf(smollm2_file()), load_backbone("smollm2-135m")
+    return oracle.load_gguf(packaged_file("smollm2-135m")), load_backbone("smollm2-135m")
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from gguf.quants import dequantize, quantize
 
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import DecoderConfig
-from moecl_jax.weights.gguf import read_gguf
-from moecl_jax.weights.load import Backbone, load_backbone, smollm2_file
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.load import Backbone, load_backbone
+from moecl_jax.weights.packaged import packaged_file
 
 
 @pytest.fixture(name="state")
@@ -51,7 +52,7 @@ def test_gguf_arrives_exactly(tmp_path, state, encoding):
 
 def test_a_tensor_is_the_same_in_pieces(tmp_path, state, monkeypatch):
     whole = load_backbone(write_gguf(tmp_path / "m.gguf", state, GGMLQuantizationType.Q4_1))
-    monkeypatch.setattr("moecl_jax.weights.gguf._PIECE", 3 * 32)
+    monkeypatch.setattr("moecl_jax.weights.gguf_file._PIECE", 3 * 32)
     pieces = load_backbone(tmp_path / "m.gguf")
     jax.tree.map(np.testing.assert_array_equal, pieces.params, whole.params)
 
@@ -76,7 +77,10 @@ def test_gguf_without_output_projection_is_tied(tmp_path, state):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"architecture": "qwen2"}, ["general.architecture is 'qwen2'", "Supported: llama"]),
+        (
+            {"architecture": "qwen2"},
+            ["general.architecture is 'qwen2'", "Supported: gemma3, llama"],
+        ),
         ({"skip_key": "block_count"}, ["llama.block_count is missing"]),
         ({"skip_key": "context_length"}, ["llama.context_length is missing"]),
         (
@@ -273,8 +277,8 @@ def test_smollm2_loads(smollm2):
 
 
 def test_header_is_read_as_the_gguf_package_reads_it():
-    metadata, tensors = read_gguf(smollm2_file())
-    reader = gguf.GGUFReader(smollm2_file())
+    metadata, tensors = read_gguf(packaged_file("smollm2-135m"))
+    reader = gguf.GGUFReader(packaged_file("smollm2-135m"))
     fields = {k: v.contents() for k, v in reader.fields.items() if not k.startswith("GGUF.")}
     metadata = {k: list(v) if isinstance(v, array) else v for k, v in metadata.items()}
     assert metadata == fields

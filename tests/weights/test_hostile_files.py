@@ -8,6 +8,8 @@ import json
 import numpy as np
 import pytest
 from backbone_files import Q_PROJ, random_state, write_folder, write_gguf
+from family_models import CASES, state_of
+from gemma_files import vocabulary, write_gemma
 from gguf import GGMLQuantizationType
 from hostile import damaged_bytes, damaged_json, read_with, refusal, share
 from hypothesis import given
@@ -16,10 +18,10 @@ from safetensors import safe_open
 
 from moecl_jax.models.attention import rotary_frequencies
 from moecl_jax.testing import write_model
-from moecl_jax.weights import gguf
+from moecl_jax.weights.gguf_file import read_gguf
+from moecl_jax.weights.gguf_tokenizer import from_gguf
 from moecl_jax.weights.load import load_backbone
 from moecl_jax.weights.safetensors_file import open_safetensors
-from moecl_jax.weights.tokenizer import from_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -146,12 +148,25 @@ def test_the_index(sharded, data):
     read_with(file, content, lambda: load_backbone(sharded))
 
 
+@pytest.fixture(scope="module")
+def gemma_file(tmp_path_factory):
+    """A model with a tokenizer."""
+    config = CASES["Gemma 3"]
+    keys = {"vocab_size": config["vocab_size"], "attention.sliding_window_pattern": 2}
+    tokenizer = dict(vocabulary())
+    for key in ("tokens", "scores", "token_type"):  # no bytes, so that the file is small
+        values = tokenizer[f"tokenizer.ggml.{key}"]
+        tokenizer[f"tokenizer.ggml.{key}"] = values[:12] + values[12 + 256 :]
+    file = tmp_path_factory.mktemp("gemma") / "model.gguf"
+    return write_gemma(file, config, state_of(config), keys=keys, tokenizer=tokenizer)
+
+
 @share(0.11)
 @given(st.data())
-def test_gguf_files(gguf_file, data):
-    whole = gguf_file.read_bytes()
-    content = data.draw(damaged_bytes(whole, 2_500))
-    read_with(gguf_file, content, lambda: load_backbone(gguf_file))
+def test_gguf_files(gguf_file, gemma_file, data):
+    file = data.draw(st.sampled_from([gguf_file, gemma_file]))
+    content = data.draw(damaged_bytes(file.read_bytes(), 2_500))
+    read_with(file, content, lambda: load_backbone(file))
 
 
 METADATA = {
@@ -172,7 +187,7 @@ METADATA = {
 @share(0.04)
 @given(st.data())
 def test_tokenizers_of_gguf_files(gguf_file, data):
-    text = data.draw(damaged_json(METADATA))
+    text = data.draw(damaged_json(data.draw(st.sampled_from([METADATA, vocabulary()]))))
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError):
@@ -198,8 +213,9 @@ def test_tokenizer_folders(tiny, data):
     read_with(tiny / name, data.draw(damaged_json(content)), lambda: load_backbone(tiny))
 
 
-def test_the_undamaged_files_are_read(folder, sharded, tiny, gguf_file):
+def test_the_undamaged_files_are_read(folder, sharded, tiny, gguf_file, gemma_file):
     """After all the damage, which must have been undone."""
     assert load_backbone(folder).fingerprint == load_backbone(sharded).fingerprint
     assert load_backbone(tiny).tokenizer is not None
-    assert gguf.read_gguf(gguf_file)[0]["general.architecture"] == "llama"
+    assert load_backbone(gemma_file).tokenizer.tokenize("the") == ["t", "he"]
+    assert read_gguf(gguf_file)[0]["general.architecture"] == "llama"

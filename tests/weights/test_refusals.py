@@ -20,7 +20,7 @@ from gguf import GGMLQuantizationType
 
 from moecl_jax.testing import write_model
 from moecl_jax.weights import all_finite
-from moecl_jax.weights.gguf import read_gguf
+from moecl_jax.weights.gguf_file import read_gguf
 from moecl_jax.weights.load import load_backbone
 
 INDEX = "model.safetensors.index.json"

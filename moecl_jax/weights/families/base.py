@@ -79,8 +79,10 @@ class Family:
     Attributes:
       model_type: its name in the key `model_type` of config.json, and in messages.
       gguf_architecture: its name in the key `general.architecture` of GGUF files; None where those
-        are not read. The reader of GGUF files knows a plain Llama's sizes and tensors alone, so
-        only a family that computes nothing else may have one. It is not inherited.
+        are not read. It is not inherited: another architecture may call things otherwise.
+      gguf_interleaved: whether GGUF files hold the rows of queries and keys in pairs, (0, K/2),
+        (1, K/2 + 1) and so on of each head of width K, as llama.cpp's own Llama wants them; false
+        for what llama.cpp rotates as Hugging Face does (its rope type "neox").
       defaults: what config.json may leave out, with the values of the family's config class in
         transformers. Six keys have defaults without being named here: `num_key_value_heads`
         (`num_attention_heads`), `head_dim` (`hidden_size / num_attention_heads`), `rms_norm_eps`
@@ -93,8 +95,8 @@ class Family:
         where `attention_bias` is true in config.json, else none.
       qk_norm: whether queries and keys are normalised, and on which side of the rotary embedding.
       post_norms: whether the outputs of attention and feed-forward network are normalised too.
-      norm_offset: what is added to stored scales of norms; 1 where the model multiplies by
-        1 + weight.
+      norm_offset: what is added to the scales of norms in Hugging Face folders; 1 where the model
+        multiplies by 1 + weight. GGUF files hold the sum.
       rope_types: the keys of `moecl_jax.weights.families.rope.ROPE_TYPES` that it knows.
       tensors: names of tensors that differ from Llama's, by the parameter's path in the tree of
         `moecl_jax.weights.load.Backbone`; "{layer}" stands for the layer's index.
@@ -102,6 +104,7 @@ class Family:
 
     model_type: ClassVar[str]
     gguf_architecture: ClassVar[str | None] = None
+    gguf_interleaved: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {}
     refused: ClassVar[Mapping[str, str]] = {}
     activation_key: ClassVar[str] = "hidden_act"
@@ -153,6 +156,14 @@ class Family:
         """What attention scores are multiplied by; None for K ** -0.5 with heads of width K."""
         del values
         return None
+
+    def from_gguf(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Completes what config.json would say by what llama.cpp takes for granted.
+
+        Args:
+          values: what the metadata of a GGUF file says, under the keys of config.json.
+        """
+        return values
 
     # The rest is the same in every family.
 

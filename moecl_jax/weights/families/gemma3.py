@@ -1,5 +1,7 @@
 """Gemma 3 (arXiv 2503.19786), the text models."""
 
+from typing import Any
+
 from moecl_jax.errors import UserError
 from moecl_jax.models.config import AttentionKind
 from moecl_jax.outside import shortened
@@ -14,12 +16,16 @@ from moecl_jax.weights.families.base import (
 from moecl_jax.weights.families.rope import read_rope
 from moecl_jax.weights.families.values import Values
 
+_LAYERS_OF_27B = 62
+
 
 @register
 class Gemma3(Family):
     """Four norms a layer, scaled embeddings, and local layers with a rotary base of their own."""
 
     model_type = "gemma3_text"
+    gguf_architecture = "gemma3"
+    gguf_interleaved = False
     defaults = {
         "num_key_value_heads": 4,
         "head_dim": 256,
@@ -104,3 +110,15 @@ class Gemma3(Family):
     def attention_scale(self, values: Values) -> float | None:
         """The inverse square root of `query_pre_attn_scalar`, which need not be the head width."""
         return values.number("query_pre_attn_scalar") ** -0.5
+
+    def from_gguf(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Adds the scale of attention, which llama.cpp knows by the number of layers.
+
+        It is that of a head's width, and in the model of 27B that of the width over the heads. A
+        file that says no window has full layers alone.
+        """
+        heads, width = values["num_attention_heads"], values["hidden_size"]
+        largest = values["num_hidden_layers"] == _LAYERS_OF_27B
+        scalar = width // heads if largest else values["head_dim"]
+        pattern = {} if "sliding_window" in values else {"sliding_window_pattern": 1}
+        return {**values, **pattern, "query_pre_attn_scalar": scalar}
