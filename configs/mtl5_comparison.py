@@ -4,8 +4,7 @@
     moecl train --config=configs/mtl5_comparison.py:order=1 --workdir=runs/one
 
 The argument is that of `configs/mtl5_shared_smollm2.py`: `order=1|2|3` and `data=` a folder. All
-methods take the same number of steps. Learning rate and epochs were chosen on validation, so that
-tasks are learned when just trained and sequential LoRA forgets: RESULTS.md.
+methods take the same number of steps. launch/comparison.sh chooses each row's learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +17,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.remat = "projections"
     config.data.max_length = 64
     config.batch.row_length = 64
-    config.data.train_examples = 120
-    config.data.validation_examples = 40
-    config.data.test_examples = 100
+    config.data.train_examples = 240
+    config.data.validation_examples = 60
+    config.data.test_examples = 250
+    config.evaluation.early_examples = 60
     return config

@@ -26,6 +26,7 @@ _BUDGET = (
     ("LoRA rank", "lora.rank"),
     ("weights kept", "selection"),
     ("tokens of a text", "data.max_length"),
+    ("test texts of a task before the end, 0 for all", "evaluation.early_examples"),
 )
 
 

@@ -29,6 +29,8 @@ class EvaluationSettings(Section):
       temperature: temperature of generated answers; 0 decodes greedily.
       top_k: generated tokens are drawn from the k most probable; 0 for all.
       top_p: generated tokens are drawn from the most probable that together reach this probability.
+      early_examples: test texts of a task by which it is measured before the stream's end, but for
+        the moment when it is finished; 0 for all of them.
     """
 
     KEY: ClassVar[str] = "evaluation"
@@ -36,6 +38,7 @@ class EvaluationSettings(Section):
     temperature: float = setting(0.0, least=0, most=1000)
     top_k: int = setting(0, least=0, most=10**7)
     top_p: float = setting(1.0, above=0, most=1)
+    early_examples: int = setting(0, least=0, most=10**9)
 
 
 @dataclasses.dataclass(frozen=True)

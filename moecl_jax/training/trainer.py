@@ -350,22 +350,32 @@ class StreamTraining:
         """Test results on all tasks, with the starting values of those not trained yet.
 
         Where a finished task's answers never change, they are those that were measured before.
+        Before the stream's end other tasks than the newest are measured by `early_examples`.
         """
         settled = self.method.traits.settled and not self.settings.shared_head
-        found = []
+        found, count = [], len(stream.finished)
         for index, task in enumerate(self.tasks):
             evaluation = self.settled.get(index)
+            final = settled and task.name in stream.finished
             if evaluation is None:
-                evaluation = self.evaluate_task(stream, index, "test")
-            if settled and task.name in stream.finished:
+                whole = final or count in (index + 1, len(self.tasks))
+                evaluation = self.evaluate_task(stream, index, "test", early=not whole)
+            if final:
                 self.settled[index] = evaluation
             found.append(evaluation)
         return found
 
-    def evaluate_task(self, stream: StreamState, index: int, split: str) -> Evaluation:
+    def evaluate_task(
+        self, stream: StreamState, index: int, split: str, *, early: bool = False
+    ) -> Evaluation:
         """Results of one task on one split, with its finished expert or its starting value."""
+        examples = self.tasks[index].splits[split]
+        count = self.settings.evaluation.early_examples
+        if early and 0 < count < len(examples):
+            generator = np.random.default_rng((self.settings.seed, *b"early"))
+            examples = [examples[i] for i in sorted(generator.permutation(len(examples))[:count])]
         parameters = self.evaluator.starting.task(stream, self.tasks[index].name, index)
-        return self.evaluator.evaluate(parameters, index, self.tasks[index].splits[split])
+        return self.evaluator.evaluate(parameters, index, examples)
 
     def _task_free(
         self, stream: StreamState, evaluations: Sequence[Evaluation]

@@ -161,6 +161,17 @@ def test_frozen_trains_the_shared_expert_on_the_first_task_alone(run):
     assert results["accuracy_matrix"][0] == run("moe_cl")[2]["accuracy_matrix"][0]
 
 
+@pytest.mark.parametrize("method", ["sequential_lora", "per_task"])
+def test_fewer_texts_before_the_end_change_neither_the_diagonal_nor_the_last_row(run, method):
+    whole, early = run(method), run(method, evaluation__early_examples=3)
+    (first, last), (ours, end) = (done[2]["accuracy_matrix"] for done in (whole, early))
+    assert ours[0] == first[0] and end == last
+    assert early[2]["right"] == whole[2]["right"]
+    assert early[2]["metrics"]["bwt"] == whole[2]["metrics"]["bwt"]
+    for accuracy in (ours[1], *early[2]["random_init"]):
+        assert 3 * accuracy == pytest.approx(round(3 * accuracy))
+
+
 @pytest.mark.parametrize("shared", ["moving", "merged", "projected"])
 def test_before_the_second_task_every_way_answers_as_snapshot_does(run, shared):
     ours, theirs = run("moe_cl", moe_cl__shared=shared), run("moe_cl")
