@@ -27,11 +27,12 @@ class Options(Section):
     """Hyper-parameters of N-LoRA.
 
     Attributes:
-      weight: lambda, coefficient of the sparsity.
+      weight: lambda, coefficient of the sparsity. The sum grows with the model: the default suits
+        one of 135M parameters.
     """
 
     KEY: ClassVar[str] = "n_lora"
-    weight: float = setting(0.4, least=0, most=1e9)
+    weight: float = setting(1e-5, least=0, most=1e9)
 
 
 class NLora(AddedLoras):

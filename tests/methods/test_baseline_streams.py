@@ -33,7 +33,6 @@ STEPS = 6  # of a task: one epoch of 48 examples, 8 a batch
 OPTIONS = {  # small memories, and penalties that matter
     "replay": {"replay__memory": 10, "replay__batch": 3},
     "ewc": {"ewc__examples": 5, "ewc__weight": 1e4},
-    "n_lora": {"n_lora__weight": 1e-5},
     "gain_lora": {"gain_lora__hidden": 16},
 }
 
