@@ -5,8 +5,8 @@
 RATES is the folder of a sweep that trained each row with several learning rates on one order: its
 variants end in `:optimizer.learning_rate=RATE`. Of each row the rate is chosen with which the mean
 accuracy over all tasks at the end is best on the validation texts; of equal ones the smaller. The
-chosen runs are copied to GRID, where a sweep then finds them finished. Prints the chosen variants, by
-commas, as `moecl sweep --methods` takes them; the accuracies go to standard error.
+chosen runs are copied to GRID, where a sweep then finds them finished. Prints the chosen variants
+as `moecl sweep --methods` takes them; the accuracies go to standard error.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from moecl_jax.cli import main as cli
 from moecl_jax.config import sweep
 from moecl_jax.config.sweep import Grid, plan, run_folder, time_left
 from moecl_jax.errors import UserError
+from moecl_jax.methods import METHODS
 from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.workdir import claimed
 from moecl_jax.testing import write_model, write_task
@@ -387,11 +389,39 @@ def test_time_left_is_by_variant_and_else_the_mean(config_file: Path) -> None:
 
 def test_the_comparison_s_methods_and_orders_are_known() -> None:
     script = (ROOT / "launch" / "comparison.sh").read_text(encoding="utf-8")
-    methods = "".join(re.findall(r'^methods\+?="(.*)"$', script, flags=re.MULTILINE))
-    (orders,) = re.findall(r"--orders=(\S+)", script)
-    grid = Grid.parse("configs/mtl5_comparison.py", [], methods, orders, "0")
-    assert len(grid.variants) == 12
+    (listed,) = re.findall(r"^rows=\((.*?)^\)", script, flags=re.MULTILINE | re.DOTALL)
+    rows = re.sub(r"#.*", "", listed).split()
+    orders = re.findall(r"--orders=(\S+)", script)
+    grid = Grid.parse("configs/mtl5_comparison.py", [], ",".join(rows), orders[-1], "0,1,2")
+    methods = {variant.partition(":")[0] for variant in grid.variants}
+    assert methods == set(METHODS) - {"sequential_full"}
     assert grid.orders == ("1", "2", "3")
+    assert len(plan(grid)) == 9 * len(rows)
+
+
+def test_the_rate_that_validates_best_is_chosen_and_its_run_carried_over(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "launch" / "choose_rates.py"))
+    accuracies = {
+        "ewc": {"1e-3": 0.5, "1e-2": 0.75},
+        "moe_cl:lora.rank=4": {"1e-3": 0.5, "1e-2": 0.5},
+    }
+    runs = []
+    for row, of_rates in accuracies.items():
+        for rate, accuracy in of_rates.items():
+            variant = f"{row}:optimizer.learning_rate={rate}"
+            folder = run_folder(variant, "1", 0)
+            (tmp_path / "rates" / folder).mkdir(parents=True)
+            kept = json.dumps({"accuracy": accuracy})
+            (tmp_path / "rates" / folder / "validation.json").write_text(kept)
+            runs.append({"variant": variant, "order": "1", "seed": 0, "workdir": folder})
+    (tmp_path / "rates" / "sweep.json").write_text(json.dumps({"runs": runs}))
+    chosen = script["choose"](tmp_path / "rates", tmp_path / "grid")
+    assert chosen == [
+        "ewc:optimizer.learning_rate=1e-2",
+        "moe_cl:lora.rank=4:optimizer.learning_rate=1e-3",  # the smaller of two equal ones
+    ]
+    carried = {path.parent for path in (tmp_path / "grid").rglob("validation.json")}
+    assert carried == {tmp_path / "grid" / run_folder(variant, "1", 0) for variant in chosen}
 
 
 @pytest.mark.parametrize(

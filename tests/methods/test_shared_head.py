@@ -46,7 +46,8 @@ def test_a_shared_head_needs_equal_tasks(tmp_path, changes, message):
 
 def two_tasks(folder, **changes):
     """Settings of two tasks with two classes each."""
-    settings = tiny_settings(folder, head="classification", epochs=1, tasks=("two",), **changes)
+    values = {"head": "classification", "epochs": 1, "moe_cl__shared": "moving", **changes}
+    settings = tiny_settings(folder, tasks=("two",), **values)
     pair = write_task(folder / "data", "pair", 2)
     definitions = {**settings.definitions, "pair": pair}
     return settings.changed({"definitions": definitions, "tasks": ("two", "pair")})
