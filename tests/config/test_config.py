@@ -57,7 +57,10 @@ def handed_on(frame: Any) -> bool:
 
 
 def test_every_leaf_of_the_default_config_is_read(tmp_path, monkeypatch):
-    settings = tiny_settings(tmp_path, tasks=("two",), epochs=1)
+    runs = {
+        way: tiny_settings(tmp_path / way, tasks=("two",), epochs=1, moe_cl__shared=way)
+        for way in ("snapshot", "frozen", "projected")
+    }
     own = {"moe_cl", "adversarial"}  # those of other methods: the test below
     others = {name for each in METHODS.values() for name in to_sections(each, each.Options())} - own
     seen = set()
@@ -69,7 +72,8 @@ def test_every_leaf_of_the_default_config_is_read(tmp_path, monkeypatch):
         return object.__getattribute__(self, name)
 
     monkeypatch.setattr(Section, "__getattribute__", noted)
-    train(settings, tmp_path / "run")
+    for way, settings in runs.items():
+        train(settings, tmp_path / way / "run")
     monkeypatch.undo()
     default = load_config(str(CONFIGS / "default.py")).to_dict()
     unread = {key for key, _ in leaves(default)} - seen
@@ -146,7 +150,7 @@ def test_a_wrong_argument_is_named(argument):
     ("change", "message"),
     [
         ({"head": "regression"}, "head = 'regression' is not one of lm, classification"),
-        ({"method": "magic"}, "method = 'magic' is not one of ewc, joint, "),
+        ({"method": "magic"}, "method = 'magic' is not one of ewc, gain_lora, "),
         ({"model__remat": "some"}, "model.remat = 'some' is not one of auto, none, full, pro"),
         ({"model__dtype": "int8"}, "model.dtype = 'int8'"),
         ({"lora__targets": ("w1_proj",)}, "lora.targets = 'w1_proj' is not one of gate_proj"),

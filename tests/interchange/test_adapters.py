@@ -56,7 +56,7 @@ def test_the_blog_s_recipe_is_trained_and_exported(blog_run, tmp_path, capsys):
         adapters = {None: stream.shared["expert"]}
     else:
         adapters = {"shared": stream.shared["expert"]}
-        adapters |= {task: done.expert for task, done in stream.finished.items()}
+        adapters |= {task: done.expert["task"] for task, done in stream.finished.items()}
         assert list(adapters) == ["shared", "two", "five"]
     for name, expert in adapters.items():
         adapter = exported(folder / "run", tmp_path / str(name), name)

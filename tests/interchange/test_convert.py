@@ -415,6 +415,7 @@ def test_the_one_lora_on_attention_is_trained_on_and_exported(mtl, tmp_path):
 
 def test_experts_of_each_task_on_attention_have_no_place(tmp_path, capsys):
     changes = {"head": "classification", "lora__targets": ("gate_proj", "q_proj")}
+    changes["moe_cl__shared"] = "moving"
     (tmp_path / "run").mkdir()
     save_settings(tiny_settings(tmp_path, tasks=("two",), epochs=1, **changes), tmp_path / "run")
     assert export(tmp_path / "run", tmp_path / "out") == 1

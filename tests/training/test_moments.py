@@ -23,6 +23,8 @@ from tiny import (
 from moecl_jax.data.batching import make_batch
 from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS
+from moecl_jax.methods.forward import forward
+from moecl_jax.methods.moe_cl import MoeCl
 from moecl_jax.methods.o_lora import OLora
 from moecl_jax.methods.sequential_lora import SequentialLora
 from moecl_jax.models.experts import FrozenFfn, lora_layer, moe_layer
@@ -184,20 +186,25 @@ class Measuring(OLora):
         return super().finish_task(parameters, end)
 
 
-def measured(evaluator, parameters, index, examples):
-    """The moments of a task's examples, each in a batch of its own."""
-    context, layout = evaluator.context, evaluator.layout(1)
-    step = jax.jit(functools.partial(moments_step, context=context), donate_argnums=0)
-    sums = no_moments(evaluator.model.sizes, FFN_TARGETS)
+def alone(evaluator, index, examples):
+    """Each example in a batch of its own."""
     for example in examples:
-        batch = make_batch(
+        yield make_batch(
             [example],
             evaluator.answers[index],
-            layout,
+            evaluator.layout(1),
             task_index=index,
             class_count=len(evaluator.tasks[index].labels),
             training=True,
         )
+
+
+def measured(evaluator, parameters, index, examples):
+    """The moments of a task's examples, each in a batch of its own."""
+    context = evaluator.context
+    step = jax.jit(functools.partial(moments_step, context=context), donate_argnums=0)
+    sums = no_moments(evaluator.model.sizes, FFN_TARGETS)
+    for batch in alone(evaluator, index, examples):
         sums = step(sums, parameters, evaluator.model.params, batch)
     return mean_moments(sums, FFN_TARGETS)
 
@@ -232,3 +239,38 @@ def test_experts_on_attention_are_refused_where_moments_are_needed(tmp_path):
     message = "'measuring' needs second moments .* leave q_proj, o_proj out of lora.targets"
     with pytest.raises(UserError, match=message):
         trainer.fit(settings.task_objects())
+
+
+class Pooling(MoeCl):
+    """Asks for the discriminator's inputs when a task ends."""
+
+    name = "pooling"
+    asked: list = []  # noqa: RUF012 -- of the test that follows
+
+    def finish_task(self, parameters, end):
+        self.asked.append((end.index, parameters, end.reports("adversarial")))
+        return super().finish_task(parameters, end)
+
+
+def test_a_method_gets_what_the_layers_report_of_each_training_example(tmp_path):
+    settings = tiny_settings(tmp_path, tasks=("two", "five"), epochs=1, lora__dropout=0.5)
+    model, tasks = model_of(settings), settings.task_objects()
+    Pooling.asked.clear()
+    session = Trainer(model, Pooling(settings.lora), settings=settings).fit(tasks)
+    evaluator = session.evaluator
+    context = dataclasses.replace(evaluator.context, reported=("adversarial",))
+    step = jax.jit(functools.partial(forward, context=context, seeds=None))
+    assert [index for index, *_ in Pooling.asked] == [0, 1]
+    for index, parameters, found in Pooling.asked:
+        examples = evaluator.load()[index].splits["train"]
+        expected = [
+            step(parameters, model.params, batch)[1]["shared_pooled"][:, 0]
+            for batch in alone(evaluator, index, examples)
+        ]
+        pooled = found["shared_pooled"]
+        assert pooled.shape == (len(examples), model.sizes.layers, model.sizes.width)
+        ours, theirs = (
+            np.array(sorted(np.reshape(x, (len(x), -1)).tolist())) for x in (pooled, expected)
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert np.ptp(ours, axis=0).min() > 1e-4
