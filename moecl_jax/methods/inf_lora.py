@@ -6,8 +6,8 @@
 
 H_t are the inputs of a projection over the task's training examples, F projects out of the subspace
 of earlier tasks' inputs (`subspace`). Since F A_t^T = A_t^T, an update of B_t changes nothing where
-an input lies in that subspace. epsilon_t grows from `threshold` to `last_threshold` as t goes from
-0 to T. Directions and energies follow from H H^T.
+an input lies in that subspace. epsilon_t grows from `threshold` to 1 as t goes from 0 to T.
+Directions and energies follow from H H^T.
 
 The paper keeps a basis of the subspace or of its complement, whichever is smaller (DualGPM); the
 projection F stands for both. Its code takes the directions of F H H^T and adds up squared
@@ -38,13 +38,12 @@ class Options(Section):
     """Hyper-parameters of InfLoRA.
 
     Attributes:
-      threshold: epsilon, share of the first task's energy that later tasks are kept away from.
-      last_threshold: what epsilon grows to after the last task.
+      threshold: epsilon, share of the energy of the first task's inputs that later tasks are kept
+        away from; it grows to 1 over the stream.
     """
 
     KEY: ClassVar[str] = "inf_lora"
     threshold: float = setting(0.95, least=0, most=1)
-    last_threshold: float = setting(1.0, least=0, most=1)
 
 
 class InfLora(AddedLoras):
@@ -85,9 +84,8 @@ class InfLora(AddedLoras):
 
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Puts the task's LoRA into the memory, and its inputs out of the next task's reach."""
-        memory, options = parameters.memory, self.options
-        grown = (options.last_threshold - options.threshold) * end.index / self.task_count(memory)
-        share = options.threshold + grown
+        memory, threshold = parameters.memory, self.options.threshold
+        share = threshold + (1.0 - threshold) * end.index / self.task_count(memory)
         free = _by_layer(memory["free"], end.inputs(), lambda f, r: without(f, r, share))
         kept = self.with_lora(memory, self._current(parameters), end.index)
         kept |= {"reduction": jax.tree.map(jnp.zeros_like, memory["reduction"]), "free": free}

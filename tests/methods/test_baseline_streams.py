@@ -432,7 +432,7 @@ def test_methods_with_a_classification_head_a_task(run, method):
     _, workdir, results = run(method, head="classification")
     assert np.isfinite(results["accuracy_matrix"]).all()
     losses = [line["loss_instruction"] for line in logged(workdir)]
-    assert losses[STEPS - 1] < losses[0]
+    assert np.mean(losses[STEPS // 2 : STEPS]) < np.mean(losses[: STEPS // 2])
     if method == "per_task":
         assert results["metrics"]["bwt"] == 0.0
 

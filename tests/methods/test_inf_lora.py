@@ -185,7 +185,7 @@ def test_finishing_a_task_changes_no_answer_and_keeps_later_ones_out_of_its_inpu
 
 
 def test_the_share_grows_over_the_stream():
-    method = method_with(InfLora, threshold=0.4, last_threshold=1.0)
+    method = method_with(InfLora, threshold=0.4)
     memory = method.init_memory(CONFIG, TASKS)
     shared = method.init_shared(jax.random.key(0), CONFIG, TASKS)
     moments, taken = moments_of(0), []
