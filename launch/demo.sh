@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains MoE-CL and one sequential LoRA on the same short stream of tasks and compares them:
+# Trains MoE-CL, one sequential LoRA and a LoRA a task on the same short stream, and compares them:
 #
 #     bash launch/demo.sh [--config.KEY=VALUE ...]
 #
@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" demo
 cd "$moecl_root"
 
-methods=(moe_cl sequential_lora)
+methods=(moe_cl sequential_lora per_task)
 workdirs=()
 for method in "${methods[@]}"; do
   workdir="runs/demo/$method"

@@ -341,7 +341,7 @@ def test_selection_keeps_the_best_validating_epoch_and_last_the_last(tmp_path, m
         assert len(trees) == 3
         _, stream, _ = restored(tmp_path / selection / "run")
         kept = {"best": 1, "last": 2}[selection]
-        assert_bit_equal(stream.finished["two"].expert, trees[kept].expert)
+        assert_bit_equal(stream.finished["two"].expert["task"], trees[kept].expert)
         assert_bit_equal(stream.shared, trees[kept].shared)
         chosen[selection] = results["validation_accuracy"]
     assert chosen == {"best": [0.9], "last": [0.7]}
