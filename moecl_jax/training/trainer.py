@@ -15,7 +15,7 @@ import optax
 
 from moecl_jax import reporting, stopping
 from moecl_jax.data.task import SPLITS, Task
-from moecl_jax.data.tokenize import TokenizedTask
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods import Method, find_method, spec_of
 from moecl_jax.methods.stream import StreamState
@@ -369,7 +369,7 @@ class StreamTraining:
         self, stream: StreamState, index: int, split: str, *, early: bool = False
     ) -> Evaluation:
         """Results of one task on one split, with its finished expert or its starting value."""
-        examples = self.tasks[index].splits[split]
+        examples: Sequence[TokenizedExample] = self.tasks[index].splits[split]
         count = self.settings.evaluation.early_examples
         if early and 0 < count < len(examples):
             generator = np.random.default_rng((self.settings.seed, *b"early"))
