@@ -56,6 +56,7 @@ def handed_on(frame: Any) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_every_leaf_of_the_default_config_is_read(tmp_path, monkeypatch):
     runs = {
         way: tiny_settings(tmp_path / way, tasks=("two",), epochs=1, moe_cl__shared=way)

@@ -44,6 +44,7 @@ def mixed(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_free_form_and_label_tasks_make_one_stream(mixed, tmp_path, caplog):
     caplog.set_level(logging.INFO, "moecl_jax")
     mixed.epochs = 6

@@ -325,6 +325,7 @@ def task_of_ids(folder, task, labels, seed=0):
 FAST = ("epochs=1", "selection=last", "data.validation_fraction=0.0", "batch.size=4")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_conversion(mtl, tmp_path, capsys):
     tensors, run = random_tensors(HEADS, narrow=True), tmp_path / "run"
     adapter = write_adapter(tmp_path / "adapter", tensors)

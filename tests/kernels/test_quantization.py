@@ -113,6 +113,7 @@ def test_the_layers_kernels_alone_are_quantised():
     chex.assert_trees_all_equal(as_bits(host), params)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_quantised_llm_goes_on_and_answers(tmp_path):
     config = tiny_config(tmp_path, tasks=("two",), model__quantization="int4")
     results = train(from_config(config), tmp_path / "run")

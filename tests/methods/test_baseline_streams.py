@@ -86,8 +86,8 @@ def ends_of(workdir):
     [
         ("per_task", {}),
         ("moe_cl", {}),
-        ("moe_cl", {"moe_cl__snapshot_dtype": "int8"}),
-        ("moe_cl", {"moe_cl__shared": "frozen"}),
+        pytest.param("moe_cl", {"moe_cl__snapshot_dtype": "int8"}, marks=pytest.mark.slow),
+        pytest.param("moe_cl", {"moe_cl__shared": "frozen"}, marks=pytest.mark.slow),
         ("o_lora", {"o_lora__composed": False}),
     ],
     ids=["per_task", "moe_cl", "moe_cl in int8", "moe_cl, frozen", "o_lora, not composed"],
@@ -101,7 +101,13 @@ def test_what_answers_for_a_finished_task_never_changes(run, method, changes):
     assert np.ptp(before) > 0
 
 
-@pytest.mark.parametrize("shared", ["moving", "merged", "projected"])
+ONE_FOR_ALL = [
+    "moving",
+    *(pytest.param(way, marks=pytest.mark.slow) for way in ("merged", "projected")),
+]
+
+
+@pytest.mark.parametrize("shared", ONE_FOR_ALL)
 def test_moe_cl_with_one_expert_for_all_does_change(run, shared):
     before, after = ends_of(run("moe_cl", moe_cl__shared=shared)[1])
     assert np.any(before != after)
@@ -171,7 +177,7 @@ def test_fewer_texts_before_the_end_change_neither_the_diagonal_nor_the_last_row
         assert 3 * accuracy == pytest.approx(round(3 * accuracy))
 
 
-@pytest.mark.parametrize("shared", ["moving", "merged", "projected"])
+@pytest.mark.parametrize("shared", ONE_FOR_ALL)
 def test_before_the_second_task_every_way_answers_as_snapshot_does(run, shared):
     ours, theirs = run("moe_cl", moe_cl__shared=shared), run("moe_cl")
     assert logged(ours[1])[:STEPS] == logged(theirs[1])[:STEPS]
@@ -188,6 +194,7 @@ def test_a_snapshot_in_int8_takes_a_quarter_of_the_room(run):
     assert saved == 2 * one * 3 // 4 - units
 
 
+@pytest.mark.slow
 def test_statistics_of_the_first_task_change_the_second_alone(run):
     ours = run("moe_cl", adversarial__past="statistics", adversarial__objective="paper")
     theirs = run("moe_cl", adversarial__objective="off")
@@ -223,6 +230,7 @@ def test_with_their_defaults_they_differ_from_sequential_lora_after_the_first_ta
     assert np.abs(np.subtract(losses, others)[STEPS + 1 :]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_ewc_s_penalty_pulls_towards_where_the_first_task_ended(run):
     _, workdir, _ = run("ewc")
     lines = logged(workdir)
@@ -338,10 +346,13 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
-        *("o_lora", "ewc", "replay", "slao", "inf_lora", "gain_lora"),
+        *("ewc", "replay", "slao"),
         *(
             pytest.param(name, marks=slow)
-            for name in ("mocl", "lwf", "per_task", "joint", "n_lora")
+            for name in (
+                *("o_lora", "mocl", "lwf", "per_task", "joint"),
+                *("n_lora", "inf_lora", "gain_lora"),
+            )
         ),
         *(pytest.param(f"moe_cl.shared={way}", marks=slow) for way in list(WAYS)[1:]),
         "moe_cl.shared=snapshot",
@@ -374,8 +385,11 @@ def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
 @pytest.mark.parametrize(
     "method",
     [
-        *("o_lora", "inf_lora", "gain_lora"),
-        *(pytest.param(name, marks=slow) for name in ("mocl", "replay", "slao", "n_lora")),
+        *("o_lora", "gain_lora"),
+        *(
+            pytest.param(name, marks=slow)
+            for name in ("mocl", "replay", "slao", "n_lora", "inf_lora")
+        ),
     ],
 )
 def test_adding_a_task_leaves_the_earlier_rows(run, method):

@@ -73,7 +73,13 @@ def assert_same_run(ours, theirs, tolerance=1e-5):
         assert likelihoods[0] == pytest.approx(likelihoods[1], abs=10 * tolerance)
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(mesh, id=name, marks=[] if name == "all three" else pytest.mark.slow)
+        for name, mesh in MESHES.items()
+    ],
+)
 def test_a_mesh_goes_on_from_one_device_and_trains_as_it_does(mesh, runs, tmp_path):
     shutil.copytree(runs / "first", tmp_path / "run")
     results = train(settings_of(runs, mesh), tmp_path / "run")

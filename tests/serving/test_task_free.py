@@ -171,6 +171,7 @@ def test_bad_lines_stop_nothing_where_the_task_is_chosen(trained, tmp_path, caps
     assert answered[0]["task"] in CLASSES and "label" in answered[3]
 
 
+@pytest.mark.slow
 def test_tasks_are_added_to_features_or_to_a_run_that_has_none(tmp_path):
     """As after going back to a task whose features went with a newer checkpoint."""
     changes = {"method": "per_task", "head": "classification", "epochs": 1}

@@ -73,6 +73,7 @@ def test_a_config_trains_what_python_does(begun, in_memory, tmp_path):
     assert {k: v for k, v in results.items() if k not in CLOCK} == measured(in_memory)
 
 
+@pytest.mark.slow
 def test_a_stream_in_memory_goes_on_with_more_tasks_as_in_a_workdir(begun, tmp_path):
     sessions = []
     for workdir in (None, tmp_path / "run"):
