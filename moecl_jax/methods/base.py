@@ -241,6 +241,13 @@ class Method(abc.ABC):
             `[N, D]` float32.
         """
 
+    def answering(self, parameters: TaskParameters) -> TaskParameters:
+        """What answers for one task, in the same structure whether the task is finished or not.
+
+        So that one program scores both. As a default the parameters as they are.
+        """
+        return parameters
+
     def adapters(self, parameters: TaskParameters, experts: Sequence[Tree]) -> list[Tree]:
         """What the layers are given for each of several tasks, by their own trees.
 

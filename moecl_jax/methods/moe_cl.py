@@ -124,16 +124,22 @@ class MoeCl(Method):
     def adapters(self, parameters: TaskParameters, experts: Sequence[Tree]) -> list[Tree]:
         """The same of several tasks; those without a copy of the shared expert have one object."""
         shared = parameters.shared
-        acting = self.shared_expert.acting(shared["expert"], parameters.memory)
         owns = [expert if "task" in expert else {"task": expert} for expert in experts]
+        acting: Tree = {}
+        if not all("shared" in own for own in owns):
+            acting = self.shared_expert.acting(shared["expert"], parameters.memory)
         return [
             {
                 "shared": unpacked(own["shared"]) if "shared" in own else acting,
-                "gate": own.get("gate", shared["gate"]),
+                "gate": own["gate"] if "gate" in own else shared["gate"],
                 "task": own["task"],
             }
             for own in owns
         ]
+
+    def answering(self, parameters: TaskParameters) -> TaskParameters:
+        """Both experts and the gate as the task's own."""
+        return parameters.replace(shared={}, expert=self.adapter(parameters))
 
     def begin_task(self, parameters: TaskParameters, start: TaskStart) -> Tree:
         """The memory as the shared expert's way has it in training."""

@@ -164,7 +164,7 @@ class Evaluator:
         """
         return score(
             self._evaluation_step,
-            self.model.placement.put(parameters),
+            self.model.placement.put(self.method.answering(parameters)),
             self.model.params,
             examples,
             self.answers[index],
