@@ -31,7 +31,7 @@ TABLE = "text,label\none,a\ntwo,b\n"
 def zipped(content: str) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("train.csv", content)
+        archive.writestr(zipfile.ZipInfo("train.csv"), content)
     return file.getvalue()
 
 
@@ -42,7 +42,7 @@ def zipped(content: str) -> bytes:
         (TABLE.encode("utf-16"), "text in UTF-16"),
         (TABLE.encode("utf-16-le"), "text in UTF-16 or a binary file"),
         (TABLE.encode("utf-32"), "text in UTF-32"),
-        (gzip.compress(TABLE.encode()), "a gzip archive.*Unpack it first"),
+        (gzip.compress(TABLE.encode(), mtime=0), "a gzip archive.*Unpack it first"),
         (zipped(TABLE), "a zip archive or an Excel file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (b"PAR1" + struct.pack("<I", 7) * 99, "a parquet file.*source 'huggingface'"),
