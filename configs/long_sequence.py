@@ -31,7 +31,8 @@ from pathlib import Path
 from default import get_config as default_config
 from ml_collections import ConfigDict
 
-from moecl_jax.data.catalog import LONG_ORDERS, cold, shared_mtl5
+from moecl_jax.data.catalog import LONG_ORDERS, shared_mtl5
+from moecl_jax.data.compliance import cold
 
 LOCAL_TASKS = (
     *("trec", "amazon", "gender", "sms_spam", "dbpedia", "movie_reviews", "race", "agnews"),

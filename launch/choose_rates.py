@@ -19,7 +19,7 @@ import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.outside import parse_json
-from moecl_jax.runs.names import SWEEP_NAME
+from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
 from moecl_jax.serving.session import open_run
 
 _KEY = ":optimizer.learning_rate="
@@ -29,6 +29,8 @@ _KEPT = "validation.json"  # beside a run's results, so that it is evaluated onc
 def validation_accuracy(workdir: Path) -> float:
     """Mean accuracy over the tasks of a finished run on their validation texts."""
     kept = workdir / _KEPT
+    if not (workdir / RESULTS_NAME).exists():
+        raise UserError(f"{workdir} is not finished; run the sweep of the rates to its end first")
     if not kept.exists():
         found = open_run(workdir).evaluate("validation")["tasks"]
         accuracies = [task["accuracy"] for task in found.values()]

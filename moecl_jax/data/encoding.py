@@ -8,12 +8,10 @@ that it is. Whoever wants special tokens in a prompt gives `input_ids`.
 
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moecl_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 
 TEXTS_A_CALL = 1024
 """Enough for the tokenizer to use all cores, few enough to hold their offsets in memory."""
@@ -26,7 +24,7 @@ def encode_between(
     texts: Sequence[str],
     before: str,
     after: str,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: AnyTokenizer,
     *,
     special_tokens: bool,
 ) -> Iterator[Encoded]:
@@ -91,15 +89,19 @@ def special_texts(tokenizer: Any) -> Mapping[int, str]:
     return dict(named) | {index: token.content for index, token in added if token.special}
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], **options: bool) -> Iterator[Encoded]:
-    encoding: Any = tokenizer(
-        list(texts),
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,  # texts longer than the model's context are cut later
-        **options,
-    )
-    return zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+def _encode(
+    tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool, split: bool = False
+) -> list[Encoded]:
+    """The ids of each text, not cut, by the part of a tokenizer that is not of transformers.
+
+    With `split`, special tokens in the texts are read as plain characters.
+    """
+    core = tokenizer.backend_tokenizer
+    core.no_truncation()
+    core.no_padding()
+    core.encode_special_tokens = split or tokenizer.split_special_tokens
+    many = core.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+    return [(encoded.ids, encoded.offsets) for encoded in many]
 
 
 def _specials(
@@ -151,9 +153,7 @@ def _encode_plain(text: str, tokenizer: Any) -> Encoded:
     A vocabulary of words or pieces may still hold a special token's text as one of them. Then the
     text is cut within it, and its parts are tokenised.
     """
-    [(ids, offsets)] = _encode(
-        tokenizer, [text], add_special_tokens=False, split_special_tokens=True
-    )
+    [(ids, offsets)] = _encode(tokenizer, [text], add_special_tokens=False, split=True)
     found = _specials(text, ids, offsets, (0, len(text)), special_texts(tokenizer), tokenizer)
     if not found:
         return ids, offsets

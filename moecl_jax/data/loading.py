@@ -1,7 +1,6 @@
 """From tasks to token ids: reads, cleans, samples and tokenises the examples of a stream."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +9,7 @@ from moecl_jax.data.examples import TaskExamples, load_examples
 from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedTask, tokenize_task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 
 
 def load_tasks(
@@ -21,7 +18,7 @@ def load_tasks(
     settings: DataSettings,
     *,
     seed: int,
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: AnyTokenizer | None,
     vocabulary_size: int,
 ) -> list[TokenizedTask]:
     """Reads and tokenises the tasks' examples; reports what was cut or left out, and doubts.

@@ -3,7 +3,6 @@
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +10,8 @@ from moecl_jax.data.encoding import encode_between, special_in_label
 from moecl_jax.data.examples import Example, TaskExamples
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 from moecl_jax.outside import shortened
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DAY = datetime.datetime(2025, 1, 1)
 """What `strftime_now` in a chat template says."""
@@ -105,7 +102,7 @@ class TokenizedTask:
             )
 
 
-def prompt_format(definition: Task, tokenizer: "PreTrainedTokenizerBase | None") -> PromptFormat:
+def prompt_format(definition: Task, tokenizer: AnyTokenizer | None) -> PromptFormat:
     """How a task's prompts and answers are written, in training and everywhere else.
 
     The clock of chat templates stands at `TEMPLATE_DAY`: one that prints the day would else write
@@ -182,7 +179,7 @@ def prompt_limit(
 def tokenize_task(
     task: TaskExamples,
     answers: Sequence[np.ndarray],
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: AnyTokenizer | None,
     *,
     max_length: int,
     max_response: int,
@@ -246,7 +243,7 @@ def tokenize_task(
 
 
 def _refuse_texts_without_tokenizer(
-    task: TaskExamples, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase | None"
+    task: TaskExamples, examples: Sequence[Example], tokenizer: AnyTokenizer | None
 ) -> None:
     first = next((example for example in examples if not example.input_ids), None)
     if first is not None and tokenizer is None:
@@ -260,7 +257,7 @@ def _refuse_texts_without_tokenizer(
 def _prompts(
     examples: Sequence[Example],
     prompt_form: PromptFormat,
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: AnyTokenizer | None,
     max_prompt: int,
 ) -> list[tuple[np.ndarray, bool]]:
     """Ids of each prompt and whether it was cut."""
@@ -280,7 +277,7 @@ def _responses(
     task: TaskExamples,
     examples: Sequence[Example],
     prompt_form: PromptFormat,
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: AnyTokenizer | None,
     max_response: int,
 ) -> list[tuple[np.ndarray | None, bool]]:
     """Ids of each response with its end and whether it was cut; (None, False) in a label task."""
@@ -296,7 +293,7 @@ def _responses(
     return responses
 
 
-def end_of_sequence(tokenizer: "PreTrainedTokenizerBase") -> int:
+def end_of_sequence(tokenizer: AnyTokenizer) -> int:
     """The id that ends every answer.
 
     Raises:
@@ -310,9 +307,7 @@ def end_of_sequence(tokenizer: "PreTrainedTokenizerBase") -> int:
     return tokenizer.eos_token_id
 
 
-def tokenize_answers(
-    definition: Task, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[np.ndarray, ...]:
+def tokenize_answers(definition: Task, tokenizer: AnyTokenizer) -> tuple[np.ndarray, ...]:
     """The ids of each label's text after a prompt, with end of sequence, int32 [A] each.
 
     Raises:
@@ -347,7 +342,7 @@ def tokenize_answers(
 
 
 def tokenize_prompt(
-    text: str, prompt_form: PromptFormat, tokenizer: "PreTrainedTokenizerBase", max_prompt: int
+    text: str, prompt_form: PromptFormat, tokenizer: AnyTokenizer, max_prompt: int
 ) -> tuple[np.ndarray, bool]:
     """The token ids of a template with its text, and whether the text was cut to fit.
 
@@ -377,7 +372,7 @@ def tokenize_prompt(
 
 def bare_prompts(
     examples: Sequence[TokenizedExample],
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: AnyTokenizer | None,
     max_prompt: int,
 ) -> list[np.ndarray]:
     """The ids of each example's text without a template, or its prompt if that was all.
@@ -402,7 +397,7 @@ def bare_prompts(
 def _tokenize_prompts(
     texts: Sequence[str],
     prompt_form: PromptFormat,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: AnyTokenizer,
     max_prompt: int,
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """`tokenize_prompt` for many texts."""

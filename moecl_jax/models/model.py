@@ -1,18 +1,16 @@
 """A frozen LLM, ready to be adapted: what compiled steps know of it, and its weights."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import Decoder
 from moecl_jax.models.experts import FeedForward
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 from moecl_jax.models.lora import AttentionTerm
 from moecl_jax.models.sharding import ONE_DEVICE, Placement
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Model:
 
     architecture: Architecture
     params: Any = dataclasses.field(repr=False)
-    tokenizer: "PreTrainedTokenizerFast | None" = dataclasses.field(repr=False)
+    tokenizer: AnyTokenizer | None = dataclasses.field(repr=False)
     fingerprint: str
     source: str
     quantization: str = "none"

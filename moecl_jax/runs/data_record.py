@@ -9,19 +9,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from moecl_jax.data.task import SPLITS
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask, prompt_format
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import DATA_NAME
 from moecl_jax.runs.workdir import write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +38,7 @@ class DataRecord:
     accepted: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, tasks: Sequence[TokenizedTask], tokenizer: "PreTrainedTokenizerBase | None"
-    ) -> Self:
+    def of(cls, tasks: Sequence[TokenizedTask], tokenizer: AnyTokenizer | None) -> Self:
         """The record of tasks that were read."""
         read = {
             task.name: {
@@ -125,7 +121,7 @@ def _is_record(content: Any) -> bool:
     return all(isinstance(read, dict) and read.keys() >= parts for read in tasks.values())
 
 
-def refuse_other_tokenizer(workdir: Path, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+def refuse_other_tokenizer(workdir: Path, tokenizer: AnyTokenizer | None) -> None:
     """Refuses to answer with another tokenizer than the one that the experts were trained with.
 
     Raises:
@@ -139,7 +135,7 @@ def refuse_other_tokenizer(workdir: Path, tokenizer: "PreTrainedTokenizerBase | 
         )
 
 
-def _of_tokenizer(tokenizer: "PreTrainedTokenizerBase | None") -> str:
+def _of_tokenizer(tokenizer: AnyTokenizer | None) -> str:
     if tokenizer is None:
         return "none"
     content: Any = tokenizer

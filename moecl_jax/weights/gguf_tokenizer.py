@@ -7,19 +7,16 @@ import itertools
 from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from moecl_jax import quiet
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.models.light_tokenizer import LightTokenizer
 from moecl_jax.outside import shortened
 from moecl_jax.weights.tokenizer import blamed_on
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 # Values of tokenizer.ggml.token_type (enum llama_token_type of llama.cpp).
 _NORMAL = 1
@@ -33,7 +30,7 @@ _MOST_CHARACTERS = 256
 """Of a piece of a SentencePiece vocabulary, whose every cut is looked up; Gemma's have up to 31."""
 
 
-def from_gguf(metadata: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast | None":
+def from_gguf(metadata: dict[str, Any], file: Path) -> LightTokenizer | None:
     """Builds the tokenizer that GGUF metadata describes; None when there is none.
 
     Args:
@@ -63,16 +60,9 @@ def from_gguf(metadata: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast 
         f"{role}_token": tokens[index]
         for role, index in _special_ids(metadata, len(tokens), file).items()
     }
-    with quiet.transformers():
-        from transformers import PreTrainedTokenizerFast
     with blamed_on(str(file), "Download the file again."):
-        return PreTrainedTokenizerFast(
-            tokenizer_object=_BUILDERS[model](metadata, tokens, file),
-            chat_template=template,
-            clean_up_tokenization_spaces=False,
-            extra_special_tokens=_of_type(metadata, tokens, _CONTROL, file),
-            **names,
-        )
+        core = _BUILDERS[model](metadata, tokens, file)
+        return LightTokenizer(core, names, _of_type(metadata, tokens, _CONTROL, file), template)
 
 
 def _byte_level_bpe(metadata: dict[str, Any], tokens: list[str], file: Path) -> Tokenizer:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from moecl_jax.kernels import ATTENTIONS, QUANTIZATIONS, as_bits, one_by_one, qu
 from moecl_jax.models.attention import check_attention
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.decoder import REMAT_POLICIES
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 from moecl_jax.models.model import Architecture, Model
 from moecl_jax.models.sharding import AXES, Placement
 from moecl_jax.outside import shortened
@@ -38,9 +39,6 @@ from moecl_jax.weights import (
 from moecl_jax.weights.families import Family, family_named
 from moecl_jax.weights.files import shown
 from moecl_jax.weights.packaged import PACKAGED, packaged_file
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _MOST_AT_ONCE = 4
 """Tensors read at the same time: each takes memory, and few threads use all of its bandwidth."""
@@ -74,7 +72,7 @@ class Backbone:
 
     config: DecoderConfig
     params: dict[str, Any]
-    tokenizer: "PreTrainedTokenizerFast | None"
+    tokenizer: AnyTokenizer | None
     fingerprint: str
     source: str
 
@@ -158,6 +156,7 @@ def load_backbone(
         raise UserError(f"dtype is {np.dtype(dtype)}; expected float32 or bfloat16.")
     asked_for = family_named(family)
     location = _locate(path)
+    read_tokenizer: AnyTokenizer | None
     if location.is_dir():
         checkpoint = huggingface.read_checkpoint(location, asked_for)
         read_tokenizer = tokenizer.from_folder(location)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from moecl_jax import quiet, reporting
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.models.light_tokenizer import AnyTokenizer, LightTokenizer
 from moecl_jax.outside import shortened
 from moecl_jax.weights.files import map_bytes, read_object
 
@@ -74,7 +75,7 @@ def from_folder(folder: Path) -> "PreTrainedTokenizerFast | None":
     return tokenizer
 
 
-def fit_to_rows(tokenizer: "PreTrainedTokenizerFast", rows: int, place: Path) -> None:
+def fit_to_rows(tokenizer: AnyTokenizer, rows: int, place: Path) -> None:
     """Checks that the embedding has a row for every id that the tokenizer gives.
 
     Special tokens without a row are taken out of the tokenizer, so that their text is read as any
@@ -103,7 +104,10 @@ def fit_to_rows(tokenizer: "PreTrainedTokenizerFast", rows: int, place: Path) ->
     if beyond:
         with blamed_on(str(place), advice):
             core = _without(tokenizer.backend_tokenizer, beyond)
-            tokenizer._tokenizer = core  # type: ignore[assignment]  # declared as None
+            if isinstance(tokenizer, LightTokenizer):
+                tokenizer.replace_backend(core)
+            else:
+                tokenizer._tokenizer = core
         more = f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""
         reporting.current().message(
             f"note: {place}: the embedding has no row for the special token "

@@ -52,6 +52,8 @@ def test_its_docstring_has_a_command_that_is_understood(file: str) -> None:
         "mtl5_shared_smollm2.py:order=3,data=elsewhere",
         "mtl5_comparison.py:order=2",
         "original.py:order=2",
+        "cold.py:order=3,base=gemma3-270m,language=zh,data=missing",
+        "tencent3.py:order=2,language=en,data=missing",
         *(f"long_sequence.py:order={order}" for order in (4, 5, 6)),
         "long_sequence.py:data=local,folder=missing",
     ],

@@ -389,14 +389,13 @@ def test_time_left_is_by_variant_and_else_the_mean(config_file: Path) -> None:
 
 def test_the_comparison_s_methods_and_orders_are_known() -> None:
     script = (ROOT / "launch" / "comparison.sh").read_text(encoding="utf-8")
-    (listed,) = re.findall(r"^rows=\((.*?)^\)", script, flags=re.MULTILINE | re.DOTALL)
-    rows = re.sub(r"#.*", "", listed).split()
-    orders = re.findall(r"--orders=(\S+)", script)
-    grid = Grid.parse("configs/mtl5_comparison.py", [], ",".join(rows), orders[-1], "0,1,2")
-    methods = {variant.partition(":")[0] for variant in grid.variants}
-    assert methods == set(METHODS) - {"sequential_full"}
-    assert grid.orders == ("1", "2", "3")
-    assert len(plan(grid)) == 9 * len(rows)
+    listed = re.findall(r"^(?:methods|forms)=\((.*?)^\)", script, flags=re.MULTILINE | re.DOTALL)
+    rows = [re.sub(r"#.*", "", rows).split() for rows in listed]
+    every = ",".join(row for part in rows for row in part)
+    grid = Grid.parse("configs/mtl5_comparison.py", [], every, "1,2,3", "0,1,2")
+    assert {variant.partition(":")[0] for variant in rows[0]} == set(METHODS) - {"sequential_full"}
+    assert {variant.partition(":")[0] for variant in rows[1]} == {"moe_cl"}
+    assert len(plan(grid)) == 9 * len(grid.variants)
 
 
 def test_the_rate_that_validates_best_is_chosen_and_its_run_carried_over(tmp_path: Path) -> None:
@@ -413,6 +412,7 @@ def test_the_rate_that_validates_best_is_chosen_and_its_run_carried_over(tmp_pat
             (tmp_path / "rates" / folder).mkdir(parents=True)
             kept = json.dumps({"accuracy": accuracy})
             (tmp_path / "rates" / folder / "validation.json").write_text(kept)
+            (tmp_path / "rates" / folder / "results.json").write_text("{}")
             runs.append({"variant": variant, "order": "1", "seed": 0, "workdir": folder})
     (tmp_path / "rates" / "sweep.json").write_text(json.dumps({"runs": runs}))
     chosen = script["choose"](tmp_path / "rates", tmp_path / "grid")
@@ -422,6 +422,10 @@ def test_the_rate_that_validates_best_is_chosen_and_its_run_carried_over(tmp_pat
     ]
     carried = {path.parent for path in (tmp_path / "grid").rglob("validation.json")}
     assert carried == {tmp_path / "grid" / run_folder(variant, "1", 0) for variant in chosen}
+    unfinished = tmp_path / "rates" / run_folder("ewc:optimizer.learning_rate=1e-3", "1", 0)
+    (unfinished / "results.json").unlink()
+    with pytest.raises(UserError, match="is not finished; run the sweep of the rates to its end"):
+        script["choose"](tmp_path / "rates", tmp_path / "grid")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moecl_jax.data.catalog import cold, shared_mtl5
+from moecl_jax.data.catalog import shared_mtl5
+from moecl_jax.data.compliance import cold
 from moecl_jax.data.examples import TaskExamples, load_examples, normalise
 from moecl_jax.data.task import Task
 

@@ -12,7 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from moecl_jax.config.default import get_config
-from moecl_jax.data.catalog import CATALOG, MTL5_LABELS, MTL5_ORDERS, cold, shared_mtl5
+from moecl_jax.data.catalog import CATALOG, MTL5_LABELS, MTL5_ORDERS, shared_mtl5
+from moecl_jax.data.compliance import COLD, LANGUAGES, TENCENT3, cold, tencent3
+from moecl_jax.data.compliance import LABELS as COMPLIANCE_LABELS
 from moecl_jax.data.examples import Example, TaskExamples, load_examples
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
@@ -498,3 +500,32 @@ def test_unknown_local_tasks_list_the_known() -> None:
         shared_mtl5("folder", "imdb")
     with pytest.raises(UserError, match="no COLD task 'age'; there are gender, race, region"):
         cold("folder", "age")
+    with pytest.raises(UserError, match="no Tencent3 task 'race'; there are video, social, off"):
+        tencent3("folder", "race")
+    with pytest.raises(UserError, match="no template in 'de'; there are zh and en"):
+        cold("folder", "race", "de")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_compliance_tasks_read_their_fields(tmp_path: Path, language: str) -> None:
+    prompts = set()
+    for name, fields in TENCENT3.items():
+        records = [
+            {field: f"{field} {index}" for field in fields} | {"label": index % 2}
+            for index in range(6)
+        ]
+        records[0][fields[0]] = ""  # there need not be one
+        (tmp_path / name).mkdir()
+        for place, split in enumerate(("train", "validation", "test")):
+            lines = [json.dumps(record) for record in records[2 * place : 2 * place + 2]]
+            (tmp_path / name / f"{split}.jsonl").write_text("\n".join(lines))
+        definition = tencent3(tmp_path, name, language)
+        task = load(definition)
+        assert definition.labels == COMPLIANCE_LABELS[language]
+        assert sorted(example.label for example in task.train) == [0, 1]
+        by_label = {example.label: example.text for example in task.train}
+        assert all(f"{field} 1" in by_label[1] for field in fields)
+        assert f"{fields[0]} 0" not in by_label[0] and f"{fields[-1]} 0" in by_label[0]
+        prompts.add(definition.template)
+    prompts |= {cold(tmp_path, name, language).template for name in COLD}
+    assert len(prompts) == 6

@@ -1,14 +1,19 @@
 """Tokenizers, against literal ids and against those that transformers builds from the same file."""
 
 import json
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from moecl_jax.errors import UserError
+from moecl_jax.models.light_tokenizer import LightTokenizer
 from moecl_jax.weights.gguf_file import read_gguf
 from moecl_jax.weights.gguf_tokenizer import from_gguf
 from moecl_jax.weights.packaged import packaged_file
@@ -53,6 +58,68 @@ def test_smollm2_literal_ids(smollm2):
     assert smollm2.encode("<|im_end|>") == [2]
     assert smollm2.encode("x<|im_end|>") == [104, 2]
     assert len(smollm2) == 49152
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+from moecl_jax.data.encoding import encode_between, special_texts
+from moecl_jax.weights.load import load_backbone
+tokenizer = load_backbone("smollm2-135m").tokenizer
+[(ids, _)] = encode_between(["Hi <|im_end|>"], "It: ", "\\nIs:", tokenizer, special_tokens=True)
+assert tokenizer.decode(ids) == "It: Hi <|im_end|>\\nIs:" and tokenizer.eos_token_id == 2
+assert "transformers" not in sys.modules
+assert tokenizer.pad_token == "<|im_end|>" and "transformers" in sys.modules
+"""
+
+
+def test_a_gguf_file_is_tokenised_without_transformers(repository):
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRANSFORMERS],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+SAME = (
+    *("bos_token", "eos_token", "unk_token", "eos_token_id", "unk_token_id", "is_fast"),
+    *("all_special_tokens", "all_special_ids", "special_tokens_map", "split_special_tokens"),
+)
+
+
+@pytest.mark.parametrize(
+    ("roles", "special"),
+    [
+        ({"bos_token": "<s>", "eos_token": "</s>"}, ["<s>", "</s>"]),
+        ({"eos_token": "ab", "unk_token": "a", "pad_token": "ab"}, ["</s>"]),  # not added before
+        ({}, ["new"]),  # not in the vocabulary
+    ],
+)
+def test_what_needs_no_transformers_is_what_it_gives(roles, special):
+    core = from_gguf(tiny(), FILE).backend_tokenizer.to_str()
+    light = LightTokenizer(Tokenizer.from_str(core), roles, special, None)
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(core),
+        extra_special_tokens=special,
+        clean_up_tokenization_spaces=False,
+        **roles,
+    )
+    for tokenizer in (light.whole, light):
+        assert tokenizer.backend_tokenizer.to_str() == whole.backend_tokenizer.to_str()
+        for name in SAME:
+            assert getattr(tokenizer, name) == getattr(whole, name), name
+        assert str(tokenizer.added_tokens_decoder) == str(whole.added_tokens_decoder)
+        assert tokenizer.get_vocab() == whole.get_vocab()
+        assert len(tokenizer) == len(whole)
+        for text in ("a ab ab12 <s>x</s> new", "", "cab <tool>"):
+            assert tokenizer(text) == whole(text)
+            for flag in (True, False):
+                ids = tokenizer.encode(text, add_special_tokens=flag)
+                assert ids == whole.encode(text, add_special_tokens=flag)
+                shown = tokenizer.decode(ids, skip_special_tokens=flag)
+                assert shown == whole.decode(ids, skip_special_tokens=flag)
 
 
 @pytest.mark.parametrize(
