@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from moecl_jax.report import tables
 from moecl_jax.report.pictures import Album
-from moecl_jax.report.runs import FinishedRun, RunFolder, sorted_order_names
+from moecl_jax.report.runs import FinishedRun, sorted_order_names
 from moecl_jax.report.summary import ENOUGH_SEEDS, difference, percent, summarize
 
 _MOST_NAMED = 4  # a title of more methods, or tasks, would not be read
@@ -28,14 +28,11 @@ class Comparison:
       warnings: reasons why the rows may not be comparable.
     """
 
-    def __init__(
-        self, runs: Sequence[FinishedRun], missing: Sequence[RunFolder], name: str = ""
-    ) -> None:
+    def __init__(self, runs: Sequence[FinishedRun], name: str = "") -> None:
         """Computes the tables.
 
         Args:
           runs: finished runs on the same tasks, at least one.
-          missing: runs of a sweep that are not finished.
           name: what the names of the pictures' files begin with.
         """
         self.runs = runs
@@ -63,7 +60,7 @@ class Comparison:
         )
         self.costs = tables.cost_table(self.variants)
         self.budget, differing = tables.budget(runs)
-        self.warnings = tables.coverage(self.variants, missing) + differing
+        self.warnings = tables.coverage(self.variants) + differing
 
     @property
     def title(self) -> str:

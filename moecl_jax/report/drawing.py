@@ -31,7 +31,7 @@ _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 _MARKERS = "osD^v"
 _LETTER = 6.0  # mean width of a letter
 _LONGEST = 18  # letters of a name beside an axis
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moecl",
     "pdf.fonttype": 42,
@@ -102,11 +102,18 @@ def curves(
     width, height = size
     slot = (width - right - 46) / max(1, len(ticks or ""))
     names = [_shortened(name, max(_LONGEST, int(slot / _LETTER) - 1)) for name in ticks or ()]
-    widest = _LETTER * max(map(len, names), default=0)
-    turned = widest + 6 > slot
-    bottom = 22 + (0.6 * widest + 4 if turned else 0)
-    right = max(right, 0 if turned or not names else _LETTER * len(names[-1]) / 2 - 0.1 * slot)
-    figure, axes = _canvas(width, height, (46, bottom, right, 22))
+    if slot < 20:  # names would touch each other, turned too
+        label += " (tasks by number)"
+        names = [str(number) for number in range(1, len(names) + 1)]
+    widths = [_LETTER * len(name) for name in names]
+    turned = max(widths, default=0) + 6 > slot >= 20
+    left, bottom = 46.0, 22.0
+    if turned:
+        bottom += 0.6 * max(widths) + 4
+        left = max(left, *(0.82 * wide - place * slot for place, wide in enumerate(widths)))
+    elif names:
+        right = max(right, widths[-1] / 2 - 0.1 * slot)
+    figure, axes = _canvas(width, height, (left, bottom, right, 22))
     axes.set_title(label, loc="left", fontsize=11, color=_SOFT)
     axes.grid(axis="y", color=_RULE, linewidth=0.8, clip_on=False)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
@@ -135,7 +142,7 @@ def curves(
     axes.set_ylim(limits or axes.get_ylim())  # fixed, for what stands beside
     if named:
         _name_ends(axes, lines, reference, height)
-    _draw_sections(axes, sections)
+    _draw_sections(axes, sections, width)
     return figure
 
 
@@ -196,7 +203,7 @@ def heat_map(
             show(number) if known else "-",
             ha="center",
             va="center_baseline",
-            color=_letters_on(tone) if known else _INK,
+            color=_letters_on(float(tone)) if known else _INK,
             fontsize=11 if wide >= 34 else 9.5,
         )
     for row, column in framed:
@@ -226,6 +233,7 @@ def inline_svg(figure: "Figure", number: int, title: str, description: str) -> s
     body = re.sub(r"font-family: [^;\"]*;?", "", body)
     body = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", body)  # backgrounds
     body = re.sub(r"(\bid=\"|xlink:href=\"#|url\(#)", rf"\g<1>p{number}-", body)
+    body = re.sub(r"(\.\d\d)\d+", r"\1", body)
     body = re.sub(r"\s+", " ", body.replace("xlink:href", "href"))
     for colour, name in _VARIABLES.items():
         body = body.replace(colour, f"var(--{name})")
@@ -259,9 +267,9 @@ def _letters_on(tone: float) -> str:
 
 
 def _save(figure: "Figure", *arguments: Any, **options: Any) -> None:
-    import matplotlib
+    from matplotlib import style
 
-    with matplotlib.rc_context(_STYLE):
+    with style.context(["default", _STYLE]):
         figure.savefig(*arguments, **options)
 
 
@@ -269,7 +277,7 @@ def _canvas(
     width: float, height: float, margins: tuple[float, float, float, float]
 ) -> tuple["Figure", "Axes"]:
     """A figure with axes inside margins: left, bottom, right and top."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     left, bottom, right, top = margins
@@ -279,7 +287,7 @@ def _canvas(
         1 - (left + right) / width,
         1 - (bottom + top) / height,
     )
-    with matplotlib.rc_context(_STYLE):
+    with style.context(["default", _STYLE]):  # whatever style the user has
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         axes = figure.add_axes(inside)
     axes.set_axisbelow(True)
@@ -348,16 +356,16 @@ def _name_ends(
         )
 
 
-def _draw_sections(axes: "Axes", sections: Sequence[tuple[float, str]]) -> None:
+def _draw_sections(axes: "Axes", sections: Sequence[tuple[float, str]], width: float) -> None:
     """Draws a line where a section begins, and its name as far as there is room."""
     low, high = axes.get_xlim()
-    inches = axes.get_position().width * axes.figure.get_figwidth()
+    inside = axes.get_position().width * width
     starts = [start for start, _ in sections]
     for number, (start, name) in enumerate(sections):
         if number:
             axes.axvline(start, color=_SOFT, linestyle="--", linewidth=0.8, clip_on=False)
         end = starts[number + 1] if number + 1 < len(starts) else high
-        room = int((end - start) / (high - low) * inches * 72 / _LETTER)
+        room = int((end - start) / (high - low) * inside / _LETTER)
         if room > 2:
             axes.annotate(
                 _shortened(name, room),
@@ -371,4 +379,9 @@ def _draw_sections(axes: "Axes", sections: Sequence[tuple[float, str]]) -> None:
 
 
 def _shortened(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: max(1, letters - 1)] + "…"
+    """Leaves out the middle of a long text, for names often differ at their ends."""
+    if len(text) <= letters:
+        return text
+    start = max(1, letters // 2)
+    end = letters - 1 - start
+    return f"{text[:start]}…{text[-end:] if end > 0 else ''}"

@@ -75,6 +75,7 @@ class Report:
 
     Attributes:
       runs: finished runs, in the order in which they were read.
+      missing: runs of a sweep that are not finished.
       folder: folder of the report; paths in the report are relative to it.
       comparisons: a comparison for each set of tasks.
       date: today, `YYYY-MM-DD`.
@@ -90,13 +91,13 @@ class Report:
           missing: runs of a sweep that are not finished.
           folder: folder of the report; paths in the report are relative to it.
         """
-        self.runs, self.folder = runs, folder
+        self.runs, self.missing, self.folder = runs, missing, folder
         groups = by_tasks(runs)
         names = [
             f"tasks{number}" if len(groups) > 1 else "" for number in range(1, len(groups) + 1)
         ]
         self.comparisons = [
-            Comparison(group, missing, name) for group, name in zip(groups, names, strict=True)
+            Comparison(group, name) for group, name in zip(groups, names, strict=True)
         ]
         self.date = datetime.date.today().isoformat()
 
@@ -106,6 +107,13 @@ class Report:
         if len(self.comparisons) == 1:
             return self.comparisons[0].title
         return f"{len(self.comparisons)} comparisons, each on tasks of its own"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is missing from the report."""
+        listed = "; ".join(map(str, self.missing))
+        count = len(self.missing)
+        return [f"Not finished, and not in this report ({count}): {listed}"] if count else []
 
     @property
     def versions(self) -> dict[str, str]:
@@ -149,7 +157,7 @@ class Report:
     def markdown(self) -> str:
         """Returns the tables as Markdown, with the notes that explain them."""
         plain = functools.partial(map, tables.escape_markdown)
-        parts = []
+        parts = [f"> Warning: {text}" for text in plain(self.warnings)]
         for comparison in self.comparisons:
             parts += _markdown(comparison)
         versions = [f"{name} {version}" for name, version in self.versions.items()]

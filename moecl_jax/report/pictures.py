@@ -98,13 +98,17 @@ class Album:
         return Section("Accuracy as the stream grows", _GROWTH_TEXT, groups)
 
     def forgetting(self) -> Section:
-        """The accuracy on each task from its own training on."""
-        groups = {
-            self._title(order): [
-                self._forgetting(order, index) for index in range(len(self._tasks(order)))
-            ]
-            for order in self.orders
-        }
+        """The accuracy on each task from its own training on; no group where there is one task."""
+        groups = (
+            {}
+            if len(self.variants[0].runs[0].results.tasks) == 1
+            else {
+                self._title(order): [
+                    self._forgetting(order, index) for index in range(len(self._tasks(order)))
+                ]
+                for order in self.orders
+            }
+        )
         return Section("Forgetting, task by task", _FORGETTING_TEXT, groups)
 
     def details(self) -> list[Section]:
@@ -147,13 +151,18 @@ class Album:
                 groups[self._title(order)] = pictures
         return groups
 
-    def _growth(self, order: str) -> Picture:
-        tasks = self._tasks(order)
-        stages = np.arange(len(tasks))
+    def _growing(self, order: str) -> list[drawing.Curve]:
+        """The curves of an order's variants."""
         lines = []
         for name, runs in self.orders[order].items():
             mean, spread = _statistics(_so_far(run.results.matrix) for run in runs)
+            stages = np.arange(len(mean))
             lines.append(drawing.Curve(name, self.styles[name], stages, mean, spread))
+        return lines
+
+    def _growth(self, order: str) -> Picture:
+        tasks, lines = self._tasks(order), self._growing(order)
+        everything = [line for other in self.orders for line in self._growing(other)]
         runs = [run for group in self.orders[order].values() for run in group]
         majority, _ = _statistics(100 * run.results.majority for run in runs)
         counted = np.where(np.isnan(majority), 0.0, majority).cumsum() / np.arange(
@@ -167,6 +176,7 @@ class Album:
                 size=(width, 330 if width > PANEL else 270),
                 label="mean accuracy of the tasks so far, %",
                 ticks=[f"after {task}" for task in tasks] if width > 600 else tasks,
+                limits=_limits(everything),
                 reference=("commonest label", counted) if known else None,
                 named=named,
             )
@@ -176,28 +186,23 @@ class Album:
             f"Order {order}" if len(self.orders) > 1 else "",
             f"In percent, after each task of {', '.join(tasks)}. {_described(lines)}",
             draw,
-            wide=len(self.orders) < 3,
+            wide=len(self.orders) < 3 and len(tasks) > 1,
         )
 
     def _forgetting(self, order: str, index: int) -> Picture:
         tasks = self._tasks(order)
-        lines, everything = [], []
-        majority: list[Array] = []
+        by_task: list[list[drawing.Curve]] = []
         for place in range(len(tasks)):
+            by_task.append([])
             for name, runs in self.orders[order].items():
                 columns = (100 * run.results.matrix[place:, place] for run in runs)
-                mean, spread = _statistics(columns)
-                around = np.nan_to_num(spread)
-                everything += [mean - around, mean + around]
-                if place == index:
-                    stages = np.arange(index, len(tasks))
-                    lines.append(drawing.Curve(name, self.styles[name], stages, mean, spread))
-                    majority += [100 * run.results.majority[index : index + 1] for run in runs]
-        baseline = _statistics(majority)[0][0]
+                stages = np.arange(place, len(tasks))
+                line = drawing.Curve(name, self.styles[name], stages, *_statistics(columns))
+                by_task[-1].append(line)
+        lines, limits = by_task[index], _limits([line for group in by_task for line in group])
+        runs = [run for group in self.orders[order].values() for run in group]
+        baseline = _statistics(100 * run.results.majority for run in runs)[0][index]
         known = "" if np.isnan(baseline) else f"; commonest label: {baseline:.1f}"
-        drawn = np.concatenate(everything)
-        low, high = (np.nanmin(drawn), np.nanmax(drawn)) if not np.isnan(drawn).all() else (0, 100)
-        room = max(2.0, 0.06 * (high - low))
 
         def draw(width: int, named: bool) -> "Figure":
             return drawing.curves(
@@ -205,8 +210,7 @@ class Album:
                 size=(max(width, 480) if named else 286, 210),
                 label=f"accuracy, %{known}",
                 ticks=tasks,
-                limits=(low - room, high + room),
-                reference=None,
+                limits=limits,
                 named=named,
             )
 
@@ -328,7 +332,7 @@ class Album:
 
 _GROWTH_TEXT = (
     "Mean test accuracy over the tasks trained so far. A curve is the mean over the seeds of one "
-    "order, its band the standard deviation."
+    "order, its band the standard deviation; one seed has none."
 )
 _FORGETTING_TEXT = (
     "Test accuracy on each task from its own training on, as further tasks are learned: a flat "
@@ -359,6 +363,18 @@ _DISCRIMINATOR_TEXT = (
     "percent, in the first seed; a column is the mean of the logged steps up to the one it names, "
     "and a line parts the tasks."
 )
+
+
+def _limits(lines: Sequence[drawing.Curve]) -> tuple[float, float] | None:
+    """The ends of an axis on which all the curves and their bands have room."""
+    means = np.concatenate([np.asarray(line.y, np.float64) for line in lines])
+    spreads = np.concatenate([np.asarray(line.spread, np.float64) for line in lines])
+    if np.isnan(means).all():
+        return None
+    around = np.nan_to_num(spreads)
+    low, high = float(np.nanmin(means - around)), float(np.nanmax(means + around))
+    room = max(1.0, 0.06 * (high - low))
+    return low - room, high + room
 
 
 def _so_far(matrix: Array) -> Array:

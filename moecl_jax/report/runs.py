@@ -135,12 +135,12 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[RunFolde
         listed = ", ".join(map(str, folders))
         raise UserError(f"{listed}: none of the {len(missing)} runs is finished; run 'moecl sweep'")
     runs = []
-    for run in finished:
-        results = Results.load(run.workdir)
-        config = read_object(run.workdir / CONFIG_NAME) if _has(run, CONFIG_NAME) else {}
-        log = list(_read_log(run.workdir / LOG_NAME)) if _has(run, LOG_NAME) else []
-        variant, order = run.variant or results.method, run.order or ""
-        runs.append(FinishedRun(variant, order, run.workdir, results, config, log))
+    for folder in finished:
+        results = Results.load(folder.workdir)
+        config = read_object(folder.workdir / CONFIG_NAME) if _has(folder, CONFIG_NAME) else {}
+        log = list(_read_log(folder.workdir / LOG_NAME)) if _has(folder, LOG_NAME) else []
+        variant, order = folder.variant or results.method, folder.order or ""
+        runs.append(FinishedRun(variant, order, folder.workdir, results, config, log))
     named = [run for group in by_tasks(runs) for run in _told_apart(_in_orders(group))]
     places = {run.workdir: place for place, run in enumerate(runs)}
     return sorted(named, key=lambda run: places[run.workdir]), missing

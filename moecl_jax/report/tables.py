@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecl_jax.report.intervals import Interval
-from moecl_jax.report.runs import FinishedRun, RunFolder
+from moecl_jax.report.runs import FinishedRun
 from moecl_jax.report.summary import Difference, Spread, Variant, differences, marks, percent
 from moecl_jax.runs.names import METRIC_NAMES, SPLIT_NAMES
 from moecl_jax.runs.results import Results
@@ -78,7 +78,8 @@ def accuracy_table(variants: Sequence[Variant], orders: Sequence[str]) -> Table:
       orders: names of the orders of tasks; one column each where there are several.
     """
     columns = [_spread_column("acc", variants, functools.partial(_metric, name="acc"))]
-    columns.append(("95% interval", [Cell(_ends(v.interval)) for v in variants]))
+    if any(variant.interval.known for variant in variants):
+        columns.append(("95% interval", [Cell(_ends(v.interval)) for v in variants]))
     if len(orders) > 1:
         columns += [
             _marked(f"order {order}", variants, functools.partial(_in_order, order=order))
@@ -104,6 +105,7 @@ def accuracy_table(variants: Sequence[Variant], orders: Sequence[str]) -> Table:
             *rest,
         ]
         for name, spreads in _baselines(variants).items()
+        if all(spread.count for spread in spreads.values())
     ]
     return Table(table.header, [*table.rows, *baselines])
 
@@ -179,7 +181,7 @@ def _baselines(variants: Sequence[Variant]) -> dict[str, dict[str, Spread]]:
     return {
         name: spreads
         for name, spreads in found.items()
-        if all(spread.count for spread in spreads.values())
+        if any(spread.count for spread in spreads.values())
     }
 
 
@@ -266,29 +268,24 @@ def budget(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:
     return shown, warnings
 
 
-def coverage(variants: Sequence[Variant], missing: Sequence[RunFolder]) -> list[str]:
-    """Warns of missing runs, and of variants with different orders or seeds.
+def coverage(variants: Sequence[Variant]) -> list[str]:
+    """Warns of variants with different orders or seeds.
 
     Args:
       variants: rows of the main table.
-      missing: runs of a sweep that are not finished.
 
     Returns:
-      The warnings; an empty list if all rows cover the same orders and seeds of the same tasks.
+      The warnings; an empty list if all rows cover the same orders and seeds.
     """
-    warnings = []
-    if missing:
-        listed = "; ".join(map(str, missing))
-        warnings.append(f"Not finished, and not in this report ({len(missing)}): {listed}")
     pairs = {v.name: {(run.order, run.results.seed) for run in v.runs} for v in variants}
     everything = set().union(*pairs.values())
     partial = [name for name, covered in pairs.items() if covered != everything]
-    if partial:
-        warnings.append(
-            "Means are over different orders or seeds: these methods lack some that others have: "
-            + ", ".join(partial)
-        )
-    return warnings
+    if not partial:
+        return []
+    return [
+        "Means are over different orders or seeds: these methods lack some that others have: "
+        + ", ".join(partial)
+    ]
 
 
 def to_markdown(table: Table) -> str:
