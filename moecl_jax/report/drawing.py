@@ -329,22 +329,14 @@ def _name_ends(
     """Writes the names of curves beside their last points, a line apart."""
     low, high = axes.get_ylim()
     apart = (high - low) * 15 / (height * axes.get_position().height)
-    ends = [
-        (float(np.asarray(line.y)[-1]), line.name, LINES[line.style % len(LINES)])
-        for line in lines
-        if np.size(line.y) and not math.isnan(np.asarray(line.y)[-1])
-    ]
-    if reference is not None and not math.isnan(np.asarray(reference[1])[-1]):
-        ends.append((float(np.asarray(reference[1])[-1]), reference[0], _SOFT))
-    ends.sort(reverse=True)
-    places = [end[0] for end in ends]
-    for index in range(1, len(places)):
-        places[index] = min(places[index], places[index - 1] - apart)
-    lift = max(0.0, low + apart / 2 - places[-1]) if places else 0.0
-    for index in range(len(places) - 1, -1, -1):  # pushed up from below
-        above = places[index + 1] + apart if index + 1 < len(places) else -math.inf
-        places[index] = max(places[index], low + apart / 2 if lift else -math.inf, above)
-    for place, (_, name, colour) in zip(places, ends, strict=True):
+    known = [(line.name, LINES[line.style % len(LINES)], np.asarray(line.y)[-1]) for line in lines]
+    if reference is not None:
+        known.append((reference[0], _SOFT, np.asarray(reference[1])[-1]))
+    ends = sorted((end for end in known if not math.isnan(end[2])), key=lambda end: float(end[2]))
+    steps = apart * np.arange(len(ends))
+    places = np.maximum.accumulate([float(end[2]) for end in ends] - steps) + steps
+    places -= max(0.0, *(places - high))  # below the top, if they were pushed above it
+    for place, (name, colour, _) in zip(places, ends, strict=True):
         axes.annotate(
             _shortened(name, 34),
             (1, (place - low) / (high - low)),

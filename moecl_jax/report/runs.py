@@ -141,9 +141,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[RunFolde
         log = list(_read_log(folder.workdir / LOG_NAME)) if _has(folder, LOG_NAME) else []
         variant, order = folder.variant or results.method, folder.order or ""
         runs.append(FinishedRun(variant, order, folder.workdir, results, config, log))
-    named = [run for group in by_tasks(runs) for run in _told_apart(_in_orders(group))]
-    places = {run.workdir: place for place, run in enumerate(runs)}
-    return sorted(named, key=lambda run: places[run.workdir]), missing
+    told_apart = [run for group in by_tasks(runs) for run in _told_apart(_in_orders(group))]
+    places = {folder.workdir: place for place, folder in enumerate(finished)}
+    return sorted(told_apart, key=lambda run: places[run.workdir]), missing
 
 
 def by_tasks(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
