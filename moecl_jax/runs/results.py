@@ -190,15 +190,10 @@ class Results:
           The matplotlib figure, which a notebook shows. It is not registered with pyplot.
 
         Raises:
-          UserError: if matplotlib is not installed, or the file cannot be written.
+          UserError: if the file cannot be written.
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise UserError(
-                "plotting needs matplotlib, which is not installed. "
-                'Install it: pip install "moecl_jax[plot]"'
-            ) from error
+        from matplotlib import pyplot
+
         count = len(self.tasks)
         matrix_width, height = 2.2 + 0.6 * count, max(3.6, 1.8 + 0.45 * (count + 1))
         figure, (left, right) = pyplot.subplots(

@@ -1,6 +1,5 @@
 """`Results`: reading results.json, writing it back, showing it as text and as a plot."""
 
-import builtins
 import dataclasses
 import json
 import math
@@ -58,7 +57,8 @@ def write(workdir, text):
 def agg(monkeypatch, tmp_path):
     """Draws without a window, whatever the machine has."""
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("agg")
 
 
@@ -326,20 +326,6 @@ def test_plot_is_saved_and_not_kept(tmp_path):
 def test_a_plot_that_cannot_be_written_is_named(tmp_path, name):
     with pytest.raises(UserError, match=f"cannot write the plot {tmp_path / name}: "):
         Results.from_content(CONTENT).plot(tmp_path / name)
-
-
-def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
-    original = builtins.__import__
-
-    def without_matplotlib(name, *arguments, **options):
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(f"No module named {name!r}")
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(UserError) as error:
-        Results.from_content(CONTENT).plot()
-    assert 'pip install "moecl_jax[plot]"' in str(error.value)
 
 
 @pytest.mark.parametrize("module", ["runs.names", "runs.tables", "runs.results", "report"])
