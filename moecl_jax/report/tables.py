@@ -46,8 +46,8 @@ class Cell:
     Attributes:
       text: text that the cell shows.
       mark: how the cell is set off, or an empty string. `best` and `second` rank a column;
-        `settled` says that the interval of a difference excludes 0. In the cell that names a row,
-        `bound` says that the row is an upper bound, which is not ranked.
+        `settled` says that a difference is; `name` says that the text is a name. In the cell that
+        names a row, `bound` says that the row is an upper bound or a baseline, which is not ranked.
     """
 
     text: str
@@ -164,8 +164,8 @@ def label_table(variants: Sequence[Variant], task: str) -> Table | None:
         for name, runs in by_variant.items():
             means = [Spread.of(figures[key] for figures in runs).mean for key in _LABEL_FIGURES]
             texts = Spread.of(figures["support"] for figures in runs).mean
-            shown = (name, *map(percent, means), f"{texts:g}")
-            rows.append([Cell(label), *map(Cell, shown)])
+            shown = (*map(percent, means), f"{texts:g}")
+            rows.append([Cell(label), Cell(name, "name"), *map(Cell, shown)])
     return Table(["label", "method", *_LABEL_FIGURES.values(), "texts"], rows) if rows else None
 
 
@@ -449,4 +449,5 @@ _MARKDOWN: Mapping[str, Callable[[str], str]] = {
     "best": lambda text: f"**{text}**",
     "second": lambda text: f"<ins>{text}</ins>",
     "settled": lambda text: f"**{text}**",
+    "name": _code,
 }

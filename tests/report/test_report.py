@@ -240,6 +240,7 @@ def test_all_text_is_escaped(tmp_path):
     write_run(
         folder / 'r"<b>', evil, [evil, "b"], GOOD_1, log=log, versions={evil: evil},
         gate_weights=[[0.5], [0.25]], config=CONFIG | {"head": evil},
+        classification=[figures_of((evil, "y")), None],
     )  # fmt: skip
     write_sweep(folder, [(evil, evil, 0, 'r"<b>'), ("b" + evil, evil, 0, "absent")])
     page, markdown, text = make(tmp_path, folder)
@@ -403,9 +404,9 @@ def test_names_of_tasks_do_not_collide(count, width):
     assert min(np.diff(starts)) >= needed - 1
 
 
-def enriched(folder, method, seed, labels=("x", "y")):
-    """A run with a language model, whose untrained model was scored, and its labels' figures."""
-    figures = {
+def figures_of(labels):
+    """Figures of a task's two labels, as results.json has them."""
+    return {
         "majority": 0.7,
         "labels": list(labels),
         "support": [70, 30],
@@ -414,11 +415,15 @@ def enriched(folder, method, seed, labels=("x", "y")):
         "f1": [0.85, 0.0],
         "macro_f1": 0.425,
     }
+
+
+def enriched(folder, method, seed):
+    """A run with a language model, whose untrained model was scored, and its labels' figures."""
     return write_run(
         folder / f"{method}{seed}", method, ["a", "b"], [[0.9, 0.0], [0.8, 0.75]], seed=seed,
         metrics={"acc": 0.775, "bwt": -0.1, "fwt": 0.1, "forgetting": 0.1},
         scored_accuracy_matrix=[[0.9, 0.6], [0.85, 0.8]], scored_random_init=[0.4, 0.5],
-        classification=[figures, None],
+        classification=[figures_of("xy"), None],
     )  # fmt: skip
 
 
@@ -435,8 +440,8 @@ def test_baselines_and_figures_of_labels_are_shown(tmp_path):
     # The commonest label is known of one task alone, so it has a column there and no mean.
     assert "| `commonest label` | 70.0 | - |" in lines
     assert not any(line.startswith("| `commonest label` | 70.0 |  |") for line in lines)
-    assert "| `x` | ewc | 90.0 | 80.0 | 85.0 | 70 |" in lines
-    assert "| `y` | ewc | - | 0.0 | 0.0 | 30 |" in lines
+    assert "| `x` | `ewc` | 90.0 | 80.0 | 85.0 | 70 |" in lines
+    assert "| `y` | `ewc` | - | 0.0 | 0.0 | 30 |" in lines
     assert "Precision, recall and F1 of each label" in page
     line = next(csv.DictReader(text.splitlines()))
     assert (line["macro_f1.a"], line["majority.a"], line["untrained.b"]) == ("0.425", "0.7", "0.5")
