@@ -99,6 +99,8 @@ class Comparison:
         else:
             side = "above" if pair.difference > 0 else "below"
             text += f", {shown} points {side} the next, {pair.second}."
+        if not pair.seeds:
+            return f"{text} They share no order and seed, in which they could be compared in pairs."
         if not pair.interval.known:
             return text + " Whether that is chance cannot be told: the runs' answers are not known."
         ends = (

@@ -5,6 +5,7 @@ import pytest
 from report_runs import write_run
 
 from moecl_jax.report import report, tables
+from moecl_jax.report.comparison import Comparison
 from moecl_jax.report.intervals import Interval, interval
 from moecl_jax.report.runs import read_runs
 from moecl_jax.report.summary import Difference, difference, differences, summarize
@@ -132,3 +133,7 @@ def test_runs_without_a_partner_do_not_count(tmp_path):
     apart = difference(first, summarize(read_runs(other)[0])[0])
     assert not apart.interval.known
     assert apart.difference == pytest.approx(0.90 - 0.87)
+    outcome = Comparison(read_runs([*folders[:3], *other])[0]).outcome
+    assert outcome.endswith(
+        "They share no order and seed, in which they could be compared in pairs."
+    )
