@@ -6,12 +6,13 @@ in CSS pixels, of which matplotlib makes points.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +20,9 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#b0558c", "#2f9fd8", "#b57700", "#333333", "#6a51c9")
 _INK, _SOFT, _RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -41,6 +45,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": _INK,
+    "text.parse_math": False,  # a name may hold dollars
     "xtick.color": _SOFT,
     "ytick.color": _SOFT,
     "xtick.major.size": 0,
@@ -69,6 +74,20 @@ class Curve:
     marked: bool = True
 
 
+def _styled(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Gives a function the style of all pictures, whatever style the user has."""
+
+    @functools.wraps(function)
+    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        from matplotlib import style
+
+        with style.context(["default", _STYLE]):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+@_styled
 def curves(
     lines: Sequence[Curve],
     *,
@@ -133,19 +152,20 @@ def curves(
     if reference is not None and np.min(reference[1]) < low - (high - low) / 2:
         reference = None  # it would press the curves together
     if reference is not None:
-        values = np.asarray(reference[1], np.float64)
-        ends = axes.get_xlim()
+        values, room = np.asarray(reference[1], np.float64), 0.06 * (high - low)
+        low, high = min(low, values.min() - room), max(high, values.max() + room)
         places = np.arange(len(values), dtype=np.float64)
         if len(values) == 1:
-            places, values = np.array(ends), np.repeat(values, 2)
+            places, values = np.array(axes.get_xlim()), np.repeat(values, 2)
         axes.plot(places, values, color=_SOFT, linestyle=(0, (1, 2)), linewidth=1.6, clip_on=False)
-    axes.set_ylim(limits or axes.get_ylim())  # fixed, for what stands beside
+    axes.set_ylim(low, high)
     if named:
         _name_ends(axes, lines, reference, height)
     _draw_sections(axes, sections, width)
     return figure
 
 
+@_styled
 def heat_map(
     values: ArrayLike,
     rows: Sequence[str],
@@ -216,6 +236,7 @@ def heat_map(
     return figure
 
 
+@_styled
 def inline_svg(figure: "Figure", number: int, title: str, description: str) -> str:
     """Returns a picture as an element of a page, in the colours and letters of its style sheet.
 
@@ -227,7 +248,7 @@ def inline_svg(figure: "Figure", number: int, title: str, description: str) -> s
     """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    _save(figure, stream, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     body = stream.getvalue().partition("<svg ")[2].partition(">")[2]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r"font-family: [^;\"]*;?", "", body)
@@ -245,9 +266,10 @@ def inline_svg(figure: "Figure", number: int, title: str, description: str) -> s
     )
 
 
+@_styled
 def save(figure: "Figure", path: Path) -> None:
     """Writes a picture to a file, on white; the ending of the name says in which format."""
-    _save(figure, path, dpi=216, facecolor="white")
+    figure.savefig(path, dpi=216, facecolor="white")
 
 
 def swatch(style: int) -> str:
@@ -266,18 +288,10 @@ def _letters_on(tone: float) -> str:
     return _INK if tone < 0.53 else _ON_MIDDLE if tone < 0.7 else _ON_HIGH
 
 
-def _save(figure: "Figure", *arguments: Any, **options: Any) -> None:
-    from matplotlib import style
-
-    with style.context(["default", _STYLE]):
-        figure.savefig(*arguments, **options)
-
-
 def _canvas(
     width: float, height: float, margins: tuple[float, float, float, float]
 ) -> tuple["Figure", "Axes"]:
     """A figure with axes inside margins: left, bottom, right and top."""
-    from matplotlib import style
     from matplotlib.figure import Figure
 
     left, bottom, right, top = margins
@@ -287,9 +301,8 @@ def _canvas(
         1 - (left + right) / width,
         1 - (bottom + top) / height,
     )
-    with style.context(["default", _STYLE]):  # whatever style the user has
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        axes = figure.add_axes(inside)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = figure.add_axes(inside)
     axes.set_axisbelow(True)
     return figure, axes
 

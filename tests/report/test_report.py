@@ -387,6 +387,37 @@ def test_one_point_is_drawn_as_a_point_with_its_spread():
     assert len(axes.containers) == 2  # bars of the spreads
 
 
+def two_curves(**options):
+    lines = [
+        drawing.Curve("a $x$", 0, [0, 1], [50.0, 60.0], [1.0, 2.0]),
+        drawing.Curve("b", 1, [0, 1], [55.0, 40.0]),
+    ]
+    return drawing.curves(
+        lines, size=(400, 200), label="y", ticks=["s", "t"], named=True, **options
+    )
+
+
+def test_pictures_do_not_depend_on_the_user_s_style():
+    from matplotlib import style
+
+    plain = drawing.inline_svg(two_curves(), 1, "t", "d")
+    with style.context(["dark_background", {"font.size": 20}]):
+        assert drawing.inline_svg(two_curves(), 1, "t", "d") == plain
+    assert ">a $x$</text>" in plain  # no formula
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"), [([15, 16], False), ([39, 45], True), ([80, 90], True)]
+)
+def test_a_reference_is_drawn_where_it_leaves_room_for_the_curves(values, drawn):
+    axes = two_curves(reference=("r", values)).axes[0]
+    assert ("r" in {text.get_text() for text in axes.texts}) is drawn
+    low, high = axes.get_ylim()
+    assert low < 40 and high > 62
+    if drawn:
+        assert low < min(values) and high > max(values)
+
+
 @pytest.mark.parametrize("count", [2, 4, 9, 14, 40])
 @pytest.mark.parametrize("width", [286, 366, 1180])
 def test_names_of_tasks_do_not_collide(count, width):
