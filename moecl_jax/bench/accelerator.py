@@ -226,7 +226,7 @@ def _of_bench(path: Path) -> tuple[str, Any]:
 
 def _of_demo(workdir: Path) -> tuple[str, Any]:
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    accuracy, before = results["accuracy_matrix"][0][0], results["random_init"][0]
+    accuracy, before = results["accuracy_matrix"][0][0], results["scored_random_init"][0]
     text = (
         f"accuracy {before:.1%} before and {accuracy:.1%} after training, "
         f"{results['wall_seconds']:.0f} s"

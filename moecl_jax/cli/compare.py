@@ -16,7 +16,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runs = [Results.load(workdir) for workdir in arguments.workdir]
     for workdir, results in zip(arguments.workdir, runs, strict=True):
         print(f"{results.method} ({workdir})\n{results}\n")
-    print(format_comparison([results.content for results in runs]))
+    print(format_comparison([{**results.content, "metrics": results.metrics} for results in runs]))
     if any(results.tasks != runs[0].tasks for results in runs):
         print("\nThese runs have different tasks: their metrics are not comparable.")
     return 0

@@ -14,13 +14,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.html",
         help="the page; FILE.md and FILE.csv are written beside it",
     )
+    parser.add_argument(
+        "--figures",
+        type=path,
+        metavar="FOLDER",
+        help="gets each picture of the page as PNG and as PDF",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from moecl_jax.report import report
 
-    files = report(arguments.workdir, arguments.output)
-    print(f"Written: {', '.join(map(str, files))}")
+    files = report(arguments.workdir, arguments.output, arguments.figures)
+    print(f"Written: {', '.join(map(str, files[:3]))}")
+    if arguments.figures is not None:
+        print(f"Pictures: {len(files) - 3} files in {arguments.figures}")
     return 0
 
 

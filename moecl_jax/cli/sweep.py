@@ -44,7 +44,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     workdir = arguments.workdir
     outcome = sweep(grid, workdir)
-    runs = [{**Results.load(workdir / run["workdir"]).content, **run} for run in outcome.finished]
+    results = [Results.load(workdir / run["workdir"]) for run in outcome.finished]
+    runs = [
+        {**found.content, "metrics": found.metrics, **run}
+        for found, run in zip(results, outcome.finished, strict=True)
+    ]
     print(format_comparison(runs))
     for failure in outcome.failures:
         print(f"moecl: error: {failure}", file=sys.stderr)

@@ -39,9 +39,9 @@ class Interval:
         return not math.isnan(self.low)
 
     @property
-    def settled(self) -> bool:
-        """Whether it excludes 0 and is of several runs."""
-        return self.known and self.runs > 1 and not self.low <= 0.0 <= self.high
+    def excludes_zero(self) -> bool:
+        """Whether it is known and 0 lies outside."""
+        return self.known and not self.low <= 0.0 <= self.high
 
 
 def interval(runs: Sequence[Answers]) -> Interval:

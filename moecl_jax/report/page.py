@@ -3,7 +3,6 @@
 import datetime
 import functools
 import itertools
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,40 +12,72 @@ import jinja2
 from markupsafe import Markup, escape
 
 import moecl_jax
-from moecl_jax.report import svg, tables
-from moecl_jax.report.pictures import Album
-from moecl_jax.report.runs import FinishedRun, RunFolder, sorted_order_names
-from moecl_jax.report.summary import difference, percent, summarize
+from moecl_jax.report import drawing, tables
+from moecl_jax.report.comparison import Comparison
+from moecl_jax.report.pictures import PANEL, Picture
+from moecl_jax.report.runs import FinishedRun, RunFolder, by_tasks
+from moecl_jax.report.summary import ENOUGH_SEEDS, percent
 from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME
 
-_RESULT_SOURCE = f"{RESULTS_NAME} of the runs listed at the end"
-TABLE_SOURCE = f"{_RESULT_SOURCE}: metrics, accuracy_matrix (last row), right, task_free.acc"
-COST_SOURCE = (
-    f"{_RESULT_SOURCE}: parameters, stored_examples, steps, wall_seconds; their metrics.jsonl: "
-    "examples_per_second (median over the logged steps)"
-)
-BUDGET_SOURCE = f"{CONFIG_NAME} of the runs, and their {RESULTS_NAME}: steps, sizes, versions"
+_WIDE = 1180
 DIFFERENCE_TEXT = (
     "Accuracy (acc) of the row less that of the column, in points, over the orders and seeds that "
-    "both have, and its 95% interval: a bootstrap over runs and test texts in pairs, "
-    "since both answer the same texts. Bold: it excludes 0, and there are at least two runs. With "
-    "one run it is of the texts alone, and how much another seed would change is not known."
+    "both have, and its 95% interval: a bootstrap over runs and test texts in pairs, since both "
+    f"answer the same texts. Bold: it excludes 0, and there are at least {ENOUGH_SEEDS} seeds. "
+    "Fewer cannot tell how much another seed would change."
+)
+FORMULAS = {
+    "R[i][j], b[j]": (
+        "test accuracy on task j after training task i, of tasks 1 to T in the order of training, "
+        "and before any training. By exact match of what is written; before a task's own training "
+        "by the label that scores best, since an untrained model writes no label at all"
+    ),
+    "acc": "mean over j of R[T][j]: accuracy at the end of the stream",
+    "accuracy as the stream grows": "mean over j ≤ i of R[i][j], after task i",
+    "bwt": "mean over j < T of R[T][j] - R[j][j]: what later tasks did to earlier ones",
+    "fwt": "mean over j > 1 of R[j-1][j] - b[j]: what earlier tasks did for later ones",
+    "forgetting": (
+        "mean over j < T of the best R[i][j] with j ≤ i < T, less R[T][j]: fall from the best "
+        "since a task's training; low is good"
+    ),
+    tables.COMMONEST: (
+        "accuracy of always giving the label that most of a task's test texts have: what a method "
+        "must exceed to have learned anything"
+    ),
+    "precision, recall, F1": (
+        "of a label, with true positives TP, false positives FP and false negatives FN: "
+        "TP / (TP + FP), TP / (TP + FN), 2 TP / (2 TP + FP + FN). Macro F1 is the mean of F1 over "
+        "a task's labels, rare ones counting as much as common ones"
+    ),
+}
+NOTES = (
+    "All accuracies are in percent, all differences in points. Bold is the best of a column, "
+    "underlined the second best; figures that are equal as shown share the mark.",
+    "joint trains on all tasks at once: the upper bound, which is shown last and not ranked.",
+    "± is the standard deviation over a row's runs, that is over orders and seeds (n - 1 in the "
+    "denominator); of one run it is not known.",
+    "95% interval: of acc, a bootstrap over the row's runs and each task's test texts; of the "
+    "texts alone where there is one run. A dash: results.json does not tell which texts were "
+    "answered rightly, as in version 0.1 and for free-form tasks.",
+    "acc, task not given: the task is picked from the text, where acc is told it.",
+    "Runs on other sets of tasks are never averaged or compared with each other, nor are runs of "
+    "one row that differ in more than order and seed: their settings are added to their names.",
+    "Earlier versions did not score the untrained model: their runs have no fwt and no row of it.",
+    f"Sources: accuracies from {RESULTS_NAME} (accuracy_matrix, scored_accuracy_matrix, "
+    "random_init, scored_random_init, metrics, right, classification, task_free, gate_weights), as "
+    f"are sizes, steps, parameters, versions and times; settings from {CONFIG_NAME}; losses, "
+    f"speeds (median over the logged steps) and discriminators from {LOG_NAME}.",
 )
 
 
 class Report:
-    """A comparison of runs, as a page, as Markdown and as CSV.
+    """Comparisons of runs, as a page, as Markdown and as CSV.
 
     Attributes:
       runs: finished runs, in the order in which they were read.
+      missing: runs of a sweep that are not finished.
       folder: folder of the report; paths in the report are relative to it.
-      variants: rows of the tables, best first.
-      orders: tasks of each order, by the order's name.
-      accuracies: the main table.
-      differences: the table of differences; None if there is only one variant.
-      costs: the table of costs.
-      budget: what the runs were given, by label.
-      warnings: reasons why the rows may not be comparable.
+      comparisons: a comparison for each set of tasks.
       date: today, `YYYY-MM-DD`.
     """
 
@@ -60,92 +91,29 @@ class Report:
           missing: runs of a sweep that are not finished.
           folder: folder of the report; paths in the report are relative to it.
         """
-        self.runs, self.folder = runs, folder
-        self.variants = summarize(runs)
-        self.orders = {
-            name: next(run.results.tasks for run in runs if run.order == name)
-            for name in sorted_order_names(run.order for run in runs)
-        }
-        self.accuracies = tables.accuracy_table(self.variants, self.orders)
-        self.differences = (
-            tables.difference_table(self.variants) if len(self.variants) > 1 else None
-        )
-        self.costs = tables.cost_table(self.variants)
-        self.budget, differing = tables.budget(runs)
-        self.warnings = tables.coverage(self.variants, missing) + differing
+        self.runs, self.missing, self.folder = runs, missing, folder
+        groups = by_tasks(runs)
+        names = [
+            f"tasks{number}" if len(groups) > 1 else "" for number in range(1, len(groups) + 1)
+        ]
+        self.comparisons = [
+            Comparison(group, name) for group, name in zip(groups, names, strict=True)
+        ]
         self.date = datetime.date.today().isoformat()
 
     @property
     def title(self) -> str:
-        """The numbers of methods, orders, tasks and seeds that are compared."""
-        shown = (_counted(len(self.variants), "method"), _counted(len(self.orders), "order"))
-        sets = {frozenset(names) for names in self.orders.values()}
-        tasks = _counted(len(next(iter(sets))), "task") if len(sets) == 1 else "different tasks"
-        seeds = _counted(len({run.results.seed for run in self.runs}), "seed")
-        return f"{' on '.join(shown)} of {tasks}, {seeds}"
+        """The title of the only comparison, or how many there are."""
+        if len(self.comparisons) == 1:
+            return self.comparisons[0].title
+        return f"{len(self.comparisons)} comparisons, each on tasks of its own"
 
     @property
-    def outcome(self) -> str:
-        """One or two sentences that name the best method and say whether its lead is settled."""
-        ranked = [v for v in self.variants if v.ranked and not math.isnan(v.accuracy)]
-        if not ranked:
-            return "No method's accuracy at the end is known."
-        first = ranked[0]
-        text = f"{first.name} has a mean accuracy of {percent(first.accuracy)} %"
-        if first.interval.known:
-            text += (
-                f" (95% interval {percent(first.interval.low)} to {percent(first.interval.high)})"
-            )
-        if len(ranked) == 1:
-            return text + "."
-        pair = difference(*ranked[:2])
-        text += f", {percent(pair.difference)} points above the next, {pair.second}."
-        if not pair.interval.known:
-            return text + " Whether that is chance cannot be told: the runs' answers are not known."
-        ends = (
-            f"{percent(pair.interval.low, sign=True)} to {percent(pair.interval.high, sign=True)}"
-        )
-        if pair.interval.runs == 1:
-            return text + (
-                f" The interval of the difference is {ends} by the test texts alone; one run does "
-                "not tell how much another seed would change."
-            )
-        if pair.interval.settled:
-            return text + f" The interval of the difference is {ends}, which excludes 0."
-        return text + (
-            f" The interval of the difference is {ends}, which includes 0: the lead is not settled."
-        )
-
-    @property
-    def notes(self) -> list[str]:
-        """Notes that explain how to read the main table."""
-        notes = [
-            "In percent. Bold is the best of a column, underlined the second best; figures that "
-            "are equal as shown share the mark."
-        ]
-        if any(not variant.ranked for variant in self.variants):
-            notes.append(
-                "joint trains on all tasks at once: the upper bound, which is shown last and not "
-                "ranked."
-            )
-        notes.append(
-            "± is the standard deviation over a row's runs, that is over orders and seeds (n - 1 "
-            "in the denominator). acc: mean over tasks at the end. bwt: what later tasks did to "
-            "earlier ones. fwt: what earlier tasks did for later ones. forgetting: fall from the "
-            "best since a task's training; low is good."
-        )
-        notes.append(
-            "95% interval: of acc, a bootstrap over the row's runs and each task's test texts; "
-            "of the texts alone where there is one run. A dash: results.json does not tell which "
-            "texts were answered rightly, as in version 0.1 and for free-form tasks."
-        )
-        if any(len(variant.runs) == 1 for variant in self.variants):
-            notes.append("Of a method with one run no spread over orders and seeds is known.")
-        if any(variant.task_free.count for variant in self.variants):
-            notes.append(
-                "acc, task not given: the task is picked from the text, where acc is told it."
-            )
-        return notes
+    def warnings(self) -> list[str]:
+        """What is missing from the report."""
+        listed = "; ".join(map(str, self.missing))
+        count = len(self.missing)
+        return [f"Not finished, and not in this report ({count}): {listed}"] if count else []
 
     @property
     def versions(self) -> dict[str, str]:
@@ -166,52 +134,53 @@ class Report:
             lstrip_blocks=True,
         )
         numbers = itertools.count(1)
+
+        def drawn(picture: Picture, width: int = PANEL, named: bool = False) -> Markup:
+            texts = (str(escape(text)) for text in (picture.caption, picture.description))
+            figure = picture.draw(width, named)
+            return Markup(drawing.inline_svg(figure, next(numbers), *texts))
+
         return environment.get_template("page.html").render(
             report=self,
-            sections=Album(self.variants, self.folder).sections(),
-            picture=lambda element: Markup(svg.markup(element, next(numbers))),
-            swatch=lambda style: Markup(svg.markup(svg.swatch(style))),
+            picture=drawn,
+            swatch=lambda style: Markup(drawing.swatch(style)),
             path=self.path,
             breakable=_breakable,
             percent=percent,
             version=moecl_jax.__version__,
-            table_source=TABLE_SOURCE,
-            cost_source=COST_SOURCE,
-            budget_source=BUDGET_SOURCE,
+            wide=_WIDE,
             difference_text=DIFFERENCE_TEXT,
+            formulas=FORMULAS,
+            notes=NOTES,
         )
 
     def markdown(self) -> str:
         """Returns the tables as Markdown, with the notes that explain them."""
         plain = functools.partial(map, tables.escape_markdown)
-        orders = [f"order {name}: {', '.join(tasks)}" for name, tasks in self.orders.items()]
-        budget = [f"{name}: {value}" for name, value in self.budget.items()]
+        parts = [f"> Warning: {text}" for text in plain(self.warnings)]
+        for comparison in self.comparisons:
+            parts += _markdown(comparison)
         versions = [f"{name} {version}" for name, version in self.versions.items()]
-        parts = [
-            f"# {tables.escape_markdown(self.title)}",
-            tables.escape_markdown(self.outcome),
-            *(f"> Warning: {text}" for text in plain(self.warnings)),
-            tables.to_markdown(self.accuracies),
-            *plain(self.notes),
-            f"Source: {tables.escape_markdown(TABLE_SOURCE)}",
-        ]
-        if self.differences is not None:
-            parts += ["## Differences", tables.escape_markdown(DIFFERENCE_TEXT)]
-            parts.append(tables.to_markdown(self.differences))
-        parts += ["## Cost", tables.to_markdown(self.costs)]
-        parts.append(f"Source: {tables.escape_markdown(COST_SOURCE)}")
-        parts += ["## Budget", "\n".join(f"- {text}" for text in plain([*orders, *budget]))]
-        parts.append(next(plain([f"{self.date}; {', '.join(versions) or 'versions unknown'}"])))
         runs = (
             f"- {run.variant}, order {run.order}, seed {run.results.seed}: " for run in self.runs
         )
         paths = (f"{self.path(run)}/{RESULTS_NAME}" for run in self.runs)
         lines = map("".join, zip(plain(runs), plain(paths), strict=True))
-        return "\n\n".join([*parts, "## Runs", "\n".join(lines)]) + "\n"
+        formulas = (f"{name}: {text}" for name, text in FORMULAS.items())
+        parts += ["## Runs", "\n".join(lines), "## How to read the figures"]
+        parts += ["\n".join(f"- {text}" for text in plain([*formulas, *NOTES]))]
+        parts += plain([f"{self.date}; {', '.join(versions) or 'versions unknown'}"])
+        return "\n\n".join(parts) + "\n"
 
     def csv(self) -> str:
         """Returns all scalars of the runs as CSV, one line a run."""
         return tables.to_csv(self.runs, self.path)
+
+    def pictures(self) -> list[Picture]:
+        """Returns all pictures, in the order of the page."""
+        return [
+            picture for comparison in self.comparisons for picture in comparison.album.pictures()
+        ]
 
     def files(self, run: FinishedRun) -> list[str]:
         """Returns the names of the files in a run's workdir that its numbers come from."""
@@ -223,8 +192,27 @@ class Report:
         return Path(os.path.relpath(run.workdir, self.folder)).as_posix()
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number > 1 else ''}"
+def _markdown(comparison: Comparison) -> list[str]:
+    """The parts of a comparison in Markdown."""
+    plain = functools.partial(map, tables.escape_markdown)
+    orders = [f"order {name}: {', '.join(tasks)}" for name, tasks in comparison.orders.items()]
+    budget = [f"{name}: {value}" for name, value in comparison.budget.items()]
+    parts = [
+        f"# {tables.escape_markdown(comparison.title)}",
+        *plain([comparison.scope, comparison.outcome]),
+        *(f"> Warning: {text}" for text in plain(comparison.warnings)),
+        tables.to_markdown(comparison.accuracies),
+    ]
+    for title, table in comparison.by_task.items():
+        parts += [f"## {title} on each task at the end", tables.to_markdown(table)]
+    if comparison.differences is not None:
+        parts += ["## Differences", tables.escape_markdown(DIFFERENCE_TEXT)]
+        parts.append(tables.to_markdown(comparison.differences))
+    for task, table in comparison.by_label.items():
+        heading = tables.escape_markdown(f"The labels of {task} at the end")
+        parts += [f"## {heading}", tables.to_markdown(table)]
+    parts += ["## Cost", tables.to_markdown(comparison.costs), "## Settings"]
+    return [*parts, "\n".join(f"- {text}" for text in plain([*orders, *budget]))]
 
 
 def _breakable(name: str) -> Markup:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import parse_json
-from moecl_jax.runs.names import CONFIG_NAME, LOG_NAME, RESULTS_NAME, SWEEP_NAME
+from moecl_jax.runs.names import CONFIG_NAME, FREE_KEYS, LOG_NAME, RESULTS_NAME, SWEEP_NAME
 from moecl_jax.runs.results import Results, check_number, read_object
 
 # What is drawn of a line of the log, beside its task.
 _LOGGED = ("step", "loss", "loss_instruction", "loss_adversarial", "examples_per_second")
+_MOST_NAMED_SETTINGS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class FinishedRun:
 
     Attributes:
       variant: name of the table row that the run belongs to: the method, and whatever tells it from
-        other rows of the same method.
+        other rows of the same method. Runs of a row differ in order and seed alone.
       order: name of the run's order of tasks; runs with the same list of tasks share it.
       workdir: folder of the run.
       results: results of the run.
@@ -132,15 +134,24 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[RunFolde
     if not finished:
         listed = ", ".join(map(str, folders))
         raise UserError(f"{listed}: none of the {len(missing)} runs is finished; run 'moecl sweep'")
-    results = [Results.load(run.workdir) for run in finished]
-    variants, orders = _variant_names(finished, results), _order_names(finished, results)
     runs = []
-    for run, outcome, variant in zip(finished, results, variants, strict=True):
-        config = read_object(run.workdir / CONFIG_NAME) if _has(run, CONFIG_NAME) else {}
-        log = list(_read_log(run.workdir / LOG_NAME)) if _has(run, LOG_NAME) else []
-        order = orders[outcome.tasks]
-        runs.append(FinishedRun(variant, order, run.workdir, outcome, config, log))
-    return runs, missing
+    for folder in finished:
+        results = Results.load(folder.workdir)
+        config = read_object(folder.workdir / CONFIG_NAME) if _has(folder, CONFIG_NAME) else {}
+        log = list(_read_log(folder.workdir / LOG_NAME)) if _has(folder, LOG_NAME) else []
+        variant, order = folder.variant or results.method, folder.order or ""
+        runs.append(FinishedRun(variant, order, folder.workdir, results, config, log))
+    told_apart = [run for group in by_tasks(runs) for run in _told_apart(_in_orders(group))]
+    places = {folder.workdir: place for place, folder in enumerate(finished)}
+    return sorted(told_apart, key=lambda run: places[run.workdir]), missing
+
+
+def by_tasks(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
+    """Groups runs by the set of their tasks: nothing is averaged or compared over several."""
+    groups: dict[frozenset[str], list[FinishedRun]] = collections.defaultdict(list)
+    for run in runs:
+        groups[frozenset(run.results.tasks)].append(run)
+    return list(groups.values())
 
 
 def sorted_order_names(names: Iterable[str]) -> list[str]:
@@ -199,39 +210,66 @@ def _read_log(path: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def _variant_names(folders: Sequence[RunFolder], results: Sequence[Results]) -> list[str]:
-    """Names the row of each run.
+def _told_apart(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Gives runs that differ in more than order and seed names that differ.
 
-    A run is named by its variant or, outside of sweeps, by its method. Where runs with the same
-    tasks and seed would share a name, the folder's name is added, or its whole path if even the
-    folders' names are equal.
+    Settings that differ are added to a name as a sweep writes them, or the number of the settings
+    if there are many. Where runs with the same order and seed still share a name, the folder's name
+    is added, or its whole path if even the folders' names are equal.
+
+    Args:
+      runs: runs on the same tasks.
     """
-    bare = [run.variant or outcome.method for run, outcome in zip(folders, results, strict=True)]
-    names = bare
+    names = [
+        run.variant + ending for run, ending in zip(runs, _settings_endings(runs), strict=True)
+    ]
+    bare = names
     for folder_name in (lambda folder: folder.name, str):
-        keys = [
-            (name, outcome.tasks, outcome.seed)
-            for name, outcome in zip(names, results, strict=True)
-        ]
+        keys = [(name, *run.key) for name, run in zip(names, runs, strict=True)]
         counts = collections.Counter(keys)
         names = [
             f"{plain} ({folder_name(run.workdir)})" if counts[key] > 1 else name
-            for run, plain, name, key in zip(folders, bare, names, keys, strict=True)
+            for run, plain, name, key in zip(runs, bare, names, keys, strict=True)
         ]
-    return names
+    return [dataclasses.replace(run, variant=name) for run, name in zip(runs, names, strict=True)]
 
 
-def _order_names(
-    folders: Sequence[RunFolder], results: Sequence[Results]
-) -> dict[tuple[str, ...], str]:
+def _settings_endings(runs: Sequence[FinishedRun]) -> list[str]:
+    """For each run what its settings add to its name; nothing where all of a name are equal."""
+    endings = [""] * len(runs)
+    for variant in {run.variant for run in runs}:
+        places = [p for p, run in enumerate(runs) if run.variant == variant and run.config]
+        settings = [dict(_leaves(runs[place].config)) for place in places]
+        shared = set.intersection(*map(set, settings)) if settings else set()
+        differing = sorted(key for key in shared if len({str(one[key]) for one in settings}) > 1)
+        values = [tuple(f":{key}={one[key]}" for key in differing) for one in settings]
+        numbers = {value: number for number, value in enumerate(dict.fromkeys(values), start=1)}
+        for place, value in zip(places, values, strict=True):
+            many = len(differing) > _MOST_NAMED_SETTINGS
+            endings[place] = f" (settings {numbers[value]})" if many else "".join(value)
+    return endings
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key, without those that may differ between the runs of a row."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if key in ("seed", "definitions", *FREE_KEYS):  # definitions tell where the data lie
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _in_orders(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Names each list of tasks: by a sweep's name for it, or else by the next free number."""
     orders: dict[tuple[str, ...], str] = {}
-    for run, outcome in zip(folders, results, strict=True):
-        if run.order is not None and run.order not in orders.values():
-            orders.setdefault(outcome.tasks, run.order)
-    for outcome in results:
-        if outcome.tasks not in orders:
-            numbers = (str(number) for number in range(1, len(results) + len(orders) + 2))
-            name = next(number for number in numbers if number not in orders.values())
-            orders[outcome.tasks] = name
-    return orders
+    for run in runs:
+        if run.order and run.order not in orders.values():
+            orders.setdefault(run.results.tasks, run.order)
+    for tasks in dict.fromkeys(run.results.tasks for run in runs):
+        if tasks not in orders:
+            numbers = map(str, itertools.count(1))
+            orders[tasks] = next(number for number in numbers if number not in orders.values())
+    return [dataclasses.replace(run, order=orders[run.results.tasks]) for run in runs]

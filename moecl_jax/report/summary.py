@@ -4,17 +4,23 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moecl_jax.report.intervals import Answers, Interval, interval
 from moecl_jax.report.runs import FinishedRun
 from moecl_jax.runs.names import METRIC_NAMES
+from moecl_jax.runs.results import Results
 
 UPPER_BOUNDS = ("joint",)
 """Methods that see all tasks at once. They bound what continual learning can reach, and are shown
 but not ranked."""
+
+
+ENOUGH_SEEDS = 3
+"""Seeds from which on a difference may be called settled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread":
-        """Computes the spread of the values that are not None."""
-        known = [value for value in values if value is not None]
+        """Computes the spread of the values that are neither None nor NaN."""
+        known = [value for value in values if value is not None and not math.isnan(value)]
         mean = float(np.mean(known)) if known else math.nan
         return cls(mean, float(np.std(known, ddof=1)) if len(known) > 1 else math.nan, len(known))
 
@@ -49,6 +55,7 @@ class Variant:
       runs: runs of the variant, over all orders and seeds.
       by_order: mean accuracy over the seeds of each order, by the name of the order; a fraction.
       metrics: spread of `acc`, `bwt`, `fwt` and `forgetting` over the runs, as fractions.
+      macro_f1: spread of the mean over the tasks of macro F1 at the end.
       task_free: spread of the accuracy when the task is chosen from the text, as a fraction.
       interval: interval of the mean accuracy over runs and test texts.
     """
@@ -57,8 +64,24 @@ class Variant:
     runs: Sequence[FinishedRun]
     by_order: Mapping[str, float]
     metrics: Mapping[str, Spread]
+    macro_f1: Spread
     task_free: Spread
     interval: Interval
+
+    def of_tasks(self, value: Callable[[Results], NDArray[np.float64]]) -> dict[str, Spread]:
+        """Spread over the runs of a value that each run has for each of its tasks.
+
+        Args:
+          value: gives the values of a run, `[T]` in the order of its tasks.
+
+        Returns:
+          The spreads by task, in the order of the first run.
+        """
+        by_run = [
+            dict(zip(run.results.tasks, value(run.results).tolist(), strict=True))
+            for run in self.runs
+        ]
+        return {task: Spread.of(values[task] for values in by_run) for task in by_run[0]}
 
     @property
     def accuracy(self) -> float:
@@ -81,12 +104,19 @@ class Difference:
       difference: accuracy of the first minus accuracy of the second, a fraction: the mean over the
         orders and seeds that both have, or, where they have none in common, of the means.
       interval: interval of the difference over those runs and their test texts, in pairs.
+      seeds: number of seeds that both have.
     """
 
     first: str
     second: str
     difference: float
     interval: Interval
+    seeds: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval excludes 0 and is of enough seeds to tell what another may do."""
+        return self.interval.excludes_zero and self.seeds >= ENOUGH_SEEDS
 
 
 def summarize(runs: Sequence[FinishedRun]) -> list[Variant]:
@@ -109,13 +139,14 @@ def difference(first: Variant, second: Variant) -> Difference:
     pairs = [(run, other[run.key]) for run in first.runs if run.key in other]
     if not pairs:
         found = first.accuracy - second.accuracy
-        return Difference(first.name, second.name, found, Interval())
+        return Difference(first.name, second.name, found, Interval(), 0)
     found = Spread.of(_accuracy(a) for a, _ in pairs).mean
     found -= Spread.of(_accuracy(b) for _, b in pairs).mean
     gained = [_gained(*pair) for pair in pairs]
     known = [one for one in gained if one is not None]
     bounds = interval(known) if len(known) == len(gained) else Interval()
-    return Difference(first.name, second.name, found, bounds)
+    seeds = len({run.results.seed for run, _ in pairs})
+    return Difference(first.name, second.name, found, bounds, seeds)
 
 
 def _accuracy(run: FinishedRun) -> float | None:
@@ -179,6 +210,7 @@ def _variant(name: str, runs: Sequence[FinishedRun]) -> Variant:
             metric: Spread.of(run.results.metrics[metric] for run in runs)
             for metric in METRIC_NAMES
         },
+        macro_f1=Spread.of(Spread.of(run.results.macro_f1).mean for run in runs),
         task_free=Spread.of(run.results.task_free["acc"] for run in runs if run.results.task_free),
         interval=interval(known) if len(known) == len(runs) else Interval(),
     )

@@ -7,13 +7,22 @@ import functools
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moecl_jax.report.intervals import Interval
-from moecl_jax.report.runs import FinishedRun, RunFolder
+from moecl_jax.report.runs import FinishedRun
 from moecl_jax.report.summary import Difference, Spread, Variant, differences, marks, percent
 from moecl_jax.runs.names import METRIC_NAMES, SPLIT_NAMES
+from moecl_jax.runs.results import Results
+
+TaskValue = Callable[[Results], NDArray[np.float64]]
+COMMONEST = "commonest label"
+"""The baseline that always gives the label that most of a task's test texts have."""
+_LABEL_FIGURES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 # Settings that should be equal in all runs of a fair comparison: label, and key of the config.
 _BUDGET = (
@@ -37,8 +46,8 @@ class Cell:
     Attributes:
       text: text that the cell shows.
       mark: how the cell is set off, or an empty string. `best` and `second` rank a column;
-        `settled` says that the interval of a difference excludes 0. In the cell that names a row,
-        `bound` says that the row is an upper bound, which is not ranked.
+        `settled` says that a difference is; `name` says that the text is a name. In the cell that
+        names a row, `bound` says that the row is an upper bound or a baseline, which is not ranked.
     """
 
     text: str
@@ -58,33 +67,122 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
-def accuracy_table(variants: Sequence[Variant], orders: Iterable[str]) -> Table:
+def accuracy_table(variants: Sequence[Variant], orders: Sequence[str]) -> Table:
     """Makes the main table: a row a variant, with accuracies by order, then means and spreads.
+
+    A column that no variant has values for is left out. Below the variants stand the accuracies of
+    the untrained model, and of always giving the label that most of a task's texts have.
 
     Args:
       variants: rows of the table, in this order.
-      orders: names of the orders of tasks, one column each.
+      orders: names of the orders of tasks; one column each where there are several.
     """
-    columns = [
-        _marked(f"order {order}", variants, functools.partial(_in_order, order=order))
-        for order in orders
+    columns = [_spread_column("acc", variants, functools.partial(_metric, name="acc"))]
+    if any(variant.interval.known for variant in variants):
+        columns.append(("95% interval", [Cell(_ends(v.interval)) for v in variants]))
+    if len(orders) > 1:
+        columns += [
+            _marked(f"order {order}", variants, functools.partial(_in_order, order=order))
+            for order in orders
+        ]
+    spreads: list[tuple[str, Callable[[Variant], Spread]]] = [
+        ("macro F1", lambda v: v.macro_f1),
+        ("acc, task not given", lambda v: v.task_free),
+        *((name, functools.partial(_metric, name=name)) for name in ("bwt", "fwt", "forgetting")),
     ]
-    columns.append(_spread_column("acc", variants, functools.partial(_metric, name="acc")))
-    columns.append(("95% interval", [Cell(_ends(v.interval)) for v in variants]))
-    if any(variant.task_free.count for variant in variants):
-        columns.append(_spread_column("acc, task not given", variants, lambda v: v.task_free))
-    for name in ("bwt", "fwt", "forgetting"):
-        columns.append(
-            _spread_column(
-                name,
-                variants,
-                functools.partial(_metric, name=name),
-                sign=True,
-                low_is_good=name == "forgetting",
-            )
-        )
+    for label, spread in spreads:
+        if any(spread(variant).count for variant in variants):
+            change = label in METRIC_NAMES
+            low = label == "forgetting"
+            columns.append(_spread_column(label, variants, spread, sign=change, low_is_good=low))
     columns.append(("runs", [Cell(str(len(variant.runs))) for variant in variants]))
-    return _from_columns("method", variants, columns)
+    table = _from_columns("method", variants, columns)
+    rest = [Cell("")] * (len(columns) - 1)
+    baselines = [
+        [
+            Cell(name, "bound"),
+            Cell(percent(Spread.of(s.mean for s in spreads.values()).mean)),
+            *rest,
+        ]
+        for name, spreads in _baselines(variants).items()
+        if all(spread.count for spread in spreads.values())
+    ]
+    return Table(table.header, [*table.rows, *baselines])
+
+
+def task_table(
+    variants: Sequence[Variant], tasks: Sequence[str], value: TaskValue, *, baselines: bool = False
+) -> Table | None:
+    """Makes a table of a value at the end of the stream: a row a variant, a column a task.
+
+    Args:
+      variants: rows of the table, in this order.
+      tasks: names of the tasks.
+      value: gives the values of a run's tasks, fractions.
+      baselines: whether the untrained model and the commonest label stand below.
+
+    Returns:
+      The table; None if no run has values.
+    """
+    found = {variant.name: variant.of_tasks(value) for variant in variants}
+    if not any(spread.count for spreads in found.values() for spread in spreads.values()):
+        return None
+    columns = [
+        _spread_column(task, variants, lambda v, task=task: found[v.name][task])  # type: ignore[misc]
+        for task in tasks
+    ]
+    table = _from_columns("method", variants, columns)
+    below = _baselines(variants).items() if baselines else ()
+    rows = [
+        [Cell(name, "bound"), *(Cell(percent(spreads[task].mean)) for task in tasks)]
+        for name, spreads in below
+    ]
+    return Table(table.header, [*table.rows, *rows])
+
+
+def label_table(variants: Sequence[Variant], task: str) -> Table | None:
+    """Makes the table of a task's labels at the end of the stream: a row a label and variant.
+
+    Figures are means over the runs in which they are defined.
+
+    Args:
+      variants: variants in the order of the main table.
+      task: name of the task.
+
+    Returns:
+      The table; None if no run has figures of the task's labels.
+    """
+    by_label: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for variant in variants:
+        for run in variant.runs:
+            found = run.results.classification[run.results.tasks.index(task)] or {"labels": ()}
+            for place, label in enumerate(found["labels"]):
+                figures = {key: found[key][place] for key in ("support", *_LABEL_FIGURES)}
+                by_label.setdefault(label, {}).setdefault(variant.name, []).append(figures)
+    rows = []
+    for label, by_variant in by_label.items():
+        for name, runs in by_variant.items():
+            means = [Spread.of(figures[key] for figures in runs).mean for key in _LABEL_FIGURES]
+            texts = Spread.of(figures["support"] for figures in runs).mean
+            shown = (*map(percent, means), f"{texts:g}")
+            rows.append([Cell(label), Cell(name, "name"), *map(Cell, shown)])
+    return Table(["label", "method", *_LABEL_FIGURES.values(), "texts"], rows) if rows else None
+
+
+def _baselines(variants: Sequence[Variant]) -> dict[str, dict[str, Spread]]:
+    """What any method should exceed, by name and task, where it is known."""
+    everything = dataclasses.replace(
+        variants[0], runs=[run for variant in variants for run in variant.runs]
+    )
+    found = {
+        COMMONEST: everything.of_tasks(lambda results: results.majority),
+        "untrained": everything.of_tasks(lambda results: results.comparable[1]),
+    }
+    return {
+        name: spreads
+        for name, spreads in found.items()
+        if any(spread.count for spread in spreads.values())
+    }
 
 
 def difference_table(variants: Sequence[Variant]) -> Table:
@@ -170,32 +268,24 @@ def budget(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:
     return shown, warnings
 
 
-def coverage(variants: Sequence[Variant], missing: Sequence[RunFolder]) -> list[str]:
-    """Warns of missing runs, different tasks, and variants with different orders or seeds.
+def coverage(variants: Sequence[Variant]) -> list[str]:
+    """Warns of variants with different orders or seeds.
 
     Args:
       variants: rows of the main table.
-      missing: runs of a sweep that are not finished.
 
     Returns:
-      The warnings; an empty list if all rows cover the same orders and seeds of the same tasks.
+      The warnings; an empty list if all rows cover the same orders and seeds.
     """
-    warnings = []
-    if missing:
-        listed = "; ".join(map(str, missing))
-        warnings.append(f"Not finished, and not in this report ({len(missing)}): {listed}")
-    runs = [run for variant in variants for run in variant.runs]
-    if len({frozenset(run.results.tasks) for run in runs}) > 1:
-        warnings.append("The runs have different tasks: their accuracies are not comparable")
     pairs = {v.name: {(run.order, run.results.seed) for run in v.runs} for v in variants}
     everything = set().union(*pairs.values())
     partial = [name for name, covered in pairs.items() if covered != everything]
-    if partial:
-        warnings.append(
-            "Means are over different orders or seeds: these methods lack some that others have: "
-            + ", ".join(partial)
-        )
-    return warnings
+    if not partial:
+        return []
+    return [
+        "Means are over different orders or seeds: these methods lack some that others have: "
+        + ", ".join(partial)
+    ]
 
 
 def to_markdown(table: Table) -> str:
@@ -236,6 +326,7 @@ def _scalars(run: FinishedRun, folder: str) -> dict[str, Any]:
         "tasks": " ".join(results.tasks),
     }
     line |= {name: results.metrics[name] for name in METRIC_NAMES}
+    line["macro_f1"] = _or_none(Spread.of(results.macro_f1).mean)
     line["task_free_acc"] = results.task_free.get("acc")
     line["wall_seconds"] = content["wall_seconds"]
     line["examples_per_second"] = examples_per_second(run)
@@ -248,12 +339,21 @@ def _scalars(run: FinishedRun, folder: str) -> dict[str, Any]:
     line |= {f"config.{key}": run.setting(key) for _, key in _BUDGET if key != "selection"}
     versions = content.get("versions") or {}
     line |= {f"versions.{name}": version for name, version in versions.items()}
-    final, before = content["accuracy_matrix"][-1], content["random_init"]
-    for task, accuracy, untrained in zip(results.tasks, final, before, strict=True):
-        line |= {f"final_accuracy.{task}": accuracy, f"random_init.{task}": untrained}
+    for name, values in (
+        ("final_accuracy", results.matrix[-1]),
+        ("macro_f1", results.macro_f1),
+        ("majority", results.majority),
+        ("untrained", results.comparable[1]),
+    ):
+        shown = zip(results.tasks, values.tolist(), strict=True)
+        line |= {f"{name}.{task}": _or_none(value) for task, value in shown}
     for split in SPLIT_NAMES:
         line |= {f"sizes.{split}.{task}": n for task, n in (run.split_sizes(split) or {}).items()}
     return line
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _in_order(variant: Variant, order: str) -> float:
@@ -296,7 +396,7 @@ def _difference_cell(found: Difference | None) -> Cell:
     if found is None:
         return Cell("")
     text = f"{percent(found.difference, sign=True)} [{_ends(found.interval, sign=True)}]"
-    return Cell(text, "settled" if found.interval.settled else "")
+    return Cell(text, "settled" if found.settled else "")
 
 
 def _ends(interval: Interval, *, sign: bool = False) -> str:
@@ -349,4 +449,5 @@ _MARKDOWN: Mapping[str, Callable[[str], str]] = {
     "best": lambda text: f"**{text}**",
     "second": lambda text: f"<ins>{text}</ins>",
     "settled": lambda text: f"**{text}**",
+    "name": _code,
 }

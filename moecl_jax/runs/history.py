@@ -7,6 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from moecl_jax.runs.classification import classify
+from moecl_jax.runs.metrics import summarize
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros(0, np.int64)
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -18,15 +25,40 @@ class Evaluation:
         which has no labels to choose from.
       log_likelihood: mean log of the right label's share of exp(scores); in a free-form task mean
         log-probability of the responses.
-      right: `[n]` bool, whether each example is answered rightly; empty in a free-form task.
+      labels: labels of the task; none in a free-form task.
+      gold: `[n]`, index of each example's label; empty in a free-form task.
+      predicted: `[n]`, index of the label that was answered, or `NO_LABEL`; empty in a free-form
+        task.
       shared_weight: mean weight of MoE-CL's shared expert in each layer; else empty.
     """
 
     accuracy: float
     scored_accuracy: float
     log_likelihood: float
-    right: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool), compare=False)
+    labels: tuple[str, ...] = ()
+    gold: np.ndarray = dataclasses.field(default_factory=_nothing, compare=False)
+    predicted: np.ndarray = dataclasses.field(default_factory=_nothing, compare=False)
     shared_weight: tuple[float, ...] = ()
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each example is answered rightly, `[n]` bool; empty in a free-form task."""
+        return self.gold == self.predicted
+
+    @property
+    def classification(self) -> dict[str, Any] | None:
+        """Figures of each label, as results.json has them; None in a free-form task.
+
+        `majority` is the accuracy of always giving the label that most of the examples have; the
+        others are those of `runs.classification`.
+        """
+        if not self.gold.size:
+            return None
+        found = classify(self.labels, self.gold, self.predicted)
+        figures = found.to_json()
+        kept = ("labels", "support", "precision", "recall", "f1", "macro_f1")
+        majority = int(found.support.max()) / len(self.gold)
+        return {"majority": majority} | {key: figures[key] for key in kept}
 
 
 @dataclasses.dataclass
@@ -49,7 +81,9 @@ class History:
       skipped: number of steps that were skipped because something was not finite.
       right: a text for each task, after the one that was finished last: `1` for a test text that
         is answered rightly and `0` for any other, in their order; "" in a free-form task.
+      classification: figures of each label for each task, after the one that was finished last.
       task_free: after the last task of the stream, results where each text's task is chosen.
+      scored_random_init: the same as `random_init`, by scoring the labels' texts.
     """
 
     random_init: list[float]
@@ -62,16 +96,36 @@ class History:
     converted: int = 0
     skipped: int = 0
     right: list[str] = dataclasses.field(default_factory=list)
+    classification: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
     task_free: dict[str, Any] | None = None
+    scored_random_init: list[float] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Fills in what was not measured, as in a converted checkpoint."""
+        unknown = len(self.random_init) - len(self.scored_random_init)
+        self.scored_random_init += [math.nan] * unknown
+
+    @classmethod
+    def of_untrained(cls, evaluations: Sequence[Evaluation]) -> "History":
+        """The history before any training, with the results on all tasks."""
+        history = cls([])
+        for evaluation in evaluations:
+            history.append_untrained(evaluation)
+        return history
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "History":
         """The history in the record of a checkpoint, whose null is NaN."""
         known = {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
-        for name in ("random_init", "accuracy", "scored", "gate_weights"):
+        for name in ("random_init", "scored_random_init", "accuracy", "scored", "gate_weights"):
             if name in known:
                 known[name] = np.array(known[name], np.float64).tolist()
         return cls(**known)
+
+    def append_untrained(self, evaluation: Evaluation) -> None:
+        """Adds the results on one more task before any training."""
+        self.random_init.append(evaluation.accuracy)
+        self.scored_random_init.append(evaluation.scored_accuracy)
 
     def append_row(self, evaluations: Sequence[Evaluation]) -> None:
         """Adds the results on all tasks after a task."""
@@ -82,8 +136,33 @@ class History:
         gates = [list(e.shared_weight) or unknown for e in evaluations]
         self.gate_weights = gates if layers else []
         self.right = ["".join("01"[int(answer)] for answer in e.right) for e in evaluations]
+        self.classification = [e.classification for e in evaluations]
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""
         for matrix in (self.accuracy, self.scored):
             matrix.append([math.nan] * len(self.random_init))
+
+    def results(self) -> dict[str, Any]:
+        """What results.json holds of this."""
+        results = {
+            "accuracy_matrix": self.accuracy,
+            "random_init": self.random_init,
+            "metrics": summarize(
+                self.accuracy, self.random_init, self.scored, self.scored_random_init
+            ),
+            "scored_accuracy_matrix": self.scored,
+            "scored_random_init": self.scored_random_init,
+            "validation_accuracy": self.validation,
+            "task_free": self.task_free,
+            "classification": self.classification,
+            "gate_weights": self.gate_weights,
+            "right": self.right,
+            "steps": self.global_step,
+            "skipped_steps": self.skipped,
+            "wall_seconds": self.wall_seconds,
+        }
+        for key in ("gate_weights", "skipped_steps"):
+            if not results[key]:
+                del results[key]
+        return results

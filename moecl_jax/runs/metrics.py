@@ -118,7 +118,39 @@ def forgetting(accuracy: ArrayLike) -> float:
     return _mean([before.max() - matrix[-1, task] for task, before in _known_before(matrix)])
 
 
-def summarize(accuracy: ArrayLike, random_init: ArrayLike) -> dict[str, float | None]:
+def comparable(
+    accuracy: ArrayLike, random_init: ArrayLike, scored: ArrayLike, scored_random_init: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`R` and `b` in which what is known before a task's own training does not depend on a format.
+
+    A language model that was never shown a task writes none of its labels, so that its accuracy by
+    exact match is 0 whatever it knows of the task. Before a task's own training (`b`, and `R` above
+    its diagonal) the accuracy of the best-scored label therefore takes its place, in each task that
+    has labels to score. There an entry that was not measured is NaN, and never an exact match.
+
+    Args:
+      accuracy: `R`, `[T, T]`, by exact match.
+      random_init: `b`, `[T]`, by exact match.
+      scored: `R` by the best-scored label, `[T, T]`; NaN in the columns of free-form tasks.
+      scored_random_init: `b` by the best-scored label, `[T]`.
+
+    Returns:
+      The two, `[T, T]` and `[T]`.
+    """
+    matrix, baseline = np.array(accuracy, np.float64), np.array(random_init, np.float64)
+    by_score = np.asarray(scored, np.float64)
+    baseline_by_score = np.asarray(scored_random_init, np.float64)
+    labelled = ~(np.isnan(by_score).all(axis=0) & np.isnan(baseline_by_score))
+    before = np.triu(np.ones(matrix.shape, bool), k=1) & labelled
+    return np.where(before, by_score, matrix), np.where(labelled, baseline_by_score, baseline)
+
+
+def summarize(
+    accuracy: ArrayLike,
+    random_init: ArrayLike,
+    scored: ArrayLike | None = None,
+    scored_random_init: ArrayLike | None = None,
+) -> dict[str, float | None]:
     """All metrics, as `results.json` holds them.
 
     Example: `{"acc": 0.7667, "bwt": -0.1, "fwt": 0.1, "forgetting": 0.1}`.
@@ -126,6 +158,9 @@ def summarize(accuracy: ArrayLike, random_init: ArrayLike) -> dict[str, float | 
     Args:
       accuracy: `R`, `[T, T]`.
       random_init: `b`, `[T]`.
+      scored: `R` by the best-scored label where `R` is by exact match; see `comparable`, whose
+        values `fwt` is of.
+      scored_random_init: `b` by the best-scored label, given with `scored`.
 
     Returns:
       Python floats under `acc`, `bwt`, `fwt` and `forgetting`; None, JSON's null, where nothing is
@@ -135,10 +170,13 @@ def summarize(accuracy: ArrayLike, random_init: ArrayLike) -> dict[str, float | 
       ValueError: if `R` is not square, `b` has another length, either is empty, or an entry is
         infinite.
     """
+    before = np.asarray(accuracy, np.float64), np.asarray(random_init, np.float64)
+    if scored is not None and scored_random_init is not None:
+        before = comparable(*before, scored, scored_random_init)
     values = {
         "acc": average_accuracy(accuracy),
         "bwt": backward_transfer(accuracy),
-        "fwt": forward_transfer(accuracy, random_init),
+        "fwt": forward_transfer(*before),
         "forgetting": forgetting(accuracy),
     }
     return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -27,6 +27,19 @@ TENSORBOARD_FOLDER = "tensorboard"
 SWEEP_NAME = "sweep.json"
 """What a sweep was asked for and the list of its runs; it lies in the sweep's own folder."""
 
+FREE_KEYS = (
+    "tasks",
+    "log_every",
+    "checkpoint_every",
+    "keep_shared",
+    "model.attention",
+    "batch.evaluation_size",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
+"""Keys of a config that change no result, and may differ when a run goes on."""
+
 METRIC_NAMES = ("acc", "bwt", "fwt", "forgetting")
 """Keys of `metrics` in results.json; `runs.metrics` defines them."""
 

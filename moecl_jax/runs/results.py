@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import parse_json, shortened
 from moecl_jax.runs.log import plain
+from moecl_jax.runs.metrics import comparable, forward_transfer
 from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
 from moecl_jax.runs.tables import format_matrix, format_metrics, format_task_free
 
@@ -51,8 +52,18 @@ class Results:
         fraction; NaN where it was not measured. Read-only.
       random_init: `b`, `[T]`: test accuracy on each task before any training, a fraction; NaN where
         it was not measured. Read-only.
+      comparable: `R` and `b` whose entries before a task's own training are by the best-scored
+        label where a language model writes the labels, as `runs.metrics.comparable` gives them.
+        Tables and pictures show these.
       metrics: `acc`, `bwt`, `fwt` and `forgetting` as fractions, defined in `runs.metrics`; None
-        where too little was measured.
+        where too little was measured. `fwt` is of `comparable`, so None in a file that has no
+        scored accuracy of the untrained model.
+      majority: `[T]`, accuracy on each task of always giving the label that most of its test texts
+        have; NaN in free-form tasks and where it was not measured. Read-only.
+      macro_f1: `[T]`, macro F1 on each task at the end of the stream; NaN as above. Read-only.
+      classification: for each task the figures of each label at the end of the stream: `labels`,
+        `support`, `precision`, `recall` and `f1`, lists; None in free-form tasks and where it was
+        not measured.
       seed: seed of the run.
       wall_seconds: duration of the training, in seconds.
       task_free: accuracies when the task is not given but chosen from each text: `acc`, `accuracy`
@@ -65,7 +76,11 @@ class Results:
     tasks: tuple[str, ...] = dataclasses.field(compare=False)
     matrix: NDArray[np.float64] = dataclasses.field(compare=False)
     random_init: NDArray[np.float64] = dataclasses.field(compare=False)
+    comparable: tuple[NDArray[np.float64], NDArray[np.float64]] = dataclasses.field(compare=False)
     metrics: Mapping[str, float | None] = dataclasses.field(compare=False)
+    majority: NDArray[np.float64] = dataclasses.field(compare=False)
+    macro_f1: NDArray[np.float64] = dataclasses.field(compare=False)
+    classification: Sequence[Mapping[str, Any] | None] = dataclasses.field(compare=False)
     seed: int = dataclasses.field(compare=False)
     wall_seconds: float = dataclasses.field(compare=False)
     task_free: Mapping[str, Any] = dataclasses.field(compare=False)
@@ -108,12 +123,27 @@ class Results:
         """Checks a content; `where` begins the message of an error."""
         try:
             _check(content)
+            tasks = tuple(map(str, content["tasks"]))
+            matrix = _read_only(content["accuracy_matrix"])
+            random_init = _read_only(content["random_init"])
+            before = matrix, random_init
+            metrics = {name: _float_or_none(content["metrics"][name]) for name in METRIC_NAMES}
+            scored = content.get("scored_accuracy_matrix")
+            if scored is not None:
+                baseline = content.get("scored_random_init") or [None] * len(tasks)
+                before = comparable(*before, scored, _read_only(baseline))
+                metrics["fwt"] = _float_or_none(forward_transfer(*before))
+            figures = content.get("classification") or [None] * len(tasks)
             return cls(
                 method=str(content["method"]),
-                tasks=tuple(map(str, content["tasks"])),
-                matrix=_read_only(content["accuracy_matrix"]),
-                random_init=_read_only(content["random_init"]),
-                metrics={name: _float_or_none(content["metrics"][name]) for name in METRIC_NAMES},
+                tasks=tasks,
+                matrix=matrix,
+                random_init=random_init,
+                comparable=before,
+                metrics=metrics,
+                majority=_read_only([one and one["majority"] for one in figures]),
+                macro_f1=_read_only([one and one["macro_f1"] for one in figures]),
+                classification=tuple(figures),
                 seed=int(content["seed"]),
                 wall_seconds=float(content["wall_seconds"]),
                 task_free=plain(content.get("task_free") or {}),
@@ -129,7 +159,14 @@ class Results:
         return dict(self.content)
 
     def __str__(self) -> str:
-        text = format_matrix(self.tasks, self.matrix, self.random_init, self.metrics)
+        text = format_matrix(
+            self.tasks,
+            *self.comparable,
+            self.metrics,
+            majority=self.majority,
+            macro_f1=self.macro_f1,
+            scored="scored_accuracy_matrix" in self.content,
+        )
         if not self.task_free:
             return text
         return f"{text}\n\n{format_task_free(self.tasks, self.task_free, self.matrix)}"
@@ -138,8 +175,10 @@ class Results:
         """Draws the accuracy matrix, and the accuracies over the stream of tasks.
 
         On the left is a heat map with a row for each stage of training and a column for each task;
-        a frame marks the accuracy just after a task's own training. On the right are the accuracy
-        of each task from its own training on and, thicker, the mean over all tasks trained so far.
+        a frame marks the accuracy just after a task's own training. Its first row is the accuracy
+        of always giving the label that most of a task's texts have, where that is known. On the
+        right are the accuracy of each task from its own training on and, thicker, the mean over all
+        tasks trained so far.
         The figure has its own background, and takes its text colours from matplotlib's style, so
         that it is readable on light and dark pages.
 
@@ -151,15 +190,10 @@ class Results:
           The matplotlib figure, which a notebook shows. It is not registered with pyplot.
 
         Raises:
-          UserError: if matplotlib is not installed, or the file cannot be written.
+          UserError: if the file cannot be written.
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise UserError(
-                "plotting needs matplotlib, which is not installed. "
-                'Install it: pip install "moecl_jax[plot]"'
-            ) from error
+        from matplotlib import pyplot
+
         count = len(self.tasks)
         matrix_width, height = 2.2 + 0.6 * count, max(3.6, 1.8 + 0.45 * (count + 1))
         figure, (left, right) = pyplot.subplots(
@@ -188,7 +222,11 @@ class Results:
         from matplotlib.patches import Rectangle
 
         shades = colormaps["Blues"]
-        values = np.vstack([self.random_init, self.matrix])
+        matrix, baseline = self.comparable
+        values = np.vstack([baseline, matrix])
+        names = ["untrained", *(f"after {task}" for task in self.tasks)]
+        if not np.isnan(self.majority).all():
+            values, names = np.vstack([self.majority, values]), ["majority label", *names]
         axes.imshow(values, cmap=shades, vmin=0.0, vmax=1.0, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             text = axes.text(column, row, "-", ha="center", va="center", fontsize=9)
@@ -198,14 +236,13 @@ class Results:
             luminance = 0.299 * red + 0.587 * green + 0.114 * blue
             text.set_text(f"{100 * value:.1f}")
             text.set_color("black" if luminance > 0.5 else "white")
+        above = len(values) - len(self.tasks)
         for index in range(len(self.tasks)):
-            corner = index - 0.5, index + 0.5
+            corner = index - 0.5, index + above - 0.5
             frame = Rectangle(corner, 1, 1, fill=False, edgecolor=_FRAME_COLOR, linewidth=2)
             axes.add_patch(frame).set_clip_on(False)
         axes.set_xticks(range(len(self.tasks)), self.tasks, rotation=40, ha="left")
-        axes.set_yticks(
-            range(len(values)), ["untrained", *(f"after {task}" for task in self.tasks)]
-        )
+        axes.set_yticks(range(len(values)), names)
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
 
     def _draw_stream(self, axes: "Axes") -> None:
@@ -274,10 +311,15 @@ def _check(content: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
     count = len(content["tasks"])
-    _check_shape("accuracy_matrix", content["accuracy_matrix"], (count, count))
-    _check_shape("random_init", content["random_init"], (count,))
-    if content.get("gate_weights") is not None:
-        _check_shape("gate_weights", content["gate_weights"], (count, None))
+    for key, shape in (
+        ("accuracy_matrix", (count, count)),
+        ("random_init", (count,)),
+        ("scored_accuracy_matrix", (count, count)),
+        ("scored_random_init", (count,)),
+        ("gate_weights", (count, None)),
+    ):
+        if key in _REQUIRED_KEYS or content.get(key) is not None:
+            _check_shape(key, content[key], shape)
     if content.get("sizes") is not None:
         for split in SPLIT_NAMES:
             _check_shape(f"sizes.{split}", content["sizes"][split], (count,))
@@ -285,9 +327,15 @@ def _check(content: Mapping[str, Any]) -> None:
         _check_shape("task_free.accuracy", content["task_free"]["accuracy"], (count,))
         _check_shape("task_free.choices", content["task_free"]["choices"], (count, count))
     _check_right(content.get("right"), count)
+    _check_classification(content.get("classification"), count)
     for name in METRIC_NAMES:
         if name not in content["metrics"]:
             raise ValueError(f"metrics lacks {name}")
+    _check_numbers(content)
+
+
+def _check_numbers(content: Mapping[str, Any]) -> None:
+    """Checks the further keys that are numbers, and objects of them."""
     for key in _NUMBERS:
         check_number(key, content.get(key))
     for key in _OBJECTS:
@@ -306,6 +354,21 @@ def _check_right(values: Any, count: int) -> None:
     for value in values:
         if not isinstance(value, str) or set(value) - {"0", "1"}:
             raise ValueError(f"right has {shortened(value)}; expected a text of 0 and 1")
+
+
+def _check_classification(values: Any, count: int) -> None:
+    """Checks the figures of each label; None, where results do not have them, is right."""
+    if values is None:
+        return
+    if not isinstance(values, list) or len(values) != count:
+        raise TypeError(f"classification is {shortened(values)}; expected a list of {count}")
+    for index, task in enumerate(values):
+        if task is None:
+            continue
+        for key in ("majority", "macro_f1"):
+            check_number(f"classification[{index}].{key}", task[key])
+        for key in ("support", "precision", "recall", "f1"):
+            _check_shape(f"classification[{index}].{key}", task[key], (len(task["labels"]),))
 
 
 def check_number(key: str, value: Any) -> None:

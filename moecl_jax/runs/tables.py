@@ -19,16 +19,22 @@ def format_matrix(
     accuracy: ArrayLike,
     random_init: ArrayLike,
     metrics: Mapping[str, float | None],
+    *,
+    majority: ArrayLike | None = None,
+    macro_f1: ArrayLike | None = None,
+    scored: bool = False,
 ) -> str:
     """Shows the accuracy matrix and its metrics in percent.
 
     Example:
         accuracy in %; in parentheses: before the task's own training
 
-                      spam   irony
-        untrained    (50.0)  (48.0)
-        after spam    97.5   (51.0)
-        after irony   95.0    88.0
+                         spam   irony
+        majority label   60.0    50.0
+        untrained       (50.0)  (48.0)
+        after spam       97.5   (51.0)
+        after irony      95.0    88.0
+        macro F1         94.8    87.9
 
         acc 91.5  bwt -2.5  fwt +3.0  forgetting +2.5
 
@@ -39,6 +45,11 @@ def format_matrix(
       random_init: `b`, `[T]`, fractions.
       metrics: `acc`, `bwt`, `fwt` and `forgetting` as fractions. An unknown one is None and is
         shown as `-`.
+      majority: `[T]`, accuracy of always giving the label that most of a task's texts have, a
+        fraction; a row of it stands first if any is known.
+      macro_f1: `[T]`, macro F1 at the end, a fraction; a row of it stands last if any is known.
+      scored: whether what is in parentheses is of the best-scored label, where the rest is of
+        written labels; the title says so.
 
     Returns:
       The table.
@@ -55,11 +66,15 @@ def format_matrix(
             f"shape {(count,)}, but the shapes are {matrix.shape} and {baseline.shape}"
         )
     rows = [["", *(f"{task} " for task in tasks)]]
+    rows += _known_row("majority label", majority)
     rows.append(["untrained", *(_cell(value, trained=False) for value in baseline)])
     for index, (task, values) in enumerate(zip(tasks, matrix, strict=True)):
         cells = (_cell(value, trained=column <= index) for column, value in enumerate(values))
         rows.append([f"after {task}", *cells])
+    rows += _known_row("macro F1", macro_f1)
     title = "accuracy in %; in parentheses: before the task's own training"
+    if scored:
+        title += ", by the label that scores best"
     return "\n".join([title, "", *align_columns(rows), "", format_metrics(metrics)])
 
 
@@ -151,6 +166,14 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return lines
+
+
+def _known_row(name: str, values: ArrayLike | None) -> list[list[str]]:
+    """The row of a table of accuracies, or none if nothing of it is known."""
+    known = np.asarray([] if values is None else values, np.float64)
+    if np.isnan(known).all():
+        return []
+    return [[name, *(_cell(value, trained=True) for value in known)]]
 
 
 def _cell(accuracy: float, *, trained: bool) -> str:

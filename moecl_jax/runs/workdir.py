@@ -25,22 +25,10 @@ from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
 from moecl_jax.outside import parse_json
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.names import CONFIG_NAME, ORIGIN_NAME
+from moecl_jax.runs.names import CONFIG_NAME, FREE_KEYS, ORIGIN_NAME
 from moecl_jax.runs.settings import Settings, leaves
 from moecl_jax.writing import whole_file
 
-# Keys that change no result and may differ when a run goes on.
-_FREE = (
-    "tasks",
-    "log_every",
-    "checkpoint_every",
-    "keep_shared",
-    "model.attention",
-    "batch.evaluation_size",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-)
 # Keys that every version has written; without them another run than the one there would be opened.
 _ALWAYS = {"method", "model", "tasks", "seed"}
 # Keys that a converted checkpoint fixes, whatever it is trained with.
@@ -253,7 +241,7 @@ def bound_settings(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
     """
     content = settings.to_mapping()
     content["definitions"] = _definitions(settings, known)
-    return {key: value for key, value in leaves(content) if key not in _FREE}
+    return {key: value for key, value in leaves(content) if key not in FREE_KEYS}
 
 
 def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], remedy: str) -> None:

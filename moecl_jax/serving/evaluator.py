@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ from moecl_jax.serving.scoring import (
     score_mixed,
 )
 from moecl_jax.serving.task_choice import extract, feature_step
-from moecl_jax.serving.text_scores import written_scores
+from moecl_jax.serving.text_scores import labels_of, score_texts
 
 
 class Evaluator:
@@ -207,36 +206,33 @@ class Evaluator:
         """
         task = self.tasks[index]
         parameters = self.model.placement.put(parameters)
-        evaluation = evaluate_examples(self.scores(parameters, index, examples), examples)
+        evaluation = evaluate_examples(
+            self.scores(parameters, index, examples), examples, task.labels
+        )
         if self.settings.evaluation.answers != "generated" and task.metric != "rouge_l":
             return evaluation
-        if self.generator is None:
+        if self.generator is None or not examples:
             return evaluation
         tokenizer: Any = self.model.tokenizer
         longest = self.settings.data.max_response
-        written = written_scores(
-            functools.partial(
-                self.generator.write,
-                parameters,
-                max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
-                sampling=self.sampling,
-                seed=self.settings.seed,
-                batch_size=self.settings.batch.evaluation_size,
-            ),
-            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
-            examples,
-            self.answers[index],
-            task.metric,
+        written = self.generator.write(
+            parameters,
+            [example.prompt for example in examples],
+            max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
+            sampling=self.sampling,
+            seed=self.settings.seed,
+            batch_size=self.settings.batch.evaluation_size,
         )
-        accuracy = sum(written) / len(written) if written else math.nan
-        right = np.zeros(0, bool) if task.free_form else np.array(written) == 1.0
-        return Evaluation(
-            accuracy,
-            evaluation.scored_accuracy,
-            evaluation.log_likelihood,
-            right,
-            evaluation.shared_weight,
-        )
+        if not task.free_form:
+            predicted = labels_of(written, self.answers[index])
+            accuracy = float((predicted == evaluation.gold).mean())
+            return dataclasses.replace(evaluation, accuracy=accuracy, predicted=predicted)
+        texts = [
+            "" if ids is None else str(tokenizer.decode(ids, skip_special_tokens=True))
+            for ids in written
+        ]
+        expected = [example.response_text for example in examples]
+        return dataclasses.replace(evaluation, accuracy=score_texts(texts, expected, task.metric))
 
     def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """What the frozen model makes of each text alone, `[n, D]`, of at least one."""

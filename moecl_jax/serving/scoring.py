@@ -23,6 +23,7 @@ from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.forward import StepContext, forward, output_logits, vocabulary_logits
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.heads import answer_log_probabilities
+from moecl_jax.runs.classification import NO_LABEL
 from moecl_jax.runs.history import Evaluation
 
 EvaluationStep = Callable[[TaskParameters, Tree, Batch], tuple[Any, Any, Any]]
@@ -226,10 +227,17 @@ def _scored(
     return Scores(scores, answered, reports)
 
 
-def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> Evaluation:
-    """Accuracies and likelihood of scored examples.
+def evaluate_examples(
+    scores: Scores, examples: Sequence[TokenizedExample], labels: tuple[str, ...]
+) -> Evaluation:
+    """Accuracies and likelihood of scored examples of one task.
 
     With the LM head an answer that is none of the labels is wrong.
+
+    Args:
+      scores: scores of the n examples.
+      examples: the n examples.
+      labels: labels of the task; none in a free-form task.
     """
     if not examples:
         return Evaluation(math.nan, math.nan, math.nan)
@@ -244,15 +252,18 @@ def evaluate_examples(scores: Scores, examples: Sequence[TokenizedExample]) -> E
             log_likelihood=float(wide.mean()),
             shared_weight=shared_weight,
         )
-    labels = np.array([example.label for example in examples])
-    rows = np.arange(len(labels))
+    gold = np.array([example.label for example in examples])
+    rows = np.arange(len(gold))
     shifted = wide - wide.max(axis=1, keepdims=True)
     log_shares = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    right = scores.answered[rows, labels]
+    answered = scores.answered
+    predicted = np.where(answered.any(axis=1), answered.argmax(axis=1), NO_LABEL)
     return Evaluation(
-        accuracy=float(right.mean()),
-        scored_accuracy=float((wide.argmax(axis=1) == labels).mean()),
-        log_likelihood=float(log_shares[rows, labels].mean()),
-        right=right,
+        accuracy=float((predicted == gold).mean()),
+        scored_accuracy=float((wide.argmax(axis=1) == gold).mean()),
+        log_likelihood=float(log_shares[rows, gold].mean()),
+        labels=labels,
+        gold=gold,
+        predicted=predicted,
         shared_weight=shared_weight,
     )

@@ -200,8 +200,9 @@ class Session:
             opened from a workdir; by default the session's own.
 
         Returns:
-          `split`, and `tasks`: by name `examples`, `accuracy`, `scored_accuracy` and
-          `log_likelihood`, None where they are not defined.
+          `split`, and `tasks`: by name `examples`, `accuracy`, `scored_accuracy`,
+          `log_likelihood` and `classification` (figures of each label, as in results.json), None
+          where they are not defined.
 
         Raises:
           UserError: there is no such split, or data cannot be read.
@@ -219,6 +220,7 @@ class Session:
                 "accuracy": result.accuracy,
                 "scored_accuracy": result.scored_accuracy,
                 "log_likelihood": result.log_likelihood,
+                "classification": result.classification,
             }
         return {"split": split, "tasks": plain(by_task)}
 

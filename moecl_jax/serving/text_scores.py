@@ -2,41 +2,33 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.runs.classification import NO_LABEL
 
 # Words of letters and digits; a character each of Chinese and Japanese, which write no spaces.
 _CHARACTER = r"[\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 _WORDS = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\w)+")
 
 
-def written_scores(
-    write: Callable[[Sequence[np.ndarray]], list[np.ndarray | None]],
-    read: Callable[[np.ndarray], str],
-    examples: Sequence[TokenizedExample],
-    answers: Sequence[np.ndarray],
-    metric: str,
-) -> list[float]:
-    """Scores in [0, 1] of the answers that a model writes.
+def labels_of(
+    written: Sequence[np.ndarray | None], answers: Sequence[np.ndarray]
+) -> NDArray[np.int64]:
+    """The labels that a model has written, `[n]`, or `NO_LABEL`.
 
     Args:
-      write: continues prompts, without end of sequence; None scores as no answer.
-      read: the text of ids.
-      examples: examples of one task.
-      answers: ids of each label's text with its end; empty in a free-form task.
-      metric: metric of a free-form task; in a label task the ids must be exactly the label's.
+      written: ids of n texts without end of sequence, which must be exactly a label's; None where
+        nothing was written.
+      answers: ids of each label's text with its end.
     """
-    nothing = np.zeros(0, np.int32)
-    continued = write([example.prompt for example in examples])
-    written = [nothing if ids is None else ids for ids in continued]
-    if answers:
-        right = [answers[example.label][:-1] for example in examples]
-        return [float(np.array_equal(*pair)) for pair in zip(written, right, strict=True)]
-    expected = [example.response_text for example in examples]
-    return text_scores([read(ids) for ids in written], expected, metric)
+    places = {tuple(ids[:-1].tolist()): place for place, ids in enumerate(answers)}
+    found = [
+        NO_LABEL if ids is None else places.get(tuple(ids.tolist()), NO_LABEL) for ids in written
+    ]
+    return np.array(found, np.int64)
 
 
 def score_texts(generated: Sequence[str], expected: Sequence[str], metric: str) -> float:

@@ -25,7 +25,6 @@ from moecl_jax.runs.data_record import DataRecord
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.history import Evaluation, History
 from moecl_jax.runs.log import MetricsLog, plain
-from moecl_jax.runs.metrics import summarize
 from moecl_jax.runs.names import RESULTS_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings, settings_of
@@ -264,7 +263,7 @@ class StreamTraining:
             task.require_training_examples()
         if history is None:
             reporting.current().message("evaluating the untrained model on every task")
-            history = History([e.accuracy for e in self.evaluate_all(stream)])
+            history = History.of_untrained(self.evaluate_all(stream))
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
         else:
@@ -403,7 +402,7 @@ class StreamTraining:
             )
         initial = self.evaluator.starting.stream(count)
         for column in range(known, count):
-            history.random_init.append(self.evaluate_task(initial, column, "test").accuracy)
+            history.append_untrained(self.evaluate_task(initial, column, "test"))
         for row in range(len(history.accuracy)):
             if row < history.converted - 1 or not self.store.has_moment(row):  # of that time
                 for matrix in (history.accuracy, history.scored):
@@ -419,7 +418,9 @@ class StreamTraining:
         """Evaluates the state that was converted, which is what its last task left."""
         reporting.current().message("evaluating the converted model on every task")
         initial = self.evaluator.starting.stream(len(self.tasks))
-        history.random_init = [e.accuracy for e in self.evaluate_all(initial)]
+        untrained = History.of_untrained(self.evaluate_all(initial))
+        history.random_init = untrained.random_init
+        history.scored_random_init = untrained.scored_random_init
         history.accuracy, history.scored = [], []
         for _ in range(history.converted - 1):
             history.append_unknown_row()
@@ -457,29 +458,16 @@ class StreamTraining:
         }
 
     def _results(self, stream: StreamState, history: History) -> dict[str, Any]:
-        results = {
-            "accuracy_matrix": history.accuracy,
-            "random_init": history.random_init,
-            "metrics": summarize(np.array(history.accuracy), np.array(history.random_init)),
-            "scored_accuracy_matrix": history.scored,
-            "validation_accuracy": history.validation,
-            "task_free": history.task_free,
-            "gate_weights": history.gate_weights,
+        measured = history.results()
+        if self.settings.head == "classification":
+            for key in ("accuracy_matrix", "random_init"):  # the best score is the answer
+                del measured[f"scored_{key}"]
+        return measured | {
             "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
-            "steps": history.global_step,
             "parameters": self._parameters(stream),
-            "right": history.right,
             "stored_examples": len(self.steps.stored(stream.memory, len(self.tasks))),
             "selection": self._selection(),
-            "wall_seconds": history.wall_seconds,
-            "skipped_steps": history.skipped,
         }
-        if self.settings.head == "classification":
-            del results["scored_accuracy_matrix"]  # the same as accuracy_matrix
-        for key in ("gate_weights", "skipped_steps"):
-            if not results[key]:
-                del results[key]
-        return results
 
 
 def optimizer_of(settings: Settings) -> optax.GradientTransformation:

@@ -5,9 +5,10 @@ import pytest
 from report_runs import write_run
 
 from moecl_jax.report import report, tables
+from moecl_jax.report.comparison import Comparison
 from moecl_jax.report.intervals import Interval, interval
 from moecl_jax.report.runs import read_runs
-from moecl_jax.report.summary import difference, differences, summarize
+from moecl_jax.report.summary import Difference, difference, differences, summarize
 
 NAMES = ["a", "b"]
 
@@ -53,18 +54,19 @@ def test_equal_answers_differ_by_nothing_and_unequal_texts_are_not_compared():
 
 
 @pytest.mark.parametrize(
-    ("found", "settled"),
+    ("found", "seeds", "settled"),
     [
-        (Interval(0.1, 0.2, 3), True),
-        (Interval(-0.2, -0.1, 3), True),
-        (Interval(-0.1, 0.2, 3), False),
-        (Interval(0.0, 0.2, 3), False),
-        (Interval(0.1, 0.2, 1), False),
-        (Interval(), False),
+        (Interval(0.1, 0.2, 3), 3, True),
+        (Interval(-0.2, -0.1, 3), 3, True),
+        (Interval(-0.1, 0.2, 3), 3, False),
+        (Interval(0.0, 0.2, 3), 3, False),
+        (Interval(0.1, 0.2, 2), 2, False),
+        (Interval(0.1, 0.2, 5), 1, False),  # five orders of one seed
+        (Interval(), 3, False),
     ],
 )
-def test_settled_excludes_0_and_takes_more_than_one_run(found, settled):
-    assert found.settled is settled
+def test_settled_excludes_0_and_takes_three_seeds(found, seeds, settled):
+    assert Difference("a", "b", 0.15, found, seeds).settled is settled
 
 
 def written(folder, method, rights, seeds):
@@ -106,18 +108,19 @@ def test_pairs_of_runs_are_compared_text_by_text(tmp_path):
     assert cell.text.startswith("+9.0 [+") and " to +" in cell.text
     report(folders, tmp_path / "out" / "report.html")
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "9.0 points above the next, lwf. The interval of the difference is" in markdown
-    assert "which excludes 0" in markdown
+    assert "9.0 points above the next, lwf. The 95% interval of the difference over 3" in markdown
+    assert "it excludes 0" in markdown
 
 
 def test_one_run_settles_nothing(tmp_path):
     folders = written(tmp_path, "ewc", better, [0]) + written(tmp_path, "lwf", worse, [0])
     (found,) = differences(summarize(read_runs(folders)[0]))
-    assert found.interval.low > 0 and not found.interval.settled
+    assert found.interval.low > 0 and not found.settled
     report(folders, tmp_path / "out" / "report.html")
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "one run does not tell how much another seed would change" in markdown
-    assert "standard error" not in markdown
+    assert "By the test texts alone" in markdown
+    assert "1 seed cannot tell what another seed would change" in markdown
+    assert "standard error" not in markdown and "excludes 0." not in markdown
 
 
 def test_runs_without_a_partner_do_not_count(tmp_path):
@@ -130,3 +133,7 @@ def test_runs_without_a_partner_do_not_count(tmp_path):
     apart = difference(first, summarize(read_runs(other)[0])[0])
     assert not apart.interval.known
     assert apart.difference == pytest.approx(0.90 - 0.87)
+    outcome = Comparison(read_runs([*folders[:3], *other])[0]).outcome
+    assert outcome.endswith(
+        "They share no order and seed, in which they could be compared in pairs."
+    )

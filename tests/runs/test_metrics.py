@@ -143,6 +143,23 @@ def test_joint_training_has_an_accuracy_alone():
     assert metrics.summarize(matrix, [0.5, 0.25, 0.125]) == expected
 
 
+def test_what_is_known_before_training_is_by_the_best_scored_label():
+    # Task 1 is free-form. By exact match an untrained model gets task 2 wrong, whatever it knows.
+    nan = math.nan
+    exact, untrained = [[0.9, 0.2, 0.0], [0.8, 0.6, 0.0], [0.7, 0.5, 0.8]], [0.0, 0.1, 0.0]
+    scored = [[0.95, nan, 0.6], [0.9, nan, 0.75], [0.9, nan, 0.85]]
+    matrix, baseline = metrics.comparable(exact, untrained, scored, [0.5, nan, 0.4])
+    np.testing.assert_array_equal(matrix, [[0.9, 0.2, 0.6], [0.8, 0.6, 0.75], [0.7, 0.5, 0.8]])
+    np.testing.assert_array_equal(baseline, [0.5, 0.1, 0.4])
+    summary = metrics.summarize(exact, untrained, scored, [0.5, nan, 0.4])
+    assert summary["fwt"] == pytest.approx(((0.2 - 0.1) + (0.75 - 0.4)) / 2)
+    by_exact_match = metrics.summarize(exact, untrained)
+    assert {**summary, "fwt": 0} == {**by_exact_match, "fwt": 0}
+    # Where the untrained model was not scored, exact match does not stand for it.
+    summary = metrics.summarize(exact, untrained, scored, [nan, nan, nan])
+    assert summary["fwt"] == pytest.approx(0.2 - 0.1)
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [

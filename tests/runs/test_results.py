@@ -1,6 +1,5 @@
 """`Results`: reading results.json, writing it back, showing it as text and as a plot."""
 
-import builtins
 import dataclasses
 import json
 import math
@@ -24,6 +23,18 @@ CONTENT = {
     "sizes": {"train": [9, 8], "validation": [4, 4], "test": [40, 40]},
 }
 TASK_FREE = {"acc": 0.8, "accuracy": [0.85, 0.75], "choices": [[39, 1], [2, 38]]}
+CLASSIFICATION = [
+    {
+        "majority": 0.6,
+        "labels": ["ham", "spam"],
+        "support": [24, 16],
+        "precision": [0.96, 0.9],
+        "recall": [0.9, 1.0],
+        "f1": [0.93, 0.95],
+        "macro_f1": 0.94,
+    },
+    None,
+]
 MATRIX_TEXT = (
     "accuracy in %; in parentheses: before the task's own training\n"
     "\n"
@@ -46,7 +57,8 @@ def write(workdir, text):
 def agg(monkeypatch, tmp_path):
     """Draws without a window, whatever the machine has."""
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("agg")
 
 
@@ -116,6 +128,45 @@ def test_text_has_the_chosen_tasks_where_they_were_measured():
     )
 
 
+def test_text_has_the_baseline_and_macro_f1_where_they_were_measured():
+    results = Results.from_content(CONTENT | {"classification": CLASSIFICATION})
+    np.testing.assert_array_equal(results.majority, [0.6, math.nan])
+    np.testing.assert_array_equal(results.macro_f1, [0.94, math.nan])
+    assert results.classification[0]["recall"] == [0.9, 1.0]
+    lines = str(results).splitlines()
+    assert lines[3].split() == ["majority", "label", "60.0", "-"]
+    assert lines[-3].split() == ["macro", "F1", "94.0", "-"]
+
+
+def test_what_an_untrained_model_knows_is_shown_by_score():
+    content = CONTENT | {
+        "accuracy_matrix": [[0.975, 0.0], [0.95, 0.88]],
+        "random_init": [0.0, 0.0],
+        "scored_accuracy_matrix": [[0.98, 0.55], [0.96, 0.9]],
+        "scored_random_init": [0.5, 0.48],
+    }
+    results = Results.from_content(content)
+    assert results.metrics["fwt"] == pytest.approx(0.55 - 0.48)
+    lines = str(results).splitlines()
+    assert lines[0].endswith("before the task's own training, by the label that scores best")
+    assert [line.split()[1:] for line in lines[3:5]] == [
+        ["(50.0)", "(48.0)"],
+        ["spam", "97.5", "(55.0)"],
+    ]
+
+
+def test_an_earlier_file_that_lacks_the_untrained_scores_has_no_fwt():
+    earlier = {
+        "accuracy_matrix": [[0.975, 0.0], [0.95, 0.88]],
+        "random_init": [0.0, 0.0],
+        "scored_accuracy_matrix": [[0.98, 0.55], [0.96, 0.9]],
+        "metrics": CONTENT["metrics"] | {"fwt": 0.0},
+    }
+    results = Results.from_content(CONTENT | earlier)
+    assert results.metrics == CONTENT["metrics"] | {"fwt": None}
+    assert str(results).splitlines()[3].split() == ["untrained", "(-)", "(-)"]
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         Results.load(tmp_path)
@@ -159,6 +210,12 @@ def test_a_broken_file_is_named(tmp_path, text, message):
         ({"parameters": {"frozen": [1]}}, "parameters.frozen is [1]; expected a number"),
         ({"versions": 1}, "versions is 1; expected an object"),
         ({"right": ["01"]}, "right is ['01']; expected a list of 2 texts"),
+        ({"scored_random_init": [0.5]}, "scored_random_init has the shape 1, but 2 was"),
+        ({"classification": [None]}, "classification is [None]; expected a list of 2"),
+        (
+            {"classification": [CLASSIFICATION[0] | {"f1": [1.0]}, None]},
+            "classification[0].f1 has the shape 1, but 2 was",
+        ),
         ({"right": ["01", 1]}, "right has 1; expected a text of 0 and 1"),
         ({"right": ["01", "02"]}, "right has '02'; expected a text of 0 and 1"),
     ],
@@ -269,20 +326,6 @@ def test_plot_is_saved_and_not_kept(tmp_path):
 def test_a_plot_that_cannot_be_written_is_named(tmp_path, name):
     with pytest.raises(UserError, match=f"cannot write the plot {tmp_path / name}: "):
         Results.from_content(CONTENT).plot(tmp_path / name)
-
-
-def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
-    original = builtins.__import__
-
-    def without_matplotlib(name, *arguments, **options):
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(f"No module named {name!r}")
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(UserError) as error:
-        Results.from_content(CONTENT).plot()
-    assert 'pip install "moecl_jax[plot]"' in str(error.value)
 
 
 @pytest.mark.parametrize("module", ["runs.names", "runs.tables", "runs.results", "report"])

@@ -7,8 +7,9 @@ import pytest
 
 from moecl_jax.data.batching import BatchLayout
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.runs.classification import NO_LABEL
 from moecl_jax.serving.scoring import Scores, Scoring, evaluate_examples, score
-from moecl_jax.serving.text_scores import rouge_l, score_texts
+from moecl_jax.serving.text_scores import labels_of, rouge_l, score_texts
 
 PROMPT = np.array([5, 6], np.int32)
 
@@ -18,7 +19,11 @@ def test_label_scores():
         np.log([[0.6, 0.3], [0.1, 0.2], [0.4, 0.1]]).astype(np.float32),
         np.array([[True, False], [False, False], [False, True]]),
     )
-    result = evaluate_examples(scores, [TokenizedExample(PROMPT, label) for label in (0, 1, 1)])
+    examples = [TokenizedExample(PROMPT, label) for label in (0, 1, 1)]
+    result = evaluate_examples(scores, examples, ("x", "y"))
+    assert result.predicted.tolist() == [0, NO_LABEL, 1]
+    assert result.right.tolist() == [True, False, True]
+    assert result.classification["support"] == [1, 2]
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.scored_accuracy == pytest.approx(2 / 3)
     # shares of the right labels: 0.6 / 0.9, 0.2 / 0.3, 0.1 / 0.5
@@ -31,7 +36,7 @@ def test_free_form_scores():
     scores = Scores(np.array([[-1.0], [-2.0], [-3.5], [-0.5]], np.float32), answered)
     gates = {"shared_weight": np.array([[0.25, 0.75, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])}
     scores = Scores(scores.scores, scores.answered, gates)
-    result = evaluate_examples(scores, examples)
+    result = evaluate_examples(scores, examples, ())
     assert (result.accuracy, result.log_likelihood) == (0.5, -1.75)
     assert result.shared_weight == (0.5, 0.25)
     assert math.isnan(result.scored_accuracy)
@@ -45,7 +50,7 @@ def test_nothing_to_score_is_nan(classes, columns):
     scoring = Scoring(BatchLayout(2, True, 16, 3, 3))
     scores = score(never, None, None, (), (), scoring, class_count=classes)
     assert scores.scores.shape == scores.answered.shape == (0, columns)
-    result = evaluate_examples(scores, ())
+    result = evaluate_examples(scores, (), ())
     for value in (result.accuracy, result.scored_accuracy, result.log_likelihood):
         assert math.isnan(value)
     assert math.isnan(score_texts((), (), "rouge_l"))
@@ -102,3 +107,9 @@ def test_texts_are_scored_by_their_mean():
     assert score_texts(generated, expected, "rouge_l") == pytest.approx((1 + 4 / 5 + 1) / 3)
     with pytest.raises(ValueError, match="zip"):
         score_texts(["a"], ["a", "b"], "rouge_l")
+
+
+def test_a_written_answer_is_a_label_if_its_ids_are_exactly_that():
+    answers = [np.array(ids, np.int32) for ids in ([4, 2], [4, 7, 2])]
+    written = [np.array(ids, np.int32) for ids in ([4], [4, 7], [7], [4, 7, 7], [])]
+    assert labels_of([*written, None], answers).tolist() == [0, 1] + [NO_LABEL] * 4

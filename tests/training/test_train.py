@@ -51,7 +51,16 @@ def test_results_hold_what_the_contract_says(finished_run):
     assert written["seed"] == settings.seed
     assert written["wall_seconds"] > 0
     assert written["versions"]["jax"] == jax.__version__
-    assert ("scored_accuracy_matrix" in written) == (settings.head == "lm")
+    for key in ("scored_accuracy_matrix", "scored_random_init"):
+        assert (key in written) == (settings.head == "lm")
+    for index, (figures, count) in enumerate(
+        zip(written["classification"], CLASSES.values(), strict=True)
+    ):
+        support, recall = np.array(figures["support"]), np.array(figures["recall"], float)
+        assert len(figures["labels"]) == len(support) == count
+        assert figures["majority"] == support.max() / support.sum()
+        last = written["accuracy_matrix"][-1][index]
+        assert np.nansum(support * recall) / support.sum() == pytest.approx(last)
 
 
 def test_each_logged_step_has_the_contract_s_keys(finished_run):
