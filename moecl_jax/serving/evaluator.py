@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moecl_jax import reporting
 from moecl_jax.data.batching import BatchLayout, need_of
 from moecl_jax.data.loading import load_tasks
 from moecl_jax.data.shapes import Need, scoring_shapes
@@ -30,6 +31,7 @@ from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StartingValues
 from moecl_jax.models.lora import ATTENTION_TARGETS
 from moecl_jax.models.model import Model
+from moecl_jax.progress import EVALUATE, WRITE
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.generation import Generator, Sampling
@@ -207,27 +209,29 @@ class Evaluator:
         """
         task = self.tasks[index]
         parameters = self.model.placement.put(parameters)
-        evaluation = evaluate_examples(self.scores(parameters, index, examples), examples)
-        if self.settings.evaluation.answers != "generated" and task.metric != "rouge_l":
-            return evaluation
-        if self.generator is None:
+        label, count = f"evaluating {task.name}", len(examples)
+        with reporting.stage(label, EVALUATE, count, size=text_size(examples)):
+            evaluation = evaluate_examples(self.scores(parameters, index, examples), examples)
+        if self.generator is None or not self.writes(index):
             return evaluation
         tokenizer: Any = self.model.tokenizer
         longest = self.settings.data.max_response
-        written = written_scores(
-            functools.partial(
-                self.generator.write,
-                parameters,
-                max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
-                sampling=self.sampling,
-                seed=self.settings.seed,
-                batch_size=self.settings.batch.evaluation_size,
-            ),
-            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
-            examples,
-            self.answers[index],
-            task.metric,
+        write = functools.partial(
+            self.generator.write,
+            parameters,
+            max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
+            sampling=self.sampling,
+            seed=self.settings.seed,
+            batch_size=self.settings.batch.evaluation_size,
         )
+        with reporting.stage(f"writing answers of {task.name}", WRITE, count):
+            written = written_scores(
+                write,
+                lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+                examples,
+                self.answers[index],
+                task.metric,
+            )
         accuracy = sum(written) / len(written) if written else math.nan
         right = np.zeros(0, bool) if task.free_form else np.array(written) == 1.0
         return Evaluation(
@@ -238,10 +242,17 @@ class Evaluator:
             evaluation.shared_weight,
         )
 
+    def writes(self, index: int) -> bool:
+        """Whether a task's answers are written, token by token, when it is evaluated."""
+        written = self.settings.evaluation.answers == "generated"
+        return self.context.head == "lm" and (written or self.tasks[index].metric == "rouge_l")
+
     def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """What the frozen model makes of each text alone, `[n, D]`, of at least one."""
         texts = bare_prompts(examples, self.model.tokenizer, self.settings.data.max_length)
-        return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
+        label, size = "reading texts", text_size(examples)
+        with reporting.stage(label, EVALUATE, len(texts), size=size):
+            return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
 
     @functools.cached_property
     def generator(self) -> Generator | None:
@@ -267,6 +278,11 @@ class Evaluator:
             return example.prompt[:limit], len(example.prompt) > limit
 
         return fit
+
+
+def text_size(examples: Sequence[TokenizedExample]) -> float:
+    """Mean tokens of the prompts, which say how much work a text is; 0 where there are none."""
+    return sum(len(example.prompt) for example in examples) / max(1, len(examples))
 
 
 def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settings) -> None:

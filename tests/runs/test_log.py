@@ -18,20 +18,20 @@ def lines_of(workdir: Path) -> list[dict[str, object]]:
 
 
 def write_steps(workdir: Path, steps: range, **arguments: object) -> None:
-    with MetricsLog(workdir, tensorboard=False, **arguments) as log:
+    with MetricsLog(workdir, **arguments) as log:
         for step in steps:
             log.write({"step": step, "loss": step / 2})
 
 
 def test_a_line_has_exactly_the_given_keys_in_order(tmp_path):
-    with MetricsLog(tmp_path / "new" / "run", tensorboard=False) as log:
+    with MetricsLog(tmp_path / "new" / "run") as log:
         log.write({"step": 3, "task": "spam", "epoch": 1, "loss": 0.25})
         # Already readable while the run goes on.
         assert log.path.read_text() == '{"step": 3, "task": "spam", "epoch": 1, "loss": 0.25}\n'
 
 
 def test_scalars_become_plain_and_floats_that_are_not_finite_null(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         log.write(
             {
                 "step": np.int64(1),
@@ -53,7 +53,7 @@ def test_unknown_entries_of_nested_content_become_null():
 
 
 def test_a_line_needs_a_step(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log, pytest.raises(KeyError):
+    with MetricsLog(tmp_path) as log, pytest.raises(KeyError):
         log.write({"loss": 1.0})
 
 
@@ -84,7 +84,7 @@ def test_a_half_written_last_line_is_dropped(tmp_path, tail):
 def test_a_broken_line_in_the_middle_is_named(tmp_path, broken):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
-        MetricsLog(tmp_path, tensorboard=False)
+        MetricsLog(tmp_path)
 
 
 def test_tensorboard_gets_the_finite_numbers_and_purges_what_is_written_again(tmp_path):
