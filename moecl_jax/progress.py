@@ -50,6 +50,7 @@ class Progress:
 
     Attributes:
       stages: the stages under way, the innermost last.
+      done: the work that was done since the beginning, by kind: examples, each times its size.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -63,7 +64,7 @@ class Progress:
         self._begun = self._at = self._clock()
         self._whole: Mapping[str, float] = {}
         self._left: dict[str, float] = {}
-        self._work: dict[str, float] = collections.defaultdict(float)
+        self.done: dict[str, float] = collections.defaultdict(float)
         self._seconds: dict[str, float] = collections.defaultdict(float)
 
     def expect(self, left: Mapping[str, float], whole: Mapping[str, float] | None = None) -> None:
@@ -93,7 +94,7 @@ class Progress:
             return
         stage = self.stages[-1]
         stage.done += count
-        self._work[stage.kind] += count * stage.size
+        self.done[stage.kind] += count * stage.size
         if stage.kind in self._left:
             self._left[stage.kind] = max(0.0, self._left[stage.kind] - count * stage.size)
 
@@ -130,9 +131,9 @@ class Progress:
         """Speed of the innermost stage's kind at that stage's size; None if not known."""
         stage = self.stages[-1] if self.stages else None
         seconds = 0.0 if stage is None else self._seconds[stage.kind]
-        if stage is None or not stage.kind or not seconds or not self._work[stage.kind]:
+        if stage is None or not stage.kind or not seconds or not self.done[stage.kind]:
             return None
-        return self._work[stage.kind] / seconds / stage.size
+        return self.done[stage.kind] / seconds / stage.size
 
     def line(self, width: int | None = None) -> str:
         """What is going on, in one line.
@@ -175,9 +176,9 @@ class Progress:
         for kind, amount in work.items():
             if not amount:
                 continue
-            if not self._work[kind] or not self._seconds[kind]:
+            if not self.done[kind] or not self._seconds[kind]:
                 return None
-            total += amount * self._seconds[kind] / self._work[kind]
+            total += amount * self._seconds[kind] / self.done[kind]
         return total
 
     def _pass_time(self) -> None:

@@ -5,6 +5,7 @@ trains, after it was killed, and on another machine.
 """
 
 import dataclasses
+import json
 import math
 import os
 import time
@@ -67,7 +68,8 @@ class Status:
       tasks: the tasks in the order of training.
       accuracy: mean accuracy over the finished tasks, where it was measured; else None.
       written: when anything was written last, in seconds since 1970.
-      bytes: sizes on disk by part.
+      bytes: sizes on disk by part: finished_tasks, state_inside_a_task, set_aside, tensorboard,
+        metrics and other, as far as they are there; the largest first.
     """
 
     workdir: str
@@ -96,8 +98,9 @@ class Status:
         for task in self.tasks:
             now, then = _percent(task.accuracy), _percent(task.accuracy_then)
             lines.append(f"{task.name:{width}}  {now:5}  {then:5}  {_state(task)}")
-        sizes = ", ".join(f"{part} {_size(size)}" for part, size in self.bytes.items())
-        return "\n".join([*lines, "", f"on disk {_size(sum(self.bytes.values()))}: {sizes}"])
+        lines += ["", f"on disk: {_size(sum(self.bytes.values()))}"]
+        lines += [f"  {part.replace('_', ' ')}: {_size(size)}" for part, size in self.bytes.items()]
+        return "\n".join(lines)
 
 
 def status_of(workdir: str | Path) -> Status:
@@ -191,8 +194,9 @@ def _config(workdir: Path) -> dict[str, Any]:
 def _record(checkpoint: Path) -> dict[str, Any] | None:
     """The record of a checkpoint; None where it is not there, not whole, or being deleted."""
     try:
-        content = parse_json((checkpoint / "record" / "metadata").read_bytes())
-    except (OSError, ValueError):
+        # Orbax writes Infinity too, which is no JSON.
+        content = json.loads((checkpoint / "record" / "metadata").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -282,10 +286,9 @@ def _part(path: Path) -> str:
     """Which part of a workdir a file belongs to."""
     first, *others = path.parts
     if first == CHECKPOINTS_FOLDER and others:
-        special = {IN_PROGRESS_FOLDER: "state inside a task", SET_ASIDE_FOLDER: "set aside"}
-        return special.get(others[0], "finished tasks")
-    known = {TENSORBOARD_FOLDER: "TensorBoard", LOG_NAME: "metrics"}
-    return known.get(first, "other files")
+        special = {IN_PROGRESS_FOLDER: "state_inside_a_task", SET_ASIDE_FOLDER: "set_aside"}
+        return special.get(others[0], "finished_tasks")
+    return {TENSORBOARD_FOLDER: "tensorboard", LOG_NAME: "metrics"}.get(first, "other")
 
 
 def _entry(matrix: Sequence[Sequence[Any]], row: int, column: int) -> float | None:
@@ -300,13 +303,12 @@ def _entry(matrix: Sequence[Sequence[Any]], row: int, column: int) -> float | No
 def _state(task: TaskStatus) -> str:
     if task.state != "begun":
         return task.state
-    of = "" if task.steps is None else f" of {task.steps}"
-    parts = [f"step {task.step}{of}"]
+    text = f"step {task.step}" + ("" if task.steps is None else f" of {task.steps}")
     if "loss_instruction" in task.losses:
-        parts.append(f"loss {task.losses['loss_instruction']:.3g}")
+        text += f", loss {task.losses['loss_instruction']:.3g}"
     if task.losses.get("loss_adversarial"):
-        parts.append(f"adversarial {task.losses['loss_adversarial']:.3g}")
-    return ", ".join([*parts, f"saved up to step {task.saved_step}"])
+        text += f" adv {task.losses['loss_adversarial']:.3g}"
+    return f"{text}, saved at {task.saved_step}"
 
 
 def _percent(value: float | None) -> str:

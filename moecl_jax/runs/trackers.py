@@ -4,6 +4,7 @@
 """
 
 import abc
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -252,6 +253,8 @@ class Trackers:
             except Exception as error:  # a server's, a disk's, a user's
                 del self._open[name]
                 _note(name, error)
+                with contextlib.suppress(Exception):  # it was told already
+                    tracker.close()
 
 
 def _note(name: str, error: Exception) -> None:

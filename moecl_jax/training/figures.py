@@ -69,10 +69,10 @@ def show_row(trackers: Trackers, names: Sequence[str], history: History) -> None
     trackers.log({"test_mean/finished_tasks": mean}, step)
     for name, weights in zip(names[:count], history.gate_weights, strict=False):
         trackers.histogram(f"gate/{name}", np.array(weights), step)
-    parts = [f"test accuracy {100 * row[count - 1]:.1f}"] if math.isfinite(row[count - 1]) else []
+    parts = [f"test {100 * row[count - 1]:.1f}"] if math.isfinite(row[count - 1]) else []
     validation = history.validation[-1]
     parts += [] if validation is None else [f"validation {100 * validation:.1f}"]
-    parts += [f"mean of {count} finished tasks {100 * mean:.1f}"] if count > 1 and known else []
+    parts += [f"mean so far {100 * mean:.1f}"] if count > 1 and known else []
     if parts:
         title = f"task {count}/{len(names)} {names[count - 1]}"
-        reporting.current().message(f"{title}: {', '.join(parts)}")
+        reporting.current().message(f"{title}: {', '.join(parts)} (accuracy in %)")

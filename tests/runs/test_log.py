@@ -101,13 +101,27 @@ def test_tensorboard_gets_the_finite_numbers_and_purges_what_is_written_again(tm
                 data = data[16 + length :]
         return found
 
-    with MetricsLog(tmp_path, resumed_step=4) as log:
+    with MetricsLog(tmp_path, resumed_step=4, trackers=("tensorboard",)) as log:
         log.write({"step": 5, "task": "spam", "loss": 0.5, "loss_adversarial": math.nan})
+        log.trackers.histogram("gate/spam", np.array([[0.0, 0.5], [0.5, 1.0]]), 6)
     scalars = [
         (event.step, value.tag, value.simple_value)
         for event in events()
         for value in event.summary.value
+        if not value.HasField("histo")
     ]
     assert scalars == [(5, "train/loss", 0.5)]
+    [histogram] = [
+        (event.step, value.tag, value.histo)
+        for event in events()
+        for value in event.summary.value
+        if value.HasField("histo")
+    ]
+    assert histogram[:2] == (6, "gate/spam")
+    found = histogram[2]
+    assert (found.min, found.max, found.num, found.sum) == (0.0, 1.0, 4.0, 2.0)
+    assert found.sum_squares == 1.5
+    assert len(found.bucket) == len(found.bucket_limit) and sum(found.bucket) == 4
+    assert found.bucket_limit[-1] == 1.0
     purged = [event.step for event in events() if event.session_log.status == SessionLog.START]
     assert purged == [5]
