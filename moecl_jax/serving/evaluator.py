@@ -242,6 +242,18 @@ class Evaluator:
             evaluation.shared_weight,
         )
 
+    def work(self, examples: Sequence[Sequence[TokenizedExample]]) -> dict[str, float]:
+        """How much work it is to evaluate the first tasks on these examples, by kind.
+
+        Args:
+          examples: those of each task.
+        """
+        places = [place for place in range(len(examples)) if self.writes(place)]
+        return {
+            EVALUATE: sum(len(own) * text_size(own) for own in examples),
+            WRITE: sum(len(examples[place]) for place in places),
+        }
+
     def writes(self, index: int) -> bool:
         """Whether a task's answers are written, token by token, when it is evaluated."""
         written = self.settings.evaluation.answers == "generated"
