@@ -9,6 +9,7 @@ compiled again.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import platform
@@ -22,11 +23,14 @@ from typing import Any
 
 import platformdirs
 
+from moecl_jax import reporting
+
 VARIABLE = "MOECL_CACHE"
 MOST_BYTES = 2**30
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _ENDING = ".program"
 _OLDEST_UNFINISHED = 3600.0  # seconds; what is older was left by a process that was killed
+_COMPILATION = "/jax/core/compile/"  # events of tracing, lowering and compiling
 _OFF = ("off", "0", "")
 
 
@@ -129,6 +133,18 @@ def keep() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     internals: Any = compilation_cache
     internals._cache, internals._cache_initialized = ProgramStore(folder), True
+
+
+@functools.cache
+def leave_compilation_out() -> None:
+    """Leaves the time in which JAX compiles out of all speeds of `reporting`, from now on."""
+    import jax
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith(_COMPILATION):
+            reporting.leave_out(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
 
 
 def _store_of(compilation_cache: object) -> ProgramStore | None:

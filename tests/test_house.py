@@ -31,6 +31,7 @@ TOP_MODULES = {
     "outside",
     "plugins",
     "programs",
+    "progress",
     "quiet",
     "reporting",
     "settings",

@@ -39,7 +39,7 @@ from moecl_jax.models.decoder import REMAT_POLICIES
 from moecl_jax.models.sharding import ONE_DEVICE
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.workdir import write_json
-from moecl_jax.training.trainer import versions
+from moecl_jax.training.facts import versions
 
 PARTS = ("train", "evaluate", "mixed", "generate", "data")
 MIXED_TASKS = 4  # tasks whose examples share a batch in the part "mixed"

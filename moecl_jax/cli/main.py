@@ -16,6 +16,7 @@ from moecl_jax.errors import UserError, one_line
 # The modules beside this one that declare a command, in the order of the help.
 COMMANDS = (
     "train",
+    "status",
     "sweep",
     "evaluate",
     "predict",
@@ -106,9 +107,9 @@ def _build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 def _run(command: Command, arguments: argparse.Namespace) -> int:
     from moecl_jax import reporting
-    from moecl_jax.cli.progress import TerminalReporter
+    from moecl_jax.cli.progress import terminal_reporter
 
-    with reporting.use(TerminalReporter()):
+    with reporting.use(terminal_reporter()):
         return command.run(arguments)
 
 

@@ -1,102 +1,65 @@
 """Messages and progress on the terminal."""
 
+import os
 import sys
-from types import TracebackType
-from typing import Self, TextIO
+import time
 
-from tqdm import tqdm
+from moecl_jax.progress import Progress, cells
+from moecl_jax.reporting import LineReporter, Reporter
 
-_TERMINAL_SECONDS = 0.5
-_LINE_SECONDS = 15.0
+_REDRAW_SECONDS = 0.2
+
+
+def terminal_reporter() -> Reporter:
+    """A reporter on standard error: one line that is redrawn on a terminal, else lines."""
+    return TerminalReporter() if sys.stderr.isatty() else LineReporter(_print)
 
 
 class TerminalReporter:
-    """Prints messages and progress on standard error; see `moecl_jax.reporting.Reporter`."""
+    """Prints messages above a line that says how far the work has come.
 
-    def message(self, text: str) -> None:
-        """Prints the line at once."""
-        print(text, file=sys.stderr, flush=True)
-
-    def task(self, label: str, total: int, done: int = 0) -> "ProgressBar":
-        """Shows a bar."""
-        return ProgressBar(label, total, done=done)
-
-
-class ProgressBar:
-    """A bar on the terminal: examples done, examples per second, time left, loss.
-
-    Where the output is not a terminal it prints a line about every 15 seconds instead, and none for
-    a task that is done sooner.
+    The line is as wide as the terminal at most, and is gone when the work has ended.
     """
 
-    def __init__(
-        self, description: str, total: int, *, done: int = 0, stream: TextIO | None = None
-    ) -> None:
-        """Shows the bar.
+    def __init__(self) -> None:
+        """Prints nothing yet."""
+        self._line, self._drawn_at = "", -1.0
 
-        Args:
-          description: what is being done, such as the task's name.
-          total: examples in all.
-          done: examples that a resumed run has already seen; they do not count in the speed.
-          stream: where to print; standard error by default.
-        """
-        stream = sys.stderr if stream is None else stream
-        terminal = stream.isatty()
-        seconds = _TERMINAL_SECONDS if terminal else _LINE_SECONDS
-        bar = "{bar}| " if terminal else ""
-        self._bar = tqdm(
-            desc=description,
-            total=total,
-            initial=done,
-            file=stream if terminal else _Lines(stream),
-            unit=" examples",
-            bar_format="{desc}: {percentage:3.0f}%|" + bar + "{n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
-            dynamic_ncols=terminal,
-            mininterval=seconds,
-            maxinterval=2 * seconds,
-            delay=0 if terminal else seconds,
-            smoothing=0.1,
-        )
+    def message(self, text: str) -> None:
+        """Prints the line at once, and the progress below it."""
+        line = self._line
+        self._draw("")
+        _print(text)
+        self._draw(line)
 
-    def update(self, examples: int, loss: float | None = None) -> None:
-        """Advances the bar.
+    def show(self, progress: Progress, *, now: bool = False) -> None:
+        """Draws the line anew, at most five times a second."""
+        if now or time.monotonic() - self._drawn_at >= _REDRAW_SECONDS:
+            self._draw(progress.line(_columns() - 1))  # in the last column the cursor may wrap
+            self._drawn_at = time.monotonic()
 
-        Args:
-          examples: how many more are done.
-          loss: the loss to show from now on; None leaves the last one, so that a caller need not
-            wait for the device at each step.
-        """
-        if loss is not None:
-            self._bar.set_postfix({"loss": f"{loss:.4f}"}, refresh=False)
-        self._bar.update(examples)
+    def ended(self) -> None:
+        """Wipes the line away."""
+        self._draw("")
 
-    def close(self) -> None:
-        """Shows the bar a last time and ends its line."""
-        self._bar.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _draw(self, line: str) -> None:
+        """Draws over the line before; blanks, as not every terminal knows how to erase."""
+        if line == self._line:
+            return
+        rest = " " * max(0, cells(self._line) - cells(line))
+        ending = "" if line else "\r"
+        sys.stderr.write(f"\r{line}{rest}{ending}")
+        sys.stderr.flush()
+        self._line = line
 
 
-class _Lines:
-    """Turns tqdm's redrawing of one line into lines of their own."""
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
 
-    def write(self, text: str) -> None:
-        text = text.strip()
-        if text:
-            self._stream.write(text + "\n")
-
-    def flush(self) -> None:
-        self._stream.flush()
+def _columns() -> int:
+    """The terminal's width now; it may change."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):  # no terminal after all, as in a test
+        return 80

@@ -31,11 +31,10 @@ from moecl_jax import quiet
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.outside import shortened
+from moecl_jax.runs.names import CHECKPOINTS_FOLDER, IN_PROGRESS_FOLDER, SET_ASIDE_FOLDER
 from moecl_jax.writing import RETRY
 
-FOLDER = "checkpoints"
-SET_ASIDE = "set_aside"
-_IN_PROGRESS = "in_progress"
+FOLDER, SET_ASIDE, _IN_PROGRESS = CHECKPOINTS_FOLDER, SET_ASIDE_FOLDER, IN_PROGRESS_FOLDER
 _REMOVED = ".removed"
 _OWN = "task"
 _SHARED = "shared"

@@ -8,9 +8,12 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
+
 from moecl_jax.writing import named
 
 _FLUSH_SECONDS = 30.0
+_BUCKETS = 30  # of a histogram, which is what TensorBoard draws
 
 
 class EventsFile:
@@ -32,6 +35,7 @@ class EventsFile:
         from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._histogram = summary_pb2.HistogramProto
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._flushed = time.monotonic()
@@ -58,6 +62,31 @@ class EventsFile:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
             self._flushed = time.monotonic()
+
+    def add_histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Adds a histogram.
+
+        Args:
+          name: its name.
+          values: numbers that float32 can hold, in any shape; at least one.
+          step: the global step.
+
+        Raises:
+          OSError: it cannot be written; names the file.
+        """
+        wide = np.asarray(values, np.float64).ravel()
+        counts, edges = np.histogram(wide, bins=_BUCKETS)
+        histogram = self._histogram(
+            min=wide.min(),
+            max=wide.max(),
+            num=wide.size,
+            sum=wide.sum(),
+            sum_squares=np.square(wide).sum(),
+            bucket_limit=edges[1:].tolist(),
+            bucket=counts.tolist(),
+        )
+        summary = self._summary(value=[self._summary.Value(tag=name, histo=histogram)])
+        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
         """Writes out what is buffered and closes the file.

@@ -1,10 +1,10 @@
-"""The metrics of a run as they are logged: `metrics.jsonl` and TensorBoard events."""
+"""The metrics of a run as they are logged: `metrics.jsonl`, and what trackers get."""
 
 import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,23 +13,31 @@ import numpy as np
 
 from moecl_jax.errors import UserError
 from moecl_jax.outside import parse_json
-from moecl_jax.runs.events import EventsFile
-from moecl_jax.runs.names import LOG_NAME, NOT_FINITE_NAME, TENSORBOARD_FOLDER
+from moecl_jax.runs.names import LOG_NAME, NOT_FINITE_NAME
+from moecl_jax.runs.trackers import Trackers
 from moecl_jax.writing import RETRY, whole_file
+
+_PLACES = ("step", "task_step", "task_steps")  # say where a line belongs, and are no figures
 
 
 class MetricsLog:
-    """The metrics of a run as lines of `metrics.jsonl` and as TensorBoard events.
+    """The metrics of a run as lines of `metrics.jsonl`, and what its trackers get.
 
     A line is one JSON object with the keys that the caller gave. `write` hands it to the operating
     system before it returns, so that a process that is killed loses no line.
 
     Attributes:
       path: the file of lines, `metrics.jsonl` in the workdir.
+      trackers: the trackers, which get figures that are no metrics of a step, too.
     """
 
     def __init__(
-        self, workdir: Path, *, resumed_step: int | None = None, tensorboard: bool = True
+        self,
+        workdir: Path,
+        *,
+        resumed_step: int | None = None,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Opens the log for appending.
 
@@ -37,29 +45,28 @@ class MetricsLog:
           workdir: the run's folder, which is created if needed.
           resumed_step: the last global step that the run still has, where it is resumed; 0 to start
             anew. Lines of later steps are dropped, because the run is about to write them again,
-            and TensorBoard is told to forget them. None keeps all lines. A half-written last line
-            is dropped in any case.
-          tensorboard: whether to write TensorBoard events.
+            and trackers are told. None keeps all lines. A half-written last line is dropped in any
+            case.
+          trackers: names of the trackers, as `config.trackers` has them.
+          settings: settings of the run, for trackers that show them.
 
         Raises:
-          UserError: if an existing line is not a JSON object with an integer `step`.
+          UserError: if an existing line is not a JSON object with an integer `step`, or a tracker
+            cannot be found.
         """
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / LOG_NAME
         if self.path.exists():
             _drop_lines(self.path, resumed_step)
         self._file = self.path.open("ab", buffering=0)
-        self._events: EventsFile | None = None
-        if tensorboard:
-            purge_step = None if resumed_step is None else resumed_step + 1
-            self._events = EventsFile(workdir / TENSORBOARD_FOLDER, purge_step=purge_step)
+        self.trackers = Trackers(trackers, workdir, settings or {}, resumed_step)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Records one logged step.
 
         Args:
           values: the line's content, in this order. `step` is the global step. NumPy and JAX
-            scalars become Python's, a float that is not finite becomes null. TensorBoard gets the
+            scalars become Python's, a float that is not finite becomes null. Trackers get the
             finite numbers, under `train/`.
 
         Raises:
@@ -68,10 +75,9 @@ class MetricsLog:
         step = int(values["step"])
         line = plain(values)
         self._append(json.dumps(line, allow_nan=False).encode() + b"\n")
-        if self._events is not None:
-            for key, value in line.items():
-                if key != "step" and isinstance(value, int | float):
-                    self._events.add(f"train/{key}", value, step)
+        shown = {key: value for key, value in line.items() if key not in _PLACES}
+        figures = {f"train/{k}": v for k, v in shown.items() if isinstance(v, int | float)}
+        self.trackers.log(figures, step)
 
     def _append(self, line: bytes) -> None:
         """Writes a line whole or not at all."""
@@ -94,8 +100,7 @@ class MetricsLog:
     def close(self) -> None:
         """Writes out what is buffered and closes the files."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self.trackers.close()
 
     def __enter__(self) -> Self:
         return self

@@ -24,12 +24,25 @@ LOG_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 """The folder of TensorBoard's event files."""
 
+TRACKERS_NAME = "trackers.json"
+"""Which runs of experiment trackers' servers belong to a workdir; absent where there is none."""
+
+CHECKPOINTS_FOLDER = "checkpoints"
+"""The folder of the checkpoints; `runs.checkpoint` reads and writes them."""
+
+IN_PROGRESS_FOLDER = "in_progress"
+"""The folder, among the checkpoints, of the state inside the task that is being trained."""
+
+SET_ASIDE_FOLDER = "set_aside"
+"""The folder, among the checkpoints, of what was damaged or followed it."""
+
 SWEEP_NAME = "sweep.json"
 """What a sweep was asked for and the list of its runs; it lies in the sweep's own folder."""
 
 FREE_KEYS = (
     "tasks",
     "log_every",
+    "trackers",
     "checkpoint_every",
     "keep_shared",
     "model.attention",

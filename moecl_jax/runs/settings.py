@@ -13,6 +13,7 @@ from moecl_jax.methods.options import from_sections, to_sections
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
 from moecl_jax.outside import shortened
+from moecl_jax.runs.trackers import check_names
 from moecl_jax.settings import Section, refuse_unknown, setting
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -102,6 +103,8 @@ class Settings(Section):
       epochs: passes over each task's training examples.
       selection: best keeps the epoch that validates best, last the last one.
       log_every: steps between two logged ones.
+      trackers: what shows figures while they are trained, beside metrics.jsonl: tensorboard, wandb,
+        mlflow, or "package.module:Class" (docs: Watching a training).
       checkpoint_every: steps between two checkpoints inside a task; the end of an epoch is always
         saved.
       keep_shared: number of the newest finished tasks with which the shared trees and memory of
@@ -126,6 +129,7 @@ class Settings(Section):
     epochs: int = setting(3, least=1, most=10**6)
     selection: str = setting("best", choices=("best", "last"))
     log_every: int = setting(10, least=1, most=10**9)
+    trackers: tuple[str, ...] = ("tensorboard",)
     checkpoint_every: int = setting(200, least=1, most=10**9)
     keep_shared: int = setting(0, least=0, most=10**9)
 
@@ -137,6 +141,7 @@ class Settings(Section):
                 "config: lora.targets = () must name at least one projection, or nothing is "
                 f"trained; there are {', '.join(TARGETS)}"
             )
+        check_names(self.trackers)
         _check_definitions(self.definitions)
         object.__setattr__(self, "options", _options(find_method(self.method), self.options))
 

@@ -24,6 +24,7 @@ from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
 from moecl_jax.outside import parse_json
+from moecl_jax.runs import trackers
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.names import CONFIG_NAME, FREE_KEYS, ORIGIN_NAME
 from moecl_jax.runs.settings import Settings, leaves
@@ -189,6 +190,7 @@ def check_workdir(settings: Settings, workdir: Path) -> None:
       UserError: says why.
     """
     refuse_other_settings(settings, workdir)
+    trackers.require(settings.trackers)
     checkpoints = TaskCheckpoints(workdir, settings.tasks)
     if first_process():
         checkpoints.probe()

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moecl_jax import reporting
 from moecl_jax.data.batching import BatchLayout, need_of
 from moecl_jax.data.loading import load_tasks
 from moecl_jax.data.shapes import Need, scoring_shapes
@@ -29,6 +30,7 @@ from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StartingValues
 from moecl_jax.models.lora import ATTENTION_TARGETS
 from moecl_jax.models.model import Model
+from moecl_jax.progress import EVALUATE, WRITE
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.generation import Generator, Sampling
@@ -206,23 +208,24 @@ class Evaluator:
         """
         task = self.tasks[index]
         parameters = self.model.placement.put(parameters)
-        evaluation = evaluate_examples(
-            self.scores(parameters, index, examples), examples, task.labels
-        )
-        if self.settings.evaluation.answers != "generated" and task.metric != "rouge_l":
-            return evaluation
-        if self.generator is None or not examples:
+        label, count = f"evaluating {task.name}", len(examples)
+        with reporting.stage(label, EVALUATE, count, size=text_size(examples)):
+            evaluation = evaluate_examples(
+                self.scores(parameters, index, examples), examples, task.labels
+            )
+        if self.generator is None or not examples or not self.writes(index):
             return evaluation
         tokenizer: Any = self.model.tokenizer
         longest = self.settings.data.max_response
-        written = self.generator.write(
-            parameters,
-            [example.prompt for example in examples],
-            max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
-            sampling=self.sampling,
-            seed=self.settings.seed,
-            batch_size=self.settings.batch.evaluation_size,
-        )
+        with reporting.stage(f"writing answers of {task.name}", WRITE, count):
+            written = self.generator.write(
+                parameters,
+                [example.prompt for example in examples],
+                max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
+                sampling=self.sampling,
+                seed=self.settings.seed,
+                batch_size=self.settings.batch.evaluation_size,
+            )
         if not task.free_form:
             predicted = labels_of(written, self.answers[index])
             accuracy = float((predicted == evaluation.gold).mean())
@@ -234,10 +237,29 @@ class Evaluator:
         expected = [example.response_text for example in examples]
         return dataclasses.replace(evaluation, accuracy=score_texts(texts, expected, task.metric))
 
+    def work(self, examples: Sequence[Sequence[TokenizedExample]]) -> dict[str, float]:
+        """How much work it is to evaluate the first tasks on these examples, by kind.
+
+        Args:
+          examples: those of each task.
+        """
+        places = [place for place in range(len(examples)) if self.writes(place)]
+        return {
+            EVALUATE: sum(len(own) * text_size(own) for own in examples),
+            WRITE: sum(len(examples[place]) for place in places),
+        }
+
+    def writes(self, index: int) -> bool:
+        """Whether a task's answers are written, token by token, when it is evaluated."""
+        written = self.settings.evaluation.answers == "generated"
+        return self.context.head == "lm" and (written or self.tasks[index].metric == "rouge_l")
+
     def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """What the frozen model makes of each text alone, `[n, D]`, of at least one."""
         texts = bare_prompts(examples, self.model.tokenizer, self.settings.data.max_length)
-        return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
+        label, size = "reading texts", text_size(examples)
+        with reporting.stage(label, EVALUATE, len(texts), size=size):
+            return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
 
     @functools.cached_property
     def generator(self) -> Generator | None:
@@ -263,6 +285,11 @@ class Evaluator:
             return example.prompt[:limit], len(example.prompt) > limit
 
         return fit
+
+
+def text_size(examples: Sequence[TokenizedExample]) -> float:
+    """Mean tokens of the prompts, which say how much work a text is; 0 where there are none."""
+    return sum(len(example.prompt) for example in examples) / max(1, len(examples))
 
 
 def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settings) -> None:

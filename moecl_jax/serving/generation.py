@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moecl_jax import stopping
+from moecl_jax import reporting, stopping
 from moecl_jax.data.batching import chunks
 from moecl_jax.data.rows import row_length
 from moecl_jax.errors import UserError
@@ -275,6 +275,7 @@ class Generator:
                 _until(row, self.end) if good else None
                 for row, good in zip(tokens[: len(rows)], finite, strict=False)
             ]
+            reporting.advance(len(rows))
         return written
 
     def stream(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moecl_jax import stopping
+from moecl_jax import reporting, stopping
 from moecl_jax.data.batching import (
     Batch,
     BatchLayout,
@@ -205,9 +205,10 @@ def _scored(
     for places, shape in scoring.groups(needs):
         stopping.check()
         results.append((step(parameters, frozen, make(places, shape)), places))
-    for (scores, *_), _ in results:
+    for (scores, *_), places in results:
         stopping.check()
         jax.block_until_ready(scores)
+        reporting.advance(len(places))
     order = np.argsort(np.concatenate([places for _, places in results]), kind="stable")
 
     def gathered(arrays: Iterable[Any]) -> np.ndarray:

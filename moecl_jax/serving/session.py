@@ -210,18 +210,21 @@ class Session:
         if split not in SPLITS:
             raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
         by_task = {}
-        for index, task in enumerate(self._load(tasks)):
-            if task.name not in self.state.finished:
-                continue
-            examples = task.splits[split]
-            result = self.evaluator.evaluate(self._parameters((index,), False), index, examples)
-            by_task[task.name] = {
-                "examples": len(examples),
-                "accuracy": result.accuracy,
-                "scored_accuracy": result.scored_accuracy,
-                "log_likelihood": result.log_likelihood,
-                "classification": result.classification,
-            }
+        loaded = self._load(tasks)
+        with reporting.working() as progress:
+            progress.expect(self.evaluator.work([task.splits[split] for task in loaded]))
+            for index, task in enumerate(loaded):
+                if task.name not in self.state.finished:
+                    continue
+                examples = task.splits[split]
+                result = self.evaluator.evaluate(self._parameters((index,), False), index, examples)
+                by_task[task.name] = {
+                    "examples": len(examples),
+                    "accuracy": result.accuracy,
+                    "scored_accuracy": result.scored_accuracy,
+                    "log_likelihood": result.log_likelihood,
+                    "classification": result.classification,
+                }
         return {"split": split, "tasks": plain(by_task)}
 
     # What follows serves the wrappers around files of records.

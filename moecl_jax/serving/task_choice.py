@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moecl_jax import reporting
 from moecl_jax.data.batching import Batch, make_batch
 from moecl_jax.data.shapes import Need
 from moecl_jax.data.tokenize import TokenizedExample
@@ -63,5 +64,8 @@ def extract(
         )
         features.append(step(frozen, batch))
         order.append(places)
-    found = [np.asarray(of)[: len(places)] for of, places in zip(features, order, strict=True)]
+    found = []
+    for of, places in zip(features, order, strict=True):
+        found.append(np.asarray(of)[: len(places)])
+        reporting.advance(len(places))
     return np.concatenate(found)[np.argsort(np.concatenate(order), kind="stable")]

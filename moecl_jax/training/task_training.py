@@ -1,5 +1,6 @@
 """The training of one task: epochs of steps, validation, and a state to go on from."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -22,9 +23,11 @@ from moecl_jax.methods.forward import prompt_query
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.sharding import preempted
+from moecl_jax.progress import TRAIN, Stage
 from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
-from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.evaluator import Evaluator, text_size
+from moecl_jax.training.figures import show_epoch
 from moecl_jax.training.moments import (
     by_example,
     mean_moments,
@@ -185,7 +188,10 @@ class TaskTraining:
         record = store.in_progress()
         if record is not None and record["task"] == self.task.name:
             self._restore(record)
+        # Not whole models, and the same choice in all processes, which fetch them together.
+        self.shows_parameters = bool(self.settings.trackers) and not self.method.traits.trains_llm
         self.pending: dict[str, Any] | None = None
+        self.begun: collections.deque[int] = collections.deque()  # examples of steps under way
         # Examples and tokens since the last step to be logged, and when that was finished.
         self.since_log, self.finished_at = np.zeros(2), time.perf_counter()
         skipped = 0 if record is None or self.step == 0 else int(record.get("skipped", 0))
@@ -193,18 +199,18 @@ class TaskTraining:
 
     def run(self) -> tuple[TaskParameters, float | None]:
         """Trains to the end; returns the selected parameters and their validation accuracy."""
-        label = f"task {self.index + 1}/{len(self.steps.tasks)} {self.task.name}"
         epochs, place = divmod(self.step, self.epoch_steps)
         count = len(self.examples)
         done = epochs * count + place * self.size
         total = self.settings.epochs * count
-        with reporting.current().task(label, total, done) as progress:
+        size = text_size(self.examples)
+        with reporting.stage("training", TRAIN, total, done=done, size=size) as stage:
             try:
                 while self.validated_epochs < self.settings.epochs:
-                    self._run_epoch(progress)
+                    self._run_epoch(stage)
                 self.watch.look_at_all()
             except NotFinite as error:
-                raise self._kept(error, progress) from error
+                raise self._kept(error, stage) from error
         best = self.best.replace(memory=self.state.memory)
         return best, self.best_score[0] if self.validates else None
 
@@ -305,14 +311,15 @@ class TaskTraining:
     def _training(self, index: int) -> list[TokenizedExample]:
         return own_examples(self.evaluator, self.steps.tasks[index], index)
 
-    def _run_epoch(self, progress: reporting.Progress) -> None:
+    def _run_epoch(self, stage: Stage) -> None:
         """Trains to the end of the current epoch, validates and saves."""
         settings, epoch = self.settings, self.validated_epochs
+        stage.label = f"epoch {epoch + 1}/{settings.epochs}"
         place = self.step - epoch * self.epoch_steps
         order = epoch_order(settings.seed, self.index, epoch, len(self.examples))
         for chunk in list(chunks(order, self.size))[place:]:
             metrics = self._train_batch([self.examples[index] for index in chunk])
-            self._write_pending(progress)
+            self._write_pending(stage)
             if self.step % settings.log_every == 0:
                 loss: Any = metrics["loss"]
                 rate = self.steps.schedule(self.step - 1, self.total_steps)
@@ -320,27 +327,44 @@ class TaskTraining:
                     "step": self.earlier_steps + self.step,
                     "task": self.task.name,
                     "epoch": epoch,
+                    "task_step": self.step,
+                    "task_steps": self.total_steps,
                     "learning_rate": rate,
                     "metrics": metrics,
                     "counts": self.since_log,
                     "finished_at": time.perf_counter() if loss.is_ready() else None,
                 }
                 self.since_log = np.zeros(2)
-            progress.update(len(chunk))
+            self.begun.append(len(chunk))
+            self._count_done()
             if stopping.requested() or preempted(self.earlier_steps + self.step):
-                self._save(progress)
+                self._save(stage)
                 raise stopping.Stopped
             if self.step % settings.checkpoint_every == 0 and self.step % self.epoch_steps:
-                self._save(progress)
+                self._save(stage)
+        self.watch.look_at_all()
+        self._count_done()
         try:
             reached = self._validate()
         except stopping.Stopped:
-            self._save(progress)
+            self._save(stage)
             raise
+        show_epoch(
+            self.log.trackers,
+            self.task.name,
+            self.earlier_steps + self.step,
+            reached if self.validates else (math.nan, math.nan),
+            self.placement.host(self.state.active) if self.shows_parameters else {},
+        )
         if reached > self.best_score or settings.selection == "last":
             self.best, self.best_score = copied(self.state.active), reached
         self.validated_epochs += 1
-        self._save(progress)
+        self._save(stage)
+
+    def _count_done(self) -> None:
+        """Tells of the steps that the device has finished, whose time has passed."""
+        while len(self.begun) > self.watch.under_way:
+            reporting.advance(self.begun.popleft())
 
     def _validate(self) -> tuple[float, float]:
         """Validation accuracy and, to break ties, likelihood."""
@@ -373,10 +397,11 @@ class TaskTraining:
         self.watch.add(self.step, metrics.pop("skipped"), metrics, members)
         return metrics
 
-    def _write_pending(self, progress: reporting.Progress) -> None:
+    def _write_pending(self, stage: Stage) -> None:
         """Logs the last step to be logged, one step late so that the device never waits.
 
-        A line's speeds are those since the step of the line before it was finished.
+        A line's speeds are those since the step of the line before it was finished. Losses are
+        shown apart: their sum, in which the adversarial one counts negative, may be below 0.
         """
         if self.pending is None:
             return
@@ -390,11 +415,14 @@ class TaskTraining:
         speed, self.finished_at = counts / (finished_at - self.finished_at), finished_at
         speeds = {"examples_per_second": speed[0], "tokens_per_second": speed[1]}
         self.log.write({**pending, **metrics, **speeds})
-        progress.update(0, metrics["loss"])
+        adversarial = metrics["loss_adversarial"]  # 0 in methods without one
+        stage.losses = {"loss": metrics["loss_instruction"]} | (
+            {"adversarial": adversarial} if adversarial else {}
+        )
 
-    def _save(self, progress: reporting.Progress) -> None:
+    def _save(self, stage: Stage) -> None:
         """Saves a state from which to go on, after all that was logged up to it."""
-        self._write_pending(progress)
+        self._write_pending(stage)
         self.watch.look_at_all()
         record: dict[str, Any] = {
             "step": self.step,
@@ -405,13 +433,13 @@ class TaskTraining:
             record["skipped"] = self.watch.skipped
         self.store.save_in_progress(self.index, in_progress_tree(self.state, self.best), record)
 
-    def _kept(self, error: NotFinite, progress: reporting.Progress) -> UserError:
+    def _kept(self, error: NotFinite, stage: Stage) -> UserError:
         """Saves the state before the steps that were skipped, which they left as it was."""
         self.pending = None
         self.step = error.steps[0].step - 1
         self.validated_epochs = min(self.validated_epochs, self.step // self.epoch_steps)
         self.watch.skipped -= len(error.steps)
-        self._save(progress)
+        self._save(stage)
         steps = [dataclasses.asdict(step) for step in error.steps]
         place = self.log.note_not_finite({"task": self.task.name, "steps": steps})
         listed = f"; {place} lists the examples" if self.store.lasting else ""

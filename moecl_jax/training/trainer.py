@@ -1,11 +1,10 @@
 """Trains a method on a stream of tasks: from model, method and tasks to a session and results."""
 
 import contextlib
-import platform
+import functools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,13 @@ from moecl_jax.runs.workdir import check_workdir, claimed, save_settings, write_
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import Session, model_of
 from moecl_jax.serving.task_free import add_task, evaluate_task_free
+from moecl_jax.training.facts import parameter_counts, versions
+from moecl_jax.training.figures import show_row, show_untrained
 from moecl_jax.training.steps import make_optimizer
 from moecl_jax.training.task_training import TaskTraining, TrainingSteps
+from moecl_jax.training.work import REST, set_plan
 
 RESUME = ("newest", "last-good")
-_VERSIONS = ("moecl_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
 class Trainer:
@@ -254,6 +255,11 @@ class StreamTraining:
 
     def run(self) -> tuple[StreamState, dict[str, Any]]:
         """Trains what is not finished yet; gives the state, the matrix and what follows from it."""
+        with reporting.working() as progress:
+            plan = functools.partial(set_plan, progress, self.evaluator, self.tasks, self.store)
+            return self._run(plan)
+
+    def _run(self, plan: Callable[..., None]) -> tuple[StreamState, dict[str, Any]]:
         stream, history = self.store.restore()
         if self.method.traits.expert_per_task:
             self.features = self.store.restore_features(stream)
@@ -261,9 +267,11 @@ class StreamTraining:
                 self.features = self._features_again(stream)
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
+        plan(untrained=history is None)
         if history is None:
             reporting.current().message("evaluating the untrained model on every task")
-            history = History.of_untrained(self.evaluate_all(stream))
+            with reporting.stage("before training", REST):
+                history = History.of_untrained(self.evaluate_all(stream))
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
         else:
@@ -275,10 +283,15 @@ class StreamTraining:
             self._refuse_other_tasks(record)
             resumed_step += record["step"]
         if finished < len(self.tasks):
-            self.steps.prepare(stream)
+            with reporting.stage("compiling the training step"):
+                self.steps.prepare(stream)
         with self._log(resumed_step) as log:
-            for index in range(finished, len(self.tasks)):
-                stream = self._train_task(index, stream, history, log)
+            if not resumed_step:
+                show_untrained(log.trackers, self.evaluator.names, history)
+            for index, task in enumerate(self.tasks[finished:], finished):
+                plan(settled=self.settled)
+                with reporting.stage(f"task {index + 1}/{len(self.tasks)} {task.name}", REST):
+                    stream = self._train_task(index, stream, history, log)
         return stream, self._results(stream, history)
 
     @contextlib.contextmanager
@@ -288,8 +301,16 @@ class StreamTraining:
             folder = self.workdir
             if folder is None or not first_process():
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            chosen = self.settings.trackers if first_process() else ()
+            if self.workdir is None:  # the files would go away
+                chosen = tuple(name for name in chosen if name != "tensorboard")
             yield stack.enter_context(
-                MetricsLog(folder, resumed_step=resumed_step, tensorboard=self.workdir is not None)
+                MetricsLog(
+                    folder,
+                    resumed_step=resumed_step,
+                    trackers=chosen,
+                    settings=plain(self.settings.to_mapping()),
+                )
             )
 
     def _train_task(
@@ -321,6 +342,8 @@ class StreamTraining:
             history.append_row(evaluations)
             history.task_free = self._task_free(stream, evaluations)
         history.validation.append(validation)
+        if not waits:
+            show_row(log.trackers, self.evaluator.names, history)
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
         self.store.save_finished(stream, history, self.features)
@@ -443,20 +466,6 @@ class StreamTraining:
         split = "test (a leak)" if leaks else "validation"
         return f"best {split} accuracy over the epochs (ties: likelihood)"
 
-    def _parameters(self, stream: StreamState) -> dict[str, int]:
-        """Numbers of parameters: frozen, trained at a time, kept to answer and to learn more."""
-        starting, count = self.evaluator.starting, len(self.tasks)
-        active = jax.eval_shape(lambda: starting.begin(starting.shared(count), 0))
-        kept = (stream.shared, [(done.expert, done.head) for done in stream.finished.values()])
-        return {
-            "frozen": _size(self.evaluator.model.params),
-            "trained": _size(active),
-            "stored": _size(kept) + _size(stream.memory),
-            "stored_bytes": sum(
-                leaf.nbytes for leaf in jax.tree.leaves((kept, stream.memory)) if leaf.size
-            ),
-        }
-
     def _results(self, stream: StreamState, history: History) -> dict[str, Any]:
         measured = history.results()
         if self.settings.head == "classification":
@@ -464,7 +473,7 @@ class StreamTraining:
                 del measured[f"scored_{key}"]
         return measured | {
             "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
-            "parameters": self._parameters(stream),
+            "parameters": parameter_counts(self.evaluator, stream),
             "stored_examples": len(self.steps.stored(stream.memory, len(self.tasks))),
             "selection": self._selection(),
         }
@@ -473,14 +482,3 @@ class StreamTraining:
 def optimizer_of(settings: Settings) -> optax.GradientTransformation:
     """The optimizer that settings ask for, less its learning rate."""
     return make_optimizer(settings.optimizer.weight_decay, settings.optimizer.clip_norm)
-
-
-def _size(tree: Any) -> int:
-    """Numbers in a tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what results depend on."""
-    packages = {name: metadata.version(name) for name in _VERSIONS}
-    return {"python": platform.python_version(), **packages, "backend": jax.default_backend()}

@@ -72,6 +72,11 @@ class Watch:
         )
         self._row: list[SkippedStep] = []
 
+    @property
+    def under_way(self) -> int:
+        """Number of the steps that were not looked at."""
+        return len(self._waiting)
+
     def add(
         self, step: int, skipped: jax.Array, metrics: Metrics, examples: Sequence[TokenizedExample]
     ) -> None:

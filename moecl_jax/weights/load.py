@@ -119,6 +119,7 @@ def load_model(
     for axis in mesh or {}:
         _check_choice("axis of mesh", axis, AXES)
     programs.keep()
+    programs.leave_compilation_out()
     placement = Placement.over({**dict.fromkeys(AXES, 1), **(mesh or {})})
     if remat == "auto":
         remat = "projections" if placement.one_cpu else "full"

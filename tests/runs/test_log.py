@@ -18,20 +18,20 @@ def lines_of(workdir: Path) -> list[dict[str, object]]:
 
 
 def write_steps(workdir: Path, steps: range, **arguments: object) -> None:
-    with MetricsLog(workdir, tensorboard=False, **arguments) as log:
+    with MetricsLog(workdir, **arguments) as log:
         for step in steps:
             log.write({"step": step, "loss": step / 2})
 
 
 def test_a_line_has_exactly_the_given_keys_in_order(tmp_path):
-    with MetricsLog(tmp_path / "new" / "run", tensorboard=False) as log:
+    with MetricsLog(tmp_path / "new" / "run") as log:
         log.write({"step": 3, "task": "spam", "epoch": 1, "loss": 0.25})
         # Already readable while the run goes on.
         assert log.path.read_text() == '{"step": 3, "task": "spam", "epoch": 1, "loss": 0.25}\n'
 
 
 def test_scalars_become_plain_and_floats_that_are_not_finite_null(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         log.write(
             {
                 "step": np.int64(1),
@@ -53,7 +53,7 @@ def test_unknown_entries_of_nested_content_become_null():
 
 
 def test_a_line_needs_a_step(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log, pytest.raises(KeyError):
+    with MetricsLog(tmp_path) as log, pytest.raises(KeyError):
         log.write({"loss": 1.0})
 
 
@@ -84,7 +84,7 @@ def test_a_half_written_last_line_is_dropped(tmp_path, tail):
 def test_a_broken_line_in_the_middle_is_named(tmp_path, broken):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
-        MetricsLog(tmp_path, tensorboard=False)
+        MetricsLog(tmp_path)
 
 
 def test_tensorboard_gets_the_finite_numbers_and_purges_what_is_written_again(tmp_path):
@@ -101,13 +101,27 @@ def test_tensorboard_gets_the_finite_numbers_and_purges_what_is_written_again(tm
                 data = data[16 + length :]
         return found
 
-    with MetricsLog(tmp_path, resumed_step=4) as log:
+    with MetricsLog(tmp_path, resumed_step=4, trackers=("tensorboard",)) as log:
         log.write({"step": 5, "task": "spam", "loss": 0.5, "loss_adversarial": math.nan})
+        log.trackers.histogram("gate/spam", np.array([[0.0, 0.5], [0.5, 1.0]]), 6)
     scalars = [
         (event.step, value.tag, value.simple_value)
         for event in events()
         for value in event.summary.value
+        if not value.HasField("histo")
     ]
     assert scalars == [(5, "train/loss", 0.5)]
+    [histogram] = [
+        (event.step, value.tag, value.histo)
+        for event in events()
+        for value in event.summary.value
+        if value.HasField("histo")
+    ]
+    assert histogram[:2] == (6, "gate/spam")
+    found = histogram[2]
+    assert (found.min, found.max, found.num, found.sum) == (0.0, 1.0, 4.0, 2.0)
+    assert found.sum_squares == 1.5
+    assert len(found.bucket) == len(found.bucket_limit) and sum(found.bucket) == 4
+    assert found.bucket_limit[-1] == 1.0
     purged = [event.step for event in events() if event.session_log.status == SessionLog.START]
     assert purged == [5]
