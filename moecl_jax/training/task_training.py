@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,6 +102,15 @@ class TrainingSteps:
 
     def prepare(self, stream: StreamState) -> None:
         """Compiles the step for all shapes of the stream's batches, so that no step waits later."""
+        for _ in self.compiled(stream):
+            pass
+
+    def compiled(self, stream: StreamState) -> Iterator[jax.stages.Compiled]:
+        """The compiled step for each shape of the stream's batches.
+
+        Args:
+          stream: state of the stream before one of its tasks.
+        """
         evaluator, method = self.evaluator, self.evaluator.method
         starting, placement = evaluator.starting, evaluator.model.placement
         index = len(stream.finished)
@@ -112,7 +121,7 @@ class TrainingSteps:
         frozen, rate = evaluator.model.params, np.float32(0.0)
         for batch, piece in self.cutter.samples():
             stopping.check()
-            self.step.lower(state, sums, frozen, batch, piece, rate).compile()
+            yield self.step.lower(state, sums, frozen, batch, piece, rate).compile()
 
     def past(self, count: int) -> list[PastTask]:
         """What is known of the first tasks' training examples."""
@@ -178,10 +187,7 @@ class TaskTraining:
         ]
         self.validates = bool(self.validated)
         if self.settings.selection == "best" and not self.validates:
-            raise UserError(
-                f"task '{self.task.name}' has no validation examples to select the best epoch by; "
-                "set data.validation_fraction above 0, or selection=last"
-            )
+            raise no_validation(self.task.name)
         record = store.in_progress()
         if record is not None and record["task"] == self.task.name:
             self._restore(record)
@@ -430,6 +436,14 @@ class TaskTraining:
             optimizer_state=tree["optimizer_state"],
         )
         self.state = self.placement.put(reached)
+
+
+def no_validation(task: str) -> UserError:
+    """What is raised where the best epoch of a task is asked for and nothing tells it."""
+    return UserError(
+        f"task '{task}' has no validation examples to select the best epoch by; set "
+        "data.validation_fraction above 0, or selection=last"
+    )
 
 
 def in_progress_tree(state: TrainState, best: TaskParameters) -> dict[str, Any]:

@@ -171,7 +171,10 @@ def test_wrong_arguments_exit_with_status_2(argv, capsys):
 def test_overrides_of_a_command_that_has_no_config_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", "--workdir=w", "--config.seed=1"])
-    message = "--config.seed=1: only 'moecl train' and 'moecl sweep' have a config to override\n"
+    message = (
+        "--config.seed=1: only 'moecl check', 'moecl train' and 'moecl sweep' have a config to "
+        "override\n"
+    )
     assert capsys.readouterr().err.endswith(message)
 
 
