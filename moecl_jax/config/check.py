@@ -12,10 +12,9 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.config.file import overridden, read_config
-from moecl_jax.data.loading import load_tasks
 from moecl_jax.data.survey import Lengths, Rendered, Survey, lengths, rendered, survey
 from moecl_jax.data.task import Task
-from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers
+from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError
 from moecl_jax.models.model import Model
 from moecl_jax.runs.settings import Settings
@@ -98,7 +97,7 @@ class _Checking:
         if not whole or any(task.survey.examples is None for task in found):
             return self._result(found)
         assert evaluator is not None
-        tokenized = self._tokenized(evaluator)
+        tokenized = self._tokenized(evaluator, [task.survey for task in found])
         if tokenized is None:
             return self._result(found)
         plan = self.tried(plan_training, evaluator, tokenized)
@@ -230,22 +229,27 @@ class _Checking:
                 f"{measured.cut_responses:.0%} of the responses; raise it"
             )
 
-    def _tokenized(self, evaluator: Evaluator) -> list[TokenizedTask] | None:
+    def _tokenized(
+        self, evaluator: Evaluator, surveys: Sequence[Survey]
+    ) -> list[TokenizedTask] | None:
         """The tokenised tasks, if each has something to train on and to choose an epoch by."""
-        settings = evaluator.settings
-        tokenized = self.tried(
-            load_tasks,
-            evaluator.tasks,
-            evaluator.answers,
-            dataclasses.replace(settings.data, on_bad_example="skip"),
-            seed=settings.seed,
-            tokenizer=evaluator.model.tokenizer,
-            vocabulary_size=evaluator.model.sizes.vocabulary_size,
-        )
+        settings, tokenized = evaluator.settings, []
         before = len(self.problems)
+        for found, answers in zip(surveys, evaluator.answers, strict=True):
+            assert found.examples is not None
+            task = self.tried(
+                tokenize_task,
+                found.examples,
+                answers,
+                evaluator.model.tokenizer,
+                max_length=settings.data.max_length,
+                max_response=settings.data.max_response,
+                over_long=settings.data.over_long,
+            )
+            tokenized += [] if task is None else [task]
         joint = evaluator.method.examples.joint
-        validated = [bool(task.splits["validation"]) for task in tokenized or ()]
-        for task, own in zip(tokenized or (), validated, strict=True):
+        validated = [bool(task.splits["validation"]) for task in tokenized]
+        for task, own in zip(tokenized, validated, strict=True):
             self.tried(task.require_training_examples)
             if settings.selection == "best" and not (any(validated) if joint else own):
                 self.problems.append(str(no_validation(task.name)))

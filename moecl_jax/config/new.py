@@ -164,25 +164,29 @@ TASKS = {tasks}
 def get_config() -> ConfigDict:
     """The default config with these tasks; each value can be overridden by --config.KEY=VALUE."""
     config = default_config()
-    config.model.path = {base}  # the frozen LLM: a name, a Hugging Face folder or a .gguf file
+    # The frozen LLM: a name, a Hugging Face folder, or a .gguf file.
+    config.model.path = {base}
+    # The tasks in the order of training; new ones are added at the end.
     for name, fields in TASKS.items():
         config.definitions[name] = ConfigDict(fields)
-    config.tasks = tuple(TASKS)  # the order of training; new tasks are added at the end
+    config.tasks = tuple(TASKS)
 {data}
-    config.data.train_examples = 4000  # at most, of each task; 0 means all
+    # At most so many examples of each task; 0 means all.
+    config.data.train_examples = 4000
     config.data.validation_examples = 500
     config.data.test_examples = 2000
     config.batch.row_length = {row_length}
     config.optimizer.learning_rate = 1e-3
     config.optimizer.clip_norm = 1.0
-    config.epochs = 2  # passes over the training examples; the one that validates best is kept
+    # Passes over the training examples; the one that validates best is kept.
+    config.epochs = 2
     return config
 '''
 
 _COMMENTS = {
-    "max_length": "tokens of a prompt with its answer; longer texts are cut",
-    "on_bad_example": "what to do with rows that cannot be used: error, or skip them",
-    "test_fraction": "of the texts of a task without a test file",
+    "max_length": "Tokens of a prompt with its answer; longer texts are cut.",
+    "on_bad_example": "What happens to rows that cannot be used: error stops, skip goes on.",
+    "test_fraction": "The part of the texts that becomes test, of a task without a test file.",
 }
 
 
@@ -206,7 +210,7 @@ def _text(
     listing = "\n".join(f"    {_in_docstring(line)}" for line in [*commands, "", *notes])
     listing = "\n".join(line.rstrip() for line in listing.split("\n"))
     data = "\n".join(
-        f"    config.data.{key} = {_literal(value)}  # {_COMMENTS[key]}"
+        f"    # {_COMMENTS[key]}\n    config.data.{key} = {_literal(value)}"
         for key, value in values.items()
     )
     tasks = "\n".join(
@@ -224,7 +228,11 @@ def _text(
 
 def _definition(task: Task) -> list[str]:
     """The lines of a task's entry; fields that have their defaults are left out."""
-    fields = {key: value for key, value in task.to_fields().items() if value != _DEFAULTS.get(key)}
+    fields = {
+        key: value
+        for key, value in task.to_fields().items()
+        if key != "name" and value != _DEFAULTS.get(key)
+    }
     lines = [f"        {_literal(key)}: {_literal(value)}," for key, value in fields.items()]
     return [f"    {_literal(task.name)}: {{", *lines, "    },"]
 

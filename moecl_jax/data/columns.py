@@ -20,6 +20,8 @@ from moecl_jax.outside import shortened
 MOST_LABELS = 100
 """Different values of a column that is taken for the label without being named."""
 
+_LONGEST_NAME = 60
+
 TEXT_NAMES = (
     *("text", "comment", "content", "sentence", "message", "body", "review", "tweet", "post"),
     *("comment_text", "review_text", "question", "utterance", "query", "document", "article"),
@@ -156,6 +158,13 @@ class Table:
             name: Column(name, tuple(record.fields.get(name) for record in records))
             for name in names
         }
+        only = names[0] if len(names) == 1 else ""
+        between = next((mark for mark in (";", "\t", "|", ",") if mark in only), "")
+        if between:
+            raise UserError(
+                f"{place}: the header is one cell, {shortened(only)}. If {between!r} is between "
+                "the cells, save the file with commas as .csv, or with tabs as .tsv"
+            )
         return cls(place, columns, len(records))
 
     def require(self, names: Sequence[str], option: str) -> None:
@@ -197,6 +206,23 @@ class Table:
                 return tuple(lower[name] for name in pair)
         named = [column for column in able if column.name.lower() in TEXT_NAMES]
         return (max(named or able, key=lambda column: column.mean_length).name,)
+
+    def refuse_without_header(self, names: Sequence[str]) -> None:
+        """Refuses columns whose names look like data.
+
+        Args:
+            names: columns that were guessed.
+
+        Raises:
+            UserError: one is a number, or as long as a text.
+        """
+        for name in names:
+            if _NUMBER.fullmatch(name) or len(name) > _LONGEST_NAME:
+                raise UserError(
+                    f"{self.place}: a column would be called {shortened(name)}. Has the file a "
+                    "header? If not, write the names of the columns into its first line; if so, "
+                    "name the columns with --text=COLUMN and --label=COLUMN"
+                )
 
     def label_field(self, without: Sequence[str]) -> str:
         """The column of the label.

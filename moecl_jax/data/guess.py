@@ -32,7 +32,10 @@ _GENERIC = {
 }
 """Words of a label's column that ask no question which "no" and "yes" would answer."""
 
-_COLON = "\uff1a"  # as Chinese writes it
+_COLON, _LISTING = "\uff1a", "\u3001"  # as Chinese writes a colon, and a comma in a list
+_MOST_LISTED = 60
+"""Characters of the labels that a template lists."""
+
 _OPINION = {"sentiment", "polarity", "opinion", "情感"}
 _CHINESE = {
     **{"text": "文本", "comment": "评论", "content": "内容", "sentence": "句子", "title": "标题"},
@@ -151,7 +154,9 @@ def guess_task(files: DataFiles, name: str, given: Columns) -> Guess:
     train.require([given.response] if given.response else [], "response")
     answer = given.response or given.label
     text = given.text or train.text_fields([answer] if answer else [])
-    answer = answer or train.label_field(text)
+    if not answer:
+        answer = train.label_field(text)
+        train.refuse_without_header([*text, answer] if not given.text else [answer])
     notes = []
     for split in [s for s in tables if s != "train"]:
         missing = [name for name in (*text, answer) if name not in tables[split].columns]
@@ -174,9 +179,11 @@ def guess_task(files: DataFiles, name: str, given: Columns) -> Guess:
         labels, raw_labels = _words(answer, keys, chinese=chinese)
         fields |= {"label_field": answer, "labels": labels, "raw_labels": raw_labels}
         notes += _about_labels(labels, raw_labels, keys)
-    fields["template"] = _template(text, answer, chinese=chinese, many=bool(fields["text_format"]))
+    noun = _noun(text[0] if fields["text_format"] else text[-1], chinese=chinese)
+    question = _question(answer, fields.get("labels", ()), chinese=chinese)
+    fields["template"] = f"{noun}{_COLON if chinese else ': '}{{text}}\n{question}"
     task = Task.from_fields(name, {key: value for key, value in fields.items() if value})
-    rows = {split: table.rows for split, table in tables.items()}
+    rows = {split: tables[split].rows for split in SPLITS if split in tables}
     return Guess(task, "Chinese" if chinese else "English", rows, tuple(notes))
 
 
@@ -277,7 +284,13 @@ def _text_format(text: Sequence[str], *, chinese: bool) -> str:
     return "\n".join(parts)
 
 
-def _template(text: Sequence[str], answer: str, *, chinese: bool, many: bool) -> str:
-    colon, end = (_COLON, _COLON) if chinese else (": ", ":")
-    noun = _noun(text[0] if many else text[-1], chinese=chinese)
-    return f"{noun}{colon}{{text}}\n{_noun(answer, chinese=chinese)}{end}"
+def _question(column: str, labels: Sequence[str], *, chinese: bool) -> str:
+    """How a template ends: with the column's name, or the labels where the name says nothing."""
+    colon = _COLON if chinese else ":"
+    words = set(re.findall(r"[^\W_]+", column.lower()))
+    listing = f"{', '.join(labels[:-1])} or {labels[-1]}" if labels else ""
+    if words & _GENERIC and 0 < len(listing) <= _MOST_LISTED and not re.search("[{}]", listing):
+        if chinese:
+            return _LISTING.join(labels[:-1]) + f"或{labels[-1]}{colon}"
+        return f"{listing[:1].upper()}{listing[1:]}{colon}"
+    return f"{_noun(column, chinese=chinese)}{colon}"

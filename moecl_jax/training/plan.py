@@ -83,7 +83,7 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
     steps = _steps_of(evaluator, tasks)
     stream = starting.stream(len(tasks))
     state = _first_state(evaluator, steps, stream)
-    compiled = steps.compiled(stream)
+    *_, largest = steps.cutter.samples()
     trained = state.active, state.optimizer_state
     disk, most = _disk(evaluator, stream, state)
     return TrainingPlan(
@@ -91,7 +91,7 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
         evaluated=_evaluated(evaluator, tasks),
         frozen_bytes=placement.bytes_per_device(evaluator.model.params),
         trained_bytes=placement.bytes_per_device(trained),
-        step_bytes=max(map(step_memory, compiled)),
+        step_bytes=step_memory(steps.compiled(stream, largest)),
         disk_bytes=disk,
         most_disk_bytes=most,
     )
@@ -185,7 +185,8 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
 def _disk(evaluator: Evaluator, stream: StreamState, state: Any) -> tuple[int, int]:
     """Bytes of the checkpoints at the end, and the most while a task is trained."""
     count = len(evaluator.tasks)
-    parameters = _finished(evaluator, evaluator.starting.task(stream, evaluator.names[0], 0))
+    begun = evaluator.starting.task(stream, evaluator.names[0], 0)
+    parameters = _finished(evaluator, begun)
     own = _bytes((parameters.expert, parameters.head))
     shared = _bytes((parameters.shared, parameters.memory))
     moments = min(evaluator.settings.keep_shared or count, count)
@@ -193,7 +194,7 @@ def _disk(evaluator: Evaluator, stream: StreamState, state: Any) -> tuple[int, i
     if evaluator.method.traits.expert_per_task:
         blank = TaskFeatures.blank(evaluator.starting.sizes.width, evaluator.names)
         features = _bytes(blank.arrays)
-    inside = _bytes(in_progress_tree(state, parameters.replace(memory={})))
+    inside = _bytes(in_progress_tree(state, begun.replace(memory={})))
     end = count * own + moments * shared + features
     return end, end + 2 * inside  # the new state is whole before the old one is deleted
 

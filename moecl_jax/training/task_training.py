@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from moecl_jax import reporting, stopping
-from moecl_jax.data.batching import chunks, epoch_order
+from moecl_jax.data.batching import Batch, chunks, epoch_order
 from moecl_jax.data.rehearsal import PastTask
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
@@ -36,6 +36,7 @@ from moecl_jax.training.pieces import Cutter, own_examples
 from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
     Metrics,
+    Piece,
     TrainState,
     copied,
     gradient_step,
@@ -102,14 +103,16 @@ class TrainingSteps:
 
     def prepare(self, stream: StreamState) -> None:
         """Compiles the step for all shapes of the stream's batches, so that no step waits later."""
-        for _ in self.compiled(stream):
-            pass
+        for sample in self.cutter.samples():
+            stopping.check()
+            self.compiled(stream, sample)
 
-    def compiled(self, stream: StreamState) -> Iterator[jax.stages.Compiled]:
-        """The compiled step for each shape of the stream's batches.
+    def compiled(self, stream: StreamState, sample: tuple[Batch, Piece]) -> jax.stages.Compiled:
+        """The compiled step for the shape of a batch; the model's weights may be shapes alone.
 
         Args:
           stream: state of the stream before one of its tasks.
+          sample: a batch of the shape, as `Cutter.samples` gives it.
         """
         evaluator, method = self.evaluator, self.evaluator.method
         starting, placement = evaluator.starting, evaluator.model.placement
@@ -119,9 +122,7 @@ class TrainingSteps:
         state = placement.put(init_train_state(method, self.optimizer, parameters, key, start))
         sums = placement.put(no_sums(state.active))
         frozen, rate = evaluator.model.params, np.float32(0.0)
-        for batch, piece in self.cutter.samples():
-            stopping.check()
-            yield self.step.lower(state, sums, frozen, batch, piece, rate).compile()
+        return self.step.lower(state, sums, frozen, *sample, rate).compile()
 
     def past(self, count: int) -> list[PastTask]:
         """What is known of the first tasks' training examples."""

@@ -93,7 +93,7 @@ def test_its_values_can_be_overridden(base: str) -> None:
     path = new(comments(), base=base)
     config = load_config(
         str(path),
-        ["--config.data.max_length=48", "--config.definitions.comments.template='{text} ='"],
+        ["--config.data.max_length=48", "--config.definitions.comments.template={text} ="],
     )
     assert config.data.max_length == 48
     assert config.definitions.comments.template == "{text} ="

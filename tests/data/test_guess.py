@@ -106,6 +106,13 @@ def test_a_label_is_found_by_its_name_or_because_it_is_the_only_one(tmp_path: Pa
         guess(several, columns=Columns(text=("x",), label="verdict"))
 
 
+def test_a_label_column_without_a_meaning_is_asked_for_by_its_labels(tmp_path: Path) -> None:
+    few = guess(comments(tmp_path, ("sports", "business", "science"), "label")).task
+    assert few.template == "Comment: {text}\nBusiness, science or sports:"
+    many = [f"a long name of category {i}" for i in range(3)]
+    assert guess(comments(tmp_path, many, "category")).task.template == "Comment: {text}\nCategory:"
+
+
 def test_words_beside_numbers_are_the_label(tmp_path: Path) -> None:
     rows = [(f"{WORDS[i % 4]} {i}", i % 2, ("ham", "spam")[i % 2]) for i in range(8)]
     path = write(tmp_path / "a.csv", ("text", "label", "label_text"), rows)
@@ -152,11 +159,11 @@ def test_two_columns_make_a_text_where_they_belong_together(tmp_path: Path) -> N
     task = guess(path).task
     assert task.text_fields == ("premise", "hypothesis")
     assert task.join_texts(["a", "b"]) == "a\nHypothesis: b"
-    assert task.template == "Premise: {text}\nLabel:"
+    assert task.template == "Premise: {text}\nNo or yes:"
     mail = write(tmp_path / "mail.csv", ("subject", "body", "label"), rows)
     task = guess(mail).task
     assert task.join_texts(["a", "b"]) == "a b"
-    assert task.template == "Body: {text}\nLabel:"
+    assert task.template == "Body: {text}\nNo or yes:"
 
 
 def test_chinese_texts_get_a_chinese_template_and_words(tmp_path: Path) -> None:
@@ -165,6 +172,8 @@ def test_chinese_texts_get_a_chinese_template_and_words(tmp_path: Path) -> None:
     assert found.language == "Chinese"
     assert found.task.template == "评论\uff1a{text}\n冒犯\uff1a"
     assert found.task.labels == ("否", "是")
+    path = write(tmp_path / "b.tsv", ("comment", "label"), rows)
+    assert guess(path).task.template == "评论\uff1a{text}\n0或1\uff1a"
     rows = [(f"これは{i}番目の文章です", i % 2) for i in range(6)]
     assert guess(write(tmp_path / "ja.tsv", ("comment", "label"), rows)).language == "English"
 
@@ -182,7 +191,17 @@ def test_column_names_cannot_break_a_template(tmp_path: Path) -> None:
     rows = [(f"{WORDS[i % 4]} {i}", i % 2) for i in range(6)]
     path = write(tmp_path / "a.csv", ('the {text}\n"""', "{label}\\"), rows)
     task = guess(path).task
-    assert task.template == "The text: {text}\nLabel:"
+    assert task.template == "The text: {text}\n0 or 1:"
+
+
+def test_other_separators_and_files_without_a_header_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id;comment;toxic\n1;some words;0\n2;more words;1\n")
+    with pytest.raises(UserError, match=r"header is one cell, 'id;comment;toxic'\. If ';' is"):
+        guess(path)
+    path.write_text("".join(f"{WORDS[i % 4]} {i},{i % 2}\n" for i in range(9)))
+    with pytest.raises(UserError, match=r"a column would be called '0'\. Has the file a header"):
+        guess(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"text,label\n", b"[]", b"\n\n"])
