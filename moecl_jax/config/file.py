@@ -56,7 +56,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
     """Reads a config file, unchecked and without the overrides, completed with defaults.
 
     Args:
-      file: as for `load_config`.
+      file: a config file, as `load_config` takes it.
       overrides: the overrides that will be applied; one that names the method tells which sections
         of options there are.
 

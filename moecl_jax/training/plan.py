@@ -36,7 +36,8 @@ class TrainingPlan:
     Attributes:
       steps: training steps of each task.
       evaluated: texts of each task that are answered for the matrix, for the choice of the epoch,
-        and for the choice of the task; a text counts each time.
+        and for the choice of the task; a text counts each time. Not counted are texts for which the
+        wrong task is chosen, which are answered once more.
       frozen_bytes: memory of the frozen LLM's weights on a device.
       trained_bytes: memory of what is trained, with the optimizer's state, on a device.
       step_bytes: memory of a training step on a device, weights included, as XLA reports it for

@@ -9,6 +9,7 @@ import pytest
 from streams import evaluator_of, tiny_settings
 
 from moecl_jax.runs.settings import Settings
+from moecl_jax.serving import task_free
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import model_of
 from moecl_jax.training.plan import TrainingPlan, measure_training, plan_training
@@ -18,10 +19,8 @@ from moecl_jax.training.trainer import train
 METHODS = {
     "moe_cl": {},
     "moe_cl moving": {"moe_cl__shared": "moving", "tasks": ("two", "five", "fourteen")},
-    "per_task": {"evaluation__early_examples": 5},
     "sequential_lora": {"evaluation__early_examples": 5},
     "joint": {},
-    "replay": {},
     "ewc": {},
 }
 
@@ -64,6 +63,8 @@ def test_a_plan_is_what_a_training_does(
     monkeypatch.setattr(Evaluator, "evaluate", counting_evaluate)
     monkeypatch.setattr(Evaluator, "features", counting_features)
     monkeypatch.setattr(TaskTraining, "_train_batch", counting_batch)
+    # Texts whose task is chosen wrongly are answered once more; no plan knows how many.
+    monkeypatch.setattr(task_free, "_right_as", lambda *args: np.zeros(len(args[2]), bool))
     train(settings, tmp_path / "run")
     monkeypatch.undo()
     found = planned(settings)
