@@ -16,6 +16,7 @@ from moecl_jax.cli import main as cli
 from moecl_jax.config.check import check
 from moecl_jax.config.file import load_config, load_settings
 from moecl_jax.config.new import write_config
+from moecl_jax.data.catalog import MTL5_LABELS
 from moecl_jax.data.guess import Columns
 from moecl_jax.errors import UserError
 from moecl_jax.testing import byte_tokenizer, write_model
@@ -227,3 +228,21 @@ def test_from_a_csv_to_labelled_texts_in_three_commands(
     found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in found] == list(range(6))
     assert {line["label"] for line in found} <= {"no", "yes"}
+
+
+@pytest.mark.shared
+def test_folders_of_chinese_comments_and_of_english_news(shared: Path, base: str) -> None:
+    folders = [shared / "data" / "cold" / name for name in ("gender", "race", "region")]
+    settings = load_settings(str(new(*map(str, folders), base=base)))
+    tasks = settings.task_objects()
+    assert [task.name for task in tasks] == ["gender", "race", "region"]
+    for task in tasks:
+        assert (task.train, task.validation, task.test) == ("train.tsv", "val.tsv", "test.tsv")
+        assert (task.text_fields, task.label_field) == (("comment",), "label")
+        assert (task.labels, task.template) == (("0", "1"), "评论\uff1a{text}\n0或1\uff1a")
+    assert settings.data.test_fraction == 0
+    news = shared / "data" / "mtl5" / "agnews"
+    (task,) = load_settings(str(new(str(news), base=base, config="b.py"))).task_objects()
+    assert set(task.labels) == set(MTL5_LABELS["agnews"])
+    assert task.validation == "dev.json"
+    assert task.template.endswith("\nBusiness, Science or Technology, Sports or World:")
