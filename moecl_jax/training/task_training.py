@@ -37,6 +37,7 @@ from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
     Metrics,
     Piece,
+    Sums,
     TrainState,
     copied,
     gradient_step,
@@ -103,9 +104,10 @@ class TrainingSteps:
 
     def prepare(self, stream: StreamState) -> None:
         """Compiles the step for all shapes of the stream's batches, so that no step waits later."""
+        arguments = self._arguments(stream)
         for sample in self.cutter.samples():
             stopping.check()
-            self.compiled(stream, sample)
+            self.step.lower(*arguments, *sample, np.float32(0.0)).compile()
 
     def compiled(self, stream: StreamState, sample: tuple[Batch, Piece]) -> jax.stages.Compiled:
         """The compiled step for the shape of a batch; the model's weights may be shapes alone.
@@ -114,15 +116,17 @@ class TrainingSteps:
           stream: state of the stream before one of its tasks.
           sample: a batch of the shape, as `Cutter.samples` gives it.
         """
+        return self.step.lower(*self._arguments(stream), *sample, np.float32(0.0)).compile()
+
+    def _arguments(self, stream: StreamState) -> tuple[TrainState, Sums, Tree]:
+        """What the step is given beside a batch, at the beginning of the next task."""
         evaluator, method = self.evaluator, self.evaluator.method
         starting, placement = evaluator.starting, evaluator.model.placement
         index = len(stream.finished)
         parameters = starting.task(stream, evaluator.names[index], index)
         key, start = starting.training_key(index), starting.task_start(index)
         state = placement.put(init_train_state(method, self.optimizer, parameters, key, start))
-        sums = placement.put(no_sums(state.active))
-        frozen, rate = evaluator.model.params, np.float32(0.0)
-        return self.step.lower(state, sums, frozen, *sample, rate).compile()
+        return state, placement.put(no_sums(state.active)), evaluator.model.params
 
     def past(self, count: int) -> list[PastTask]:
         """What is known of the first tasks' training examples."""

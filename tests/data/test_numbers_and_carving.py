@@ -110,3 +110,11 @@ def test_test_is_carved_where_there_is_none_whatever_the_seed(tmp_path: Path) ->
     write(tmp_path, "train", [("one", "a"), ("two", "b")])
     with pytest.raises(UserError, match=r"no test split can be carved\. Name a test split, or set"):
         load(task, test_fraction=0.5)
+
+
+def test_labels_that_are_read_from_the_data_are_whole_numbers_too() -> None:
+    task = Task("toy", train=[{"text": "one", "label": 1.0}, {"text": "two", "label": 0}])
+    assert task.labels == ("0", "1")
+    assert task.classes() == {"0": 0, "1": 1}
+    with pytest.raises(UserError, match=r"the label 0\.5 is neither a text nor a whole number"):
+        Task("toy", train=[{"text": "one", "label": 0.5}, {"text": "two", "label": 0}])
