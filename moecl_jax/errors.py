@@ -21,8 +21,12 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         # Cut before, for it may be megabytes, and after, for what is escaped is longer.
-        escaped = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], _without_middle(message))
-        super().__init__(_without_middle(escaped))
+        super().__init__(_without_middle(printable(_without_middle(message))))
+
+
+def printable(text: str) -> str:
+    """A text in one line of printable characters; others are escaped."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def _without_middle(message: str) -> str:

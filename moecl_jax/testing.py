@@ -18,18 +18,24 @@ VOCABULARY = ("<eos>", "<unk>", *(f"w{index}" for index in range(WORDS)), "answe
 _WIDTH, _FFN_WIDTH, _LAYERS, _HEADS, _KV_HEADS, _HEAD_WIDTH = 32, 48, 2, 4, 2, 8
 
 
-def write_model(folder: Path, seed: int = 0) -> Path:
+def write_model(folder: Path, seed: int = 0, *, core: tokenizers.Tokenizer | None = None) -> Path:
     """Writes a random Llama of 2 layers and width 32 as a Hugging Face folder.
 
-    Its tokenizer has one token for each of `VOCABULARY`, separated by white space.
+    Args:
+      folder: gets the model; it need not exist.
+      seed: seed of the weights.
+      core: its tokenizer, with tokens "<eos>" and "<unk>". By default one that has a token for each
+        of `VOCABULARY`, separated by white space.
 
     Returns:
       The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    core = _words() if core is None else core
+    rows = core.get_vocab_size()
     config = {
         "model_type": "llama",
-        "vocab_size": len(VOCABULARY),
+        "vocab_size": rows,
         "hidden_size": _WIDTH,
         "intermediate_size": _FFN_WIDTH,
         "num_hidden_layers": _LAYERS,
@@ -46,7 +52,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     attention = {"q": _HEADS, "k": _KV_HEADS, "v": _KV_HEADS}
     tensors = {
-        "model.embed_tokens.weight": rng.normal(size=(len(VOCABULARY), _WIDTH)),
+        "model.embed_tokens.weight": rng.normal(size=(rows, _WIDTH)),
         "model.norm.weight": np.ones(_WIDTH),
     }
     for layer in range(_LAYERS):
@@ -66,12 +72,26 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
 
-    ids = {word: index for index, word in enumerate(VOCABULARY)}
-    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def byte_tokenizer() -> tokenizers.Tokenizer:
+    """A tokenizer with a token for each byte, which reads and writes any text."""
+    tokens = ["<eos>", "<unk>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
+    ids = {token: index for index, token in enumerate(tokens)}
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    return core
+
+
+def _words() -> tokenizers.Tokenizer:
+    ids = {word: index for index, word in enumerate(VOCABULARY)}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return core
 
 
 def write_task(

@@ -19,6 +19,7 @@ from moecl_jax.kernels import dot, from_bits
 from moecl_jax.methods.parameters import Tree
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.runs.tables import align_columns
+from moecl_jax.training.plan import step_memory
 
 WARM_UP_STEPS = 3  # run before the measured steps
 _CEILING_RUNS = 5  # the fastest counts
@@ -193,13 +194,6 @@ def compile_shapes(
             calls[batch.shape] = function.lower(*arguments(batch)).compile()
     seconds = time.perf_counter() - begun
     return CompiledFunction(calls, seconds, max(map(step_memory, calls.values())))
-
-
-def step_memory(compiled: Any) -> int:
-    """Returns the bytes of a compiled function's arguments, results and temporaries, by XLA."""
-    analysis = compiled.memory_analysis()
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    return int(held - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
 
 
 def measure_ceiling(config: DecoderConfig, frozen: Tree, dtype: Any) -> Ceiling:

@@ -22,7 +22,6 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from moecl_jax.bench.flops import Formula, Work
-from moecl_jax.bench.gauges import step_memory
 from moecl_jax.bench.inputs import (
     OPTIMIZER,
     RANDOM_ANSWERS,
@@ -40,6 +39,7 @@ from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import Tree
 from moecl_jax.models.model import Architecture
 from moecl_jax.models.sharding import AXES, Placement
+from moecl_jax.training.plan import step_memory
 from moecl_jax.training.steps import Piece, TrainState, init_train_state, no_sums, train_piece
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moecl_jax.bench.gauges import WARM_UP_STEPS, step_memory
+from moecl_jax.bench.gauges import WARM_UP_STEPS
 from moecl_jax.bench.inputs import OPTIMIZER, SHAPES, Inputs, build, jit_train_step
 from moecl_jax.bench.parts import LEARNING_RATE
 from moecl_jax.errors import UserError
@@ -27,6 +27,7 @@ from moecl_jax.methods.parameters import Tree
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.models.sharding import ONE_DEVICE
 from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.training.plan import step_memory
 from moecl_jax.training.steps import init_train_state
 
 

@@ -15,6 +15,8 @@ from moecl_jax.errors import UserError, one_line
 
 # The modules beside this one that declare a command, in the order of the help.
 COMMANDS = (
+    "new",
+    "check",
     "train",
     "status",
     "sweep",
@@ -62,8 +64,9 @@ def _main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(plain)
     command: Command = arguments.command
     if overrides and not command.takes_overrides:
-        able = " and ".join(f"'moecl {other.name}'" for other in commands if other.takes_overrides)
-        parser.error(f"{overrides[0]}: only {able} have a config to override")
+        *able, last = (f"'moecl {other.name}'" for other in commands if other.takes_overrides)
+        named = f"{', '.join(able)} and {last}"
+        parser.error(f"{overrides[0]}: only {named} have a config to override")
     arguments.overrides = overrides
     try:
         return _run(command, arguments)

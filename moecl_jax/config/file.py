@@ -45,14 +45,39 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
       UserError: the file is missing or fails, or a key is unknown or a value not allowed, in the
         file or in an override.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     from moecl_jax.config.default import from_config
 
+    config = overridden(read_config(file, overrides), overrides)
+    from_config(config)  # checks every key and value
+    return config
+
+
+def read_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
+    """Reads a config file, unchecked and without the overrides, completed with defaults.
+
+    Args:
+      file: a config file, as `load_config` takes it.
+      overrides: the overrides that will be applied; one that names the method tells which sections
+        of options there are.
+
+    Raises:
+      UserError: the file is missing or fails, or there is no such method.
+    """
     path = Path(file)
     config = read_json(path) if path.suffix == ".json" else _run_config_file(file)
     _complete(config, overrides)
+    return config
+
+
+def overridden(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDict":
+    """Applies overrides to a config, which they change, and locks it; values are not checked yet.
+
+    Raises:
+      UserError: a key is unknown, or a value cannot be read.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
     for override in overrides:
         _check_override(override, config)
     values = flags.FlagValues()
@@ -67,7 +92,6 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> "ConfigDict":
         # Without the list of what is supported, which is long and in Python's terms.
         reason = one_line(error).removeprefix("flag ").partition(". Currently supported")[0]
         raise UserError(reason) from error
-    from_config(values["config"].value)  # checks every key and value
     return values["config"].value
 
 

@@ -1,9 +1,10 @@
 """Tasks: where they are defined, read, split, tokenised and batched.
 
 What belongs here: all that happens to examples before a model sees them. A `Task` says what is
-asked and where the examples lie; `sources` read them; `load_examples` cleans them and keeps the
-splits apart; `tokenize_task` makes token ids of them; `make_batch` lays them out in rows. Which
-examples of other tasks join a batch is an `ExamplePolicy`. All of it is plain Python and NumPy.
+asked and where the examples lie; `guess_task` guesses one from files. `sources` read the examples,
+`load_examples` cleans them and keeps the splits apart, and `survey` says all that is wrong with
+them. `tokenize_task` makes token ids of them; `make_batch` lays them out in rows. Which examples of
+other tasks join a batch is an `ExamplePolicy`. All of it is plain Python and NumPy.
 
 What does not: parameters, losses and compiled steps, which see batches only; the config, out of
 which this room gets arguments; and the metrics, which see answers.

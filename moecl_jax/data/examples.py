@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 from typing import Any
@@ -71,6 +71,7 @@ def load_examples(
     validation_examples: int,
     test_examples: int,
     on_bad_example: str,
+    test_fraction: float = 0.0,
 ) -> TaskExamples:
     """Reads a task's splits, keeps them disjoint and sub-samples them.
 
@@ -94,6 +95,9 @@ def load_examples(
             rather than in validation, and there rather than in training). Training examples of
             one label alone are an error too, or noted. A text that stands in a split with several
             labels is noted in both cases, for well-known data sets hold such texts.
+        test_fraction: the part of training, in [0, 1), that becomes test when the task has no test
+            split, class by class, before validation is carved; 0 leaves test empty. It is drawn by
+            the task's name alone, so that runs of all seeds are scored on the same texts.
 
     Returns:
         The task; a split that the task does not name is empty.
@@ -103,11 +107,13 @@ def load_examples(
             JSON, a repeated column, an empty file, or two splits that are the same.
     """
     counts = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    _check_arguments(task, validation_from, validation_fraction, counts, on_bad_example)
-    named = [split for split in SPLITS if getattr(task, split)]
-    if validation_from == "test" and "validation" in named:
-        named.remove("validation")
-    _refuse_one_location_twice(task, named)
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    _check_arguments(task, validation_from, fractions, counts, on_bad_example)
+    named = named_splits(task, validation_from)
+    for first, second in combinations(named, 2):
+        problem = same_data(task, first, second)
+        if problem is not None:
+            raise UserError(problem)
     skipped: Counter[str] = Counter()
     splits = {
         split: _read_examples(task, split, vocabulary_size, on_bad_example, skipped)
@@ -115,13 +121,15 @@ def load_examples(
     }
     _refuse_empty(task, splits)
     _refuse_equal_splits(task, splits)
-    for kept, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
+    for kept, other in KEPT_APART:
         if kept in splits and other in splits:
             splits[other] = _without_overlap(task, splits, kept, other, on_bad_example, skipped)
     _refuse_empty(task, splits)
+    if "train" in splits and "test" not in splits:
+        splits["train"], splits["test"] = _carve(task, splits["train"], "test", test_fraction, 0)
     if validation_from == "train" and "train" in splits and "validation" not in splits:
         splits["train"], splits["validation"] = _carve(
-            task, splits["train"], validation_fraction, seed
+            task, splits["train"], "validation", validation_fraction, seed
         )
     notes = [*_contradictions(task, splits), *_one_label(task, splits, on_bad_example)]
     samples = {
@@ -134,6 +142,15 @@ def load_examples(
 
 
 Examples = tuple[Example, ...]
+
+KEPT_APART = (("test", "validation"), ("test", "train"), ("validation", "train"))
+"""Pairs of splits; a text of the first must not be in the second."""
+
+
+def named_splits(task: Task, validation_from: str) -> list[str]:
+    """The splits that a task names and that are read; `validation_from` as in `load_examples`."""
+    leaks = validation_from == "test"
+    return [s for s in SPLITS if getattr(task, s) and not (leaks and s == "validation")]
 
 
 def normalise(text: str) -> str:
@@ -158,7 +175,7 @@ def _generator(task: Task, purpose: str, seed: int) -> random.Random:
 def _check_arguments(
     task: Task,
     validation_from: str,
-    validation_fraction: float,
+    fractions: dict[str, float],
     counts: dict[str, int],
     on_bad_example: str,
 ) -> None:
@@ -169,17 +186,16 @@ def _check_arguments(
         raise UserError(
             f"{where}: validation_from = {validation_from!r} must be 'train' or 'test'."
         )
-    if not 0 <= validation_fraction < 1:
-        raise UserError(
-            f"{where}: validation_fraction = {validation_fraction} must be at least 0 and below 1."
-        )
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise UserError(f"{where}: {name} = {fraction} must be at least 0 and below 1.")
     for split, count in counts.items():
         if count < 0:
             raise UserError(f"{where}: {split}_examples = {count} must be 0 (all) or more.")
 
 
-def _leak(task: Task, first: str, second: str, what: str) -> UserError:
-    return UserError(
+def _leak(task: Task, first: str, second: str, what: str) -> str:
+    return (
         f"task '{task.name}': {first} and {second} are {what}. Choosing a checkpoint on, or "
         "training on, the data that are scored leaks the answers, and the score says nothing "
         "about new texts. Give each split its own data; with validation='' a part of training "
@@ -187,12 +203,12 @@ def _leak(task: Task, first: str, second: str, what: str) -> UserError:
     )
 
 
-def _refuse_one_location_twice(task: Task, named: Iterable[str]) -> None:
-    """Raises when two of the named splits are one place: one file (links followed) or split."""
-    for first, second in combinations(named, 2):
-        names = getattr(task, first), getattr(task, second)
-        if task.reader.same(task, first, second):
-            raise _leak(task, first, second, f"the same data ({names[0]} and {names[1]})")
+def same_data(task: Task, first: str, second: str) -> str | None:
+    """What is wrong where two splits are one place: one file (links followed), or one split."""
+    names = getattr(task, first), getattr(task, second)
+    if not task.reader.same(task, first, second):
+        return None
+    return _leak(task, first, second, f"the same data ({names[0]} and {names[1]})")
 
 
 def _refuse_equal_splits(task: Task, splits: dict[str, Examples]) -> None:
@@ -200,7 +216,8 @@ def _refuse_equal_splits(task: Task, splits: dict[str, Examples]) -> None:
     keys = {split: {example.key for example in examples} for split, examples in splits.items()}
     for first, second in combinations(keys, 2):
         if keys[first] == keys[second]:
-            raise _leak(task, first, second, "different files or splits with the same texts")
+            problem = _leak(task, first, second, "different files or splits with the same texts")
+            raise UserError(problem)
 
 
 def _refuse_empty(task: Task, splits: dict[str, Examples]) -> None:
@@ -256,20 +273,36 @@ def _read_examples(
     skipped: Counter[str],
 ) -> Examples:
     """The usable examples of a split, in order; the others raise or are counted in `skipped`."""
-    classes = task.classes()
     examples = []
-    for record in task.records(split):
-        example = _example(record, task, classes, vocabulary_size)
+    for where, example in read_split(task, split, vocabulary_size):
         if isinstance(example, Example):
             examples.append(example)
         elif on_bad_example == "skip":
             skipped[example.reason] += 1
         else:
             raise UserError(
-                f"{record.where}: {example.message} (task '{task.name}', {split} split). "
+                f"{where}: {example.message} (task '{task.name}', {split} split). "
                 "Mend the data, or set on_bad_example='skip' to leave out and count such examples."
             )
     return tuple(examples)
+
+
+def read_split(
+    task: Task, split: str, vocabulary_size: int
+) -> Iterator[tuple[str, Example | BadExample]]:
+    """The examples of a split in order, each with its place; or what is wrong with them.
+
+    Args:
+        task: what to read.
+        split: "train", "validation" or "test", which the task must name.
+        vocabulary_size: `input_ids` must be below it.
+
+    Raises:
+        UserError: the data are missing or malformed.
+    """
+    classes = task.classes()
+    for record in task.records(split):
+        yield record.where, _example(record, task, classes, vocabulary_size)
 
 
 def _example(
@@ -292,15 +325,23 @@ def _example(
         return Example(text, 0, record.where, response, input_ids)
     label = class_of(fields[task.label_field], classes)
     if label is None:
-        return BadExample("unknown label", _unknown_label(fields[task.label_field], classes))
+        return BadExample("unknown label", _unknown_label(fields[task.label_field], task))
     return Example(text, label, record.where, input_ids=input_ids)
 
 
-def _unknown_label(value: object, classes: dict[str, int]) -> str:
+def _unknown_label(value: object, task: Task) -> str:
+    classes = task.classes()
+    if value is None or is_blank(label_key(value)):
+        return f"unknown label {shortened(label_key(value))}: it is missing"
     twin = look_alike(value, classes)
-    if value is None or twin is None:
-        key = shortened(label_key(value))
-        return f"unknown label {key}; the labels are {listed(classes)}"
+    if twin is None:
+        key, count = label_key(value), len(task.labels)
+        known = f"unknown label {shortened(key)}; the labels are {listed(classes)}"
+        if task.raw_labels:
+            return f"{known}, as raw_labels names them"
+        numbers = key.isdecimal() and int(key[:9]) < count and count <= 20
+        such = f", such as raw_labels={tuple(range(count))}" if numbers else ""
+        return f"{known}. If the data hold others for them, name those in raw_labels{such}"
     return (
         f"unknown label {label_key(value)!a:.60}, which looks like {twin!a:.60} and "
         "differs in Unicode composition or invisible characters; write it alike, or name it in "
@@ -375,8 +416,10 @@ def _without_overlap(
     return tuple(alone)
 
 
-def _carve(task: Task, examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Training without, and validation with, a fraction of each class; equal texts stay together.
+def _carve(
+    task: Task, examples: Examples, split: str, fraction: float, seed: int
+) -> tuple[Examples, Examples]:
+    """Training without, and a split with, a fraction of each class; equal texts stay together.
 
     Every class of two or more texts keeps at least one on each side (fraction > 0).
     """
@@ -388,7 +431,7 @@ def _carve(task: Task, examples: Examples, fraction: float, seed: int) -> tuple[
         if example.key not in known:
             known.add(example.key)
             texts_of_class[example.label].append(example.key)
-    generator = _generator(task, "carve", seed)
+    generator = _generator(task, "carve" if split == "validation" else f"carve {split}", seed)
     chosen: set[Key] = set()
     for label in sorted(texts_of_class):
         texts = texts_of_class[label]
@@ -398,12 +441,11 @@ def _carve(task: Task, examples: Examples, fraction: float, seed: int) -> tuple[
     if not chosen:
         raise UserError(
             f"task '{task.name}': no class has two different training texts, so no "
-            "validation split can be carved. Name a validation split, or set "
-            "validation_fraction=0 to do without."
+            f"{split} split can be carved. Name a {split} split, or set "
+            f"{split}_fraction=0 to do without."
         )
     train = tuple(example for example in examples if example.key not in chosen)
-    validation = tuple(example for example in examples if example.key in chosen)
-    return train, validation
+    return train, tuple(example for example in examples if example.key in chosen)
 
 
 def _sample(examples: Examples, count: int, generator: random.Random) -> Examples:

@@ -7,25 +7,39 @@ from moecl_jax.data.characters import CONTROL, LONE_SURROGATE, appearance, is_bl
 from moecl_jax.errors import UserError
 from moecl_jax.outside import shortened
 
+_POINT_ZERO = re.compile(r"(-?\d+)\.0+")
+
 
 def label_key(value: object) -> str:
     """Makes a label from a typed source (0) and from a text file ("0") the same."""
     return str(value).strip()
 
 
+def without_point_zero(key: str) -> str:
+    """A whole number that is written with a decimal point (1.0) without it; others as they are."""
+    match = _POINT_ZERO.fullmatch(key)
+    return match[1] if match else key
+
+
+def number_as_text(label: object) -> object:
+    """A label that is a whole number as its digits, which a model can write; others as they are."""
+    return str(label) if type(label) is int else label
+
+
 def class_of(value: object, classes: Mapping[str, int]) -> int | None:
     """The class of a label as it stands in data, or None.
 
     JSON's booleans are the labels "True" and "False" or, where a task has no such labels, "true"
-    and "false". A label that is missing (None) has no class.
+    and "false". A whole number with a decimal point, as tables write a column of numbers in which
+    one is missing (1.0), is also the label without it. A label that is missing (None) has no class.
 
     Args:
         value: the label.
         classes: class of each label, by what `label_key` makes of it.
     """
     key = label_key(value)
-    if isinstance(value, bool) and key not in classes:
-        key = key.lower()
+    if key not in classes:
+        key = key.lower() if isinstance(value, bool) else without_point_zero(key)
     return None if value is None else classes.get(key)
 
 
@@ -44,7 +58,10 @@ def problem_with_labels(labels: Sequence[str]) -> str | None:
     """
     for label in labels:
         if not isinstance(label, str) or is_blank(label) or label != label.strip():
-            return f"must be texts without white space around them, and {shortened(label)} is not"
+            return (
+                "must be texts or whole numbers, without white space around them, and "
+                f"{shortened(label)} is not; name in raw_labels what stands in the data for each"
+            )
         if CONTROL.search(label) or LONE_SURROGATE.search(label):
             return (
                 f"must each be one line of text, and {shortened(label)} holds a line feed or "
@@ -89,6 +106,8 @@ def distinct_labels(
     """
     found: dict[str, str | int] = {}
     for value, where in values:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, str | int):
             found.setdefault(label_key(value), value)
         elif value is not None:

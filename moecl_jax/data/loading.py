@@ -37,17 +37,7 @@ def load_tasks(
     """
     loaded = []
     for task, own in zip(tasks, answers, strict=True):
-        examples = load_examples(
-            task,
-            seed=seed,
-            vocabulary_size=vocabulary_size,
-            validation_from=settings.validation_from,
-            validation_fraction=settings.validation_fraction,
-            train_examples=settings.train_examples,
-            validation_examples=settings.validation_examples,
-            test_examples=settings.test_examples,
-            on_bad_example=settings.on_bad_example,
-        )
+        examples = load_task(task, settings, seed=seed, vocabulary_size=vocabulary_size)
         tokenized = tokenize_task(
             examples,
             own,
@@ -64,6 +54,24 @@ def load_tasks(
             "too well"
         )
     return loaded
+
+
+def load_task(
+    task: Task, settings: DataSettings, *, seed: int, vocabulary_size: int
+) -> TaskExamples:
+    """`load_examples` as settings ask for it; `seed` and `vocabulary_size` as for `load_tasks`."""
+    return load_examples(
+        task,
+        seed=seed,
+        vocabulary_size=vocabulary_size,
+        validation_from=settings.validation_from,
+        validation_fraction=settings.validation_fraction,
+        train_examples=settings.train_examples,
+        validation_examples=settings.validation_examples,
+        test_examples=settings.test_examples,
+        on_bad_example=settings.on_bad_example,
+        test_fraction=settings.test_fraction,
+    )
 
 
 def _describe(task: TaskExamples, tokenized: TokenizedTask) -> str:

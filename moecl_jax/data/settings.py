@@ -23,6 +23,9 @@ class DataSettings(Section):
         test accuracy is too good (a leak).
       validation_fraction: part of training that becomes validation where a task has no validation
         split.
+      test_fraction: part of training that becomes test where a task has no test split, before
+        validation is taken out; drawn by the task's name, so that all seeds are scored on the same
+        texts. 0 leaves such a task without a score.
       train_examples: at most so many training examples a task, class-balanced where possible; 0
         means all.
       validation_examples: at most so many validation examples a task; 0 means all.
@@ -36,6 +39,7 @@ class DataSettings(Section):
     on_bad_example: str = setting("error", choices=("error", "skip"))
     validation_from: str = setting("train", choices=("train", "test"))
     validation_fraction: float = setting(0.1, least=0, below=1)
+    test_fraction: float = setting(0.0, least=0, below=1)
     train_examples: int = setting(0, least=0, most=10**9)
     validation_examples: int = setting(0, least=0, most=10**9)
     test_examples: int = setting(0, least=0, most=10**9)

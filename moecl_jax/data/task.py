@@ -10,6 +10,7 @@ from moecl_jax.data.characters import LONE_SURROGATE
 from moecl_jax.data.labels import (
     distinct_labels,
     label_key,
+    number_as_text,
     problem_with_labels,
     problem_with_repeats,
 )
@@ -75,7 +76,8 @@ class Task:
             or as `text_format` says.
         text_format: how the text fields make the text, each as "{field}"; "" joins by a space.
         label_field: the field of a record that holds the label; "" stands for "label".
-        labels: the answers the language model writes, in class order; empty when free-form. Where
+        labels: the answers the language model writes, in class order; empty when free-form. A
+            whole number is its digits: (0, 1) is ("0", "1"), for data that hold 0 and 1. Where
             examples are given in Python, () or None takes them from the data: the names of a
             `datasets.ClassLabel`, else all labels of all splits, numbers by value and texts in
             alphabetical order. None does so with the other sources too, which are then read.
@@ -129,6 +131,7 @@ class Task:
             if not isinstance(getattr(self, attribute), list | tuple):
                 raise self.error(attribute, "must be a sequence of values, such as ('a', 'b')")
             self._set(attribute, tuple(getattr(self, attribute)))
+        self._set("labels", tuple(map(number_as_text, self.labels)))
         if not self.free_form:
             self._set("label_field", self.label_field or "label")
         if self.source == "memory":

@@ -131,6 +131,16 @@ class Placement:
 
         return jax.tree.map(place, tree, self._shardings(tree))
 
+    def shapes(self, tree: Any) -> Any:
+        """The shapes of what `put` gives, from arrays or shapes; nothing is allocated."""
+        if self.mesh is None:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            tree,
+            self._shardings(tree),
+        )
+
     def bytes_per_device(self, tree: Any) -> int:
         """What one device holds of parameters, of which only shapes need to be known."""
 

@@ -15,6 +15,9 @@ DATA_NAME = "data.json"
 NOT_FINITE_NAME = "not_finite.json"
 """The steps and examples at which a training stopped because nothing was finite any more."""
 
+LOCK_NAME = ".lock"
+"""An empty file, which the process that trains in a workdir has locked."""
+
 ORIGIN_NAME = "origin.json"
 """Facts about the checkpoint that a workdir was converted from; absent in a trained workdir."""
 

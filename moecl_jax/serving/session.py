@@ -411,8 +411,8 @@ def open_stream(
     return evaluator, store
 
 
-def model_of(settings: Any) -> Model:
-    """Loads the model that settings name."""
+def model_of(settings: Any, *, shapes_only: bool = False) -> Model:
+    """Loads the model that settings name, or its shapes alone; see `load_model`."""
     section = settings.model
     return load_model(
         section.path,
@@ -422,6 +422,7 @@ def model_of(settings: Any) -> Model:
         attention=section.attention,
         mesh=dataclasses.asdict(settings.mesh),
         family=section.family or None,
+        shapes_only=shapes_only,
     )
 
 

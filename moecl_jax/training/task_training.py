@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from moecl_jax import reporting, stopping
-from moecl_jax.data.batching import chunks, epoch_order
+from moecl_jax.data.batching import Batch, chunks, epoch_order
 from moecl_jax.data.rehearsal import PastTask
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
@@ -39,6 +39,8 @@ from moecl_jax.training.pieces import Cutter, own_examples
 from moecl_jax.training.schedule import Schedule
 from moecl_jax.training.steps import (
     Metrics,
+    Piece,
+    Sums,
     TrainState,
     copied,
     gradient_step,
@@ -105,17 +107,29 @@ class TrainingSteps:
 
     def prepare(self, stream: StreamState) -> None:
         """Compiles the step for all shapes of the stream's batches, so that no step waits later."""
+        arguments = self._arguments(stream)
+        for sample in self.cutter.samples():
+            stopping.check()
+            self.step.lower(*arguments, *sample, np.float32(0.0)).compile()
+
+    def compiled(self, stream: StreamState, sample: tuple[Batch, Piece]) -> jax.stages.Compiled:
+        """The compiled step for the shape of a batch; the model's weights may be shapes alone.
+
+        Args:
+          stream: state of the stream before one of its tasks.
+          sample: a batch of the shape, as `Cutter.samples` gives it.
+        """
+        return self.step.lower(*self._arguments(stream), *sample, np.float32(0.0)).compile()
+
+    def _arguments(self, stream: StreamState) -> tuple[TrainState, Sums, Tree]:
+        """What the step is given beside a batch, at the beginning of the next task."""
         evaluator, method = self.evaluator, self.evaluator.method
         starting, placement = evaluator.starting, evaluator.model.placement
         index = len(stream.finished)
         parameters = starting.task(stream, evaluator.names[index], index)
         key, start = starting.training_key(index), starting.task_start(index)
         state = placement.put(init_train_state(method, self.optimizer, parameters, key, start))
-        sums = placement.put(no_sums(state.active))
-        frozen, rate = evaluator.model.params, np.float32(0.0)
-        for batch, piece in self.cutter.samples():
-            stopping.check()
-            self.step.lower(state, sums, frozen, batch, piece, rate).compile()
+        return state, placement.put(no_sums(state.active)), evaluator.model.params
 
     def past(self, count: int) -> list[PastTask]:
         """What is known of the first tasks' training examples."""
@@ -181,10 +195,7 @@ class TaskTraining:
         ]
         self.validates = bool(self.validated)
         if self.settings.selection == "best" and not self.validates:
-            raise UserError(
-                f"task '{self.task.name}' has no validation examples to select the best epoch by; "
-                "set data.validation_fraction above 0, or selection=last"
-            )
+            raise no_validation(self.task.name)
         record = store.in_progress()
         if record is not None and record["task"] == self.task.name:
             self._restore(record)
@@ -458,6 +469,14 @@ class TaskTraining:
             optimizer_state=tree["optimizer_state"],
         )
         self.state = self.placement.put(reached)
+
+
+def no_validation(task: str) -> UserError:
+    """What is raised where the best epoch of a task is asked for and nothing tells it."""
+    return UserError(
+        f"task '{task}' has no validation examples to select the best epoch by; set "
+        "data.validation_fraction above 0, or selection=last"
+    )
 
 
 def in_progress_tree(state: TrainState, best: TaskParameters) -> dict[str, Any]:

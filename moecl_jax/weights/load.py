@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -86,6 +87,7 @@ def load_model(
     attention: str = "xla",
     mesh: Mapping[str, int] | None = None,
     family: str | type[Family] | None = None,
+    shapes_only: bool = False,
 ) -> Model:
     """Loads a frozen LLM onto the devices, ready to be adapted.
 
@@ -104,6 +106,8 @@ def load_model(
         and -1 stands for the devices that the others leave. None for one device.
       family: the model's family as "package.module:Class" or as a class, whatever its files say;
         "" or None for the one that they name.
+      shapes_only: whether no weights are read: `params` are then shapes (`jax.ShapeDtypeStruct`),
+        and the fingerprint is "". It is enough to tokenise, and to compile a step.
 
     Returns:
       The model. Nothing is downloaded, and no code of the model's folder is run.
@@ -123,12 +127,21 @@ def load_model(
     placement = Placement.over({**dict.fromkeys(AXES, 1), **(mesh or {})})
     if remat == "auto":
         remat = "projections" if placement.one_cpu else "full"
-    backbone = load_backbone(path, jnp.dtype(dtype), family)
+    backbone = load_backbone(path, jnp.dtype(dtype), family, shapes_only=shapes_only)
     check_attention(attention, backbone.config, dtype, placement.device_count)
-    params = quantize_layers(backbone.params, quantization, over_layers=one_by_one)
+
+    def stored(params: Any, over_layers: Any) -> Any:
+        params = quantize_layers(params, quantization, over_layers=over_layers)
+        return as_bits(params) if jax.default_backend() == "cpu" else params
+
+    if shapes_only:
+        shapes = jax.eval_shape(functools.partial(stored, over_layers=jax.lax.map), backbone.params)
+        params = placement.shapes(shapes)
+    else:
+        params = placement.put(stored(backbone.params, one_by_one))
     return Model(
         Architecture(backbone.config, jnp.dtype(dtype), remat, attention, placement),
-        placement.put(as_bits(params) if jax.default_backend() == "cpu" else params),
+        params,
         backbone.tokenizer,
         backbone.fingerprint,
         backbone.source,
@@ -137,7 +150,11 @@ def load_model(
 
 
 def load_backbone(
-    path: str | Path, dtype: Any = np.float32, family: str | type[Family] | None = None
+    path: str | Path,
+    dtype: Any = np.float32,
+    family: str | type[Family] | None = None,
+    *,
+    shapes_only: bool = False,
 ) -> Backbone:
     """Loads weights, architecture and tokenizer of a pretrained decoder into host memory.
 
@@ -148,6 +165,7 @@ def load_backbone(
       dtype: float32 or bfloat16, of all parameters but the norms' scales.
       family: the model's family as "package.module:Class" or as a class, whatever its files say;
         "" or None for the one that they name.
+      shapes_only: whether no weights are read, as for `load_model`.
 
     Raises:
       UserError: there is nothing at `path`, or it is damaged or of an unsupported kind; or
@@ -169,7 +187,10 @@ def load_backbone(
         raise _no_model(path, found)
     if read_tokenizer is not None:
         tokenizer.fit_to_rows(read_tokenizer, checkpoint.config.vocabulary_size, location)
-    params, fingerprint = read_params(checkpoint, np.dtype(dtype))
+    if shapes_only:
+        params, fingerprint = _shapes_of_params(checkpoint, np.dtype(dtype)), ""
+    else:
+        params, fingerprint = read_params(checkpoint, np.dtype(dtype))
     return Backbone(checkpoint.config, params, read_tokenizer, fingerprint, str(path))
 
 
@@ -256,6 +277,21 @@ def read_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> tuple[dict[str,
         for read in pending:
             read.result()
     return traverse_util.unflatten_dict(params), digest.hexdigest()[:16]
+
+
+def _shapes_of_params(checkpoint: Checkpoint, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """What `read_params` gives, in shapes; the tensors' names and shapes are checked likewise."""
+    shapes = _tree_shapes(checkpoint.config)
+    sources = {path: _tensor_names(checkpoint, path) for path in checkpoint.names}
+    _check_tensors(checkpoint, sources, shapes)
+    params = {
+        path: jax.ShapeDtypeStruct(
+            (len(names), *shapes[path]) if path[0] == "layers" else shapes[path],
+            _dtype_of(path, dtype),
+        )
+        for path, names in sources.items()
+    }
+    return traverse_util.unflatten_dict(params)
 
 
 def _read_into(target: np.ndarray, tensor: StoredTensor, path: TreePath) -> None:

@@ -109,7 +109,7 @@ def test_help_of_each_command_has_an_example(command, capsys):
         cli.main([command, "--help"])
     text = capsys.readouterr().out
     assert f"\n  moecl {command} " in text.partition("example")[2]
-    assert "--workdir" in text or command == "cache"
+    assert "--workdir" in text or command in ("new", "check", "cache")
 
 
 def test_each_file_that_declares_a_command_is_a_command(repository):
@@ -171,7 +171,10 @@ def test_wrong_arguments_exit_with_status_2(argv, capsys):
 def test_overrides_of_a_command_that_has_no_config_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", "--workdir=w", "--config.seed=1"])
-    message = "--config.seed=1: only 'moecl train' and 'moecl sweep' have a config to override\n"
+    message = (
+        "--config.seed=1: only 'moecl check', 'moecl train' and 'moecl sweep' have a config to "
+        "override\n"
+    )
     assert capsys.readouterr().err.endswith(message)
 
 

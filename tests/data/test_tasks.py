@@ -79,7 +79,11 @@ def texts(examples: tuple[Example, ...]) -> list[str]:
         ({"labels": ()}, r"labels = \(\) must hold at least two labels \(or name a response_field"),
         ({"labels": ("a", "a")}, r"holds 'a' twice"),
         ({"labels": ("a", " b")}, r"without white space around them, and ' b' is not"),
-        ({"labels": ("a", 1)}, r"must be texts.* 1 is not"),
+        (
+            {"labels": ("a", 1.5)},
+            r"must be texts or whole numbers.* 1\.5 is not",
+        ),
+        ({"labels": ("a", None)}, r"None is not; name in raw_labels what stands in the data"),
         ({"raw_labels": (0,)}, r"raw_labels = \(0,\) must hold one value for each"),
         ({"raw_labels": (0, "0")}, r"raw_labels .* holds '0' twice"),
         ({"template": "Text:"}, r"template = 'Text:' must contain '\{text\}' exactly once"),
@@ -160,7 +164,8 @@ def test_several_fields_are_joined_and_numbers_match_their_text(tmp_path: Path) 
     ("line", "reason", "message"),
     [
         (b'{"text": "x", "label": "c"}', "unknown label", "unknown label 'c'; the labels are a, b"),
-        (b'{"text": "x", "label": null}', "unknown label", "unknown label 'None'"),
+        (b'{"text": "x", "label": 1}', "unknown label", r"raw_labels, such as raw_labels=\(0, 1\)"),
+        (b'{"text": "x", "label": null}', "unknown label", "unknown label 'None': it is missing"),
         (b'{"text": " ", "label": "a"}', "empty text", r"the text \(text\) is empty"),
         (b'{"text": null, "label": "a"}', "empty text", "is empty"),
         (b'{"text": 7, "label": "a"}', "text is no string", "field 'text' is 7, not a text"),

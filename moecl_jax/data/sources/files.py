@@ -152,13 +152,14 @@ class _Table(FileSource):
 
     def records(self, document: Document, task: Definition) -> Iterator[Record]:
         """The rows under the header; a header without the needed columns is refused."""
-        needed = (*task.text_fields, task.answer_field)
+        needed = [name for name in (*task.text_fields, task.answer_field) if name]
         _refuse_carriage_returns(document)
         rows = self.rows(document)
         header = next(rows, None)
         if header is None:
             raise UserError(
-                f"{document.path}:1: the file is empty. Expected a header with {', '.join(needed)}."
+                f"{document.path}:1: the file is empty. Expected a header with "
+                f"{', '.join(needed) or 'the names of the columns'}."
             )
         names = [name.strip() for name in header.cells]
         where = f"{document.path}:{header.line}"
