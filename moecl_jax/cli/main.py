@@ -25,6 +25,8 @@ COMMANDS = (
     "generate",
     "convert",
     "export",
+    "strip",
+    "ab",
     "compare",
     "report",
     "cache",
