@@ -1,0 +1,16 @@
+"""A service that labels texts over HTTP, and says which of them a person has to review.
+
+Here belongs what a session needs to be asked by many at once: keys and roles, limits, a queue whose
+requests share batches, the HTTP routes, metrics, and the change to a newer checkpoint while it
+runs. How a text is labelled belongs to serving/, and thresholds are chosen in decisions/. FastAPI,
+uvicorn and prometheus-client are imported in this room alone; they are the extra `serve`.
+
+keys.py      who may call what
+limits.py    how much is accepted, and the refusals
+guard.py     what is checked of a request before its body is parsed
+labelling.py a session whose programs are all compiled beforehand
+policy.py    pass, block or review
+engine.py    the queue, and the thread that answers it
+app.py       the HTTP routes
+server.py    serves until a signal, and answers every request that was accepted
+"""
