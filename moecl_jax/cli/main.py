@@ -22,6 +22,8 @@ COMMANDS = (
     "generate",
     "convert",
     "export",
+    "strip",
+    "ab",
     "compare",
     "report",
     "cache",
