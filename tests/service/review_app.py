@@ -1,0 +1,68 @@
+"""The review routes with an engine that needs no model; as a program, a server to be killed.
+
+python review_app.py FILE.db PORT
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from moecl_jax.service.keys import Holder, Keys, require
+from moecl_jax.service.limits import Limits
+from moecl_jax.service.review_routes import add_routes
+from moecl_jax.service.reviews import Entry, ReviewStore
+
+LABELS = {"mail": ("ham", "spam"), "topics": ("sport", "politics", "arts")}
+
+
+class HashEngine:
+    """Probabilities from a hash of the text; texts that begin with "clear" are decided alone,
+    and those that begin with "refused" are refused."""
+
+    limits = Limits(text_characters=200_000)
+
+    async def classify(self, texts, task=None, *, caller="local"):
+        assert caller
+        return [
+            {"error": "it does not fit"} if text.startswith("refused") else answer(text, task or "mail")
+            for text in texts
+        ]
+
+
+def answer(text, task="mail", first=None, decision=None):
+    """What the engine says of a text; `first` is the first label's probability."""
+    labels = LABELS[task]
+    if first is None:
+        first = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6
+    rest = [(1 - first) * share for share in ((1,) if len(labels) == 2 else (0.75, 0.25))]
+    probabilities = dict(zip(labels, [first, *rest], strict=True))
+    if decision is None:
+        decision = "block" if text.startswith("clear") else "review"
+    label = max(probabilities, key=probabilities.get)
+    said = {"task": task, "label": label, "probabilities": probabilities, "decision": decision}
+    return {**said, "checkpoint": "7", "thresholds": "abc", "error": None}
+
+
+def entry(text, task="mail", first=None, decision=None, context=None):
+    """A text for the store."""
+    said = answer(text, task, first, decision)
+    return Entry(text, said, context or {})
+
+
+def make(path, keys=None):
+    """The application, with keys by holder's name and role."""
+    app = FastAPI()
+    app.state.keys = Keys({key: Holder(name, role) for key, (name, role) in (keys or {}).items()})
+    store = ReviewStore(path)
+    add_routes(app, store, HashEngine(), require)
+    return app, store
+
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(
+        make(Path(sys.argv[1]))[0], host="127.0.0.1", port=int(sys.argv[2]), log_level="warning"
+    )
