@@ -20,6 +20,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "generate",
+    "serve",
     "convert",
     "export",
     "strip",

@@ -127,7 +127,9 @@ class Labeller:
         answers = self._evaluator.answers
         needs = [
             need_of(
-                TokenizedExample(prompts[place].ids, 0), answers[prompts[place].task], training=False
+                TokenizedExample(prompts[place].ids, 0),
+                answers[prompts[place].task],
+                training=False,
             )
             for place in able
         ]

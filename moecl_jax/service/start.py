@@ -1,0 +1,44 @@
+"""Makes a service of a workdir."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from moecl_jax.service.app import make_app
+from moecl_jax.service.engine import Engine
+from moecl_jax.service.keys import Keys
+from moecl_jax.service.labelling import Labeller
+from moecl_jax.service.limits import Limits
+from moecl_jax.service.policy import read_policy
+from moecl_jax.serving.session import open_run
+
+
+def open_service(
+    workdir: Path,
+    keys: Keys,
+    *,
+    thresholds: Sequence[str] = (),
+    block: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> tuple[FastAPI, Engine]:
+    """The application and the engine, which is started, of a workdir's finished tasks.
+
+    All programs are compiled before it returns.
+
+    Args:
+      workdir: folder of a training or a conversion.
+      keys: who may call.
+      thresholds: files of thresholds, as `read_policy` takes them.
+      block: labels whose texts are blocked.
+      limits: what is accepted.
+
+    Raises:
+      UserError: nothing with labels is finished in the workdir, or thresholds do not fit.
+    """
+    labeller = Labeller(open_run(workdir))
+    policy = read_policy(thresholds, block, labeller.labels)
+    labeller.prepare()
+    engine = Engine(labeller, policy, limits)
+    engine.start()
+    return make_app(engine, keys), engine
