@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,7 @@ def _objects(content: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"line {number}: no JSON: {one_line(error)}") from error
         if not isinstance(value, dict):
             raise UserError(f"line {number}: {shortened(value)}; expected an object")
-        if LONE_SURROGATE.search(str(value)):
+        if LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
             raise UserError(f"line {number}: holds half of a surrogate pair")
         yield number, value
 

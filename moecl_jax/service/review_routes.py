@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from moecl_jax.errors import UserError, one_line
+from moecl_jax.service.app import Problem, refusals
 from moecl_jax.service.exports import export
 from moecl_jax.service.incoming import read_texts
 from moecl_jax.service.keys import LOCAL, Holder, Role
@@ -41,6 +42,11 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
+}
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "there is no such text, or nothing to undo"},
+    **refusals(400, 401, 403, 408, 409, 413, 422, 503),
 }
 
 _Name = Annotated[str, Field(pattern=r"^[\w.@ -]{1,64}$")]
@@ -125,7 +131,7 @@ def _page() -> APIRouter:
 
 
 def _reviews(store: ReviewStore, allowed: Callable[..., Holder]) -> APIRouter:
-    router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+    router = APIRouter(prefix="/v1/reviews", tags=["reviews"], responses=_REFUSALS)
     reviewer_holder = Annotated[Holder, Depends(allowed)]
 
     @router.get("/next")
@@ -192,9 +198,9 @@ def _reviews(store: ReviewStore, allowed: Callable[..., Holder]) -> APIRouter:
 
 
 def _texts(store: ReviewStore, engine: Engine, allowed: Callable[..., Holder]) -> APIRouter:
-    router = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+    router = APIRouter(prefix="/v1/reviews", tags=["reviews"], responses=_REFUSALS)
 
-    @router.post("/texts")
+    @router.post("/texts", responses=refusals(429))
     async def add(holder: Annotated[Holder, Depends(allowed)], texts: Texts) -> dict[str, Any]:
         """Labels texts and keeps them; those that the model does not decide are queued.
 

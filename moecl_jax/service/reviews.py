@@ -145,7 +145,10 @@ class ReviewStore:
                 if name != reviewer and until > now
             ]  # fmt: skip
             values = {"reviewer": reviewer, "task": task, "others": json.dumps(others)}
-            row = db.execute(tables.NEXT, values).fetchone() or db.execute(tables.SKIPPED, values).fetchone()
+            row = (
+                db.execute(tables.NEXT, values).fetchone()
+                or db.execute(tables.SKIPPED, values).fetchone()
+            )
             if row is None:
                 self._held.pop(reviewer, None)
                 return None
@@ -237,7 +240,7 @@ class ReviewStore:
           have both; these are texts on which the first did not agree with the model.
           `model_kappa` and `model_pairs`, of first reviewers and the model.
         """
-        with self._transaction() as db:
+        with self.snapshot() as db:
             counts = {
                 row["task"]: {name: row[name] for name in ("stripped", "settled", "second", "open")}
                 for row in db.execute(tables.PROGRESS)

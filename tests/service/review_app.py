@@ -6,11 +6,13 @@ python review_app.py FILE.db PORT
 import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from fastapi import FastAPI
-
-from moecl_jax.service.keys import Holder, Keys, require
+from moecl_jax.service.app import make_app
+from moecl_jax.service.keys import Holder, Keys, Role, require
 from moecl_jax.service.limits import Limits
+from moecl_jax.service.metrics import Metrics
+from moecl_jax.service.policy import Policy
 from moecl_jax.service.review_routes import add_routes
 from moecl_jax.service.reviews import Entry, ReviewStore
 
@@ -21,12 +23,21 @@ class HashEngine:
     """Probabilities from a hash of the text; texts that begin with "clear" are decided alone,
     and those that begin with "refused" are refused."""
 
-    limits = Limits(text_characters=200_000)
+    alive, draining = True, False
+    policy = Policy()
+    labeller = SimpleNamespace(
+        tasks=list(LABELS), labels=LABELS, checkpoint="7", choosing_problem=None
+    )
+
+    def __init__(self):
+        self.limits, self.metrics = Limits(text_characters=200_000), Metrics()
 
     async def classify(self, texts, task=None, *, caller="local"):
         assert caller
         return [
-            {"error": "it does not fit"} if text.startswith("refused") else answer(text, task or "mail")
+            {"error": "it does not fit"}
+            if text.startswith("refused")
+            else answer(text, task or "mail")
             for text in texts
         ]
 
@@ -53,10 +64,11 @@ def entry(text, task="mail", first=None, decision=None, context=None):
 
 def make(path, keys=None):
     """The application, with keys by holder's name and role."""
-    app = FastAPI()
-    app.state.keys = Keys({key: Holder(name, role) for key, (name, role) in (keys or {}).items()})
+    holders = {key: Holder(name, Role(role)) for key, (name, role) in (keys or {}).items()}
+    engine = HashEngine()
+    app = make_app(engine, Keys(holders))
     store = ReviewStore(path)
-    add_routes(app, store, HashEngine(), require)
+    add_routes(app, store, engine, require)
     return app, store
 
 

@@ -38,7 +38,7 @@ def test_a_task_reads_the_file(store, tmp_path):
     task = Task(
         "mail", source="jsonl", path=str(tmp_path), train="train.jsonl", labels=("ham", "spam")
     )
-    read = [(record.texts[0], record.answer) for record in task.records("train")]
+    read = [(record.fields["text"], record.fields["label"]) for record in task.records("train")]
     assert read == [(HOSTILE, "ham"), ("settled by two", "spam")]
 
 
@@ -58,7 +58,9 @@ def test_label_studio_gets_annotations_and_predictions(store):
         HOSTILE, "disputed", "settled by two", "of another task"
     ]  # fmt: skip
     third = tasks[2]
-    assert [one["result"][0]["value"] for one in third["annotations"]] == [{"choices": ["spam"]}] * 2
+    assert [one["result"][0]["value"] for one in third["annotations"]] == [
+        {"choices": ["spam"]}
+    ] * 2
     assert all(one["ground_truth"] for one in third["annotations"])
     assert not tasks[1]["annotations"][0]["ground_truth"]
     (prediction,) = third["predictions"]

@@ -33,7 +33,7 @@ def test_texts_are_read_with_their_context(form, content, texts):
         ("csv", "", "no column 'text'"),
         ("csv", "text,from\na\n", "line 2: expected 2 cells"),
         ("csv", "text,from\na,b,c\n", "line 2: expected 2 cells"),
-        ("csv", 'text\n"a', "line 2"),
+        ("csv", 'text\n"a', "unexpected end of data"),
         ("csv", "text\n \n", "line 2: text is ' '"),
     ],
 )

@@ -173,7 +173,9 @@ def test_the_audit_says_who_when_what_the_model_said_and_versions(store):
     decide(store, 1, "spam", request="decision-request")
     (row,) = rows(store)
     assert (row["reviewer"], row["label"], row["opinion_shown"]) == ("An", "spam", 0)
-    assert row["at"].endswith("+00:00") and len(row["at"]) == len("2026-01-01T00:00:00.000000+00:00")
+    assert row["at"].endswith("+00:00") and len(row["at"]) == len(
+        "2026-01-01T00:00:00.000000+00:00"
+    )
     assert json.loads(row["model"])["probabilities"]["ham"] == 0.9
     versions = {"checkpoint": "7", "thresholds": "abc", "moecl_jax": moecl_jax.__version__}
     assert json.loads(row["versions"]) == versions

@@ -28,10 +28,10 @@ function reviewer() {
   return named ? null : remembered("name", "").trim() || null;
 }
 
-async function ask(path, options = {}) {
+async function ask(path, { base = "v1/reviews/", ...options } = {}) {
   const key = sessionStorage.getItem("moecl-review-key");
   const waits = () => say(word(options.body === undefined ? "reading" : "retrying"), true);
-  return (await call(`v1/reviews/${path}`, { key, waits, ...options })).json();
+  return (await call(base + path, { key, waits, ...options })).json();
 }
 
 function query(values) {
@@ -195,13 +195,14 @@ function showLabels() {
   }));
 }
 
+function option(value, text) {
+  const element = document.createElement("option");
+  element.value = value;
+  element.textContent = text;
+  return element;
+}
+
 function fillTasks() {
-  const option = (value, text) => {
-    const element = document.createElement("option");
-    element.value = value;
-    element.textContent = text;
-    return element;
-  };
   const names = Object.keys(tasks);
   const fill = (element, options) => {
     const { value } = element;
@@ -211,7 +212,6 @@ function fillTasks() {
   const every = () => names.map((name) => option(name, name));
   fill(get("task"), [option("", word("all")), ...every()]);
   fill(get("export-task"), every());
-  get("tasks").replaceChildren(...every());
 }
 
 // ---- dialogs
@@ -219,6 +219,16 @@ function fillTasks() {
 function openSettings(message = "") {
   get("settings-message").textContent = message;
   if (!get("settings").open) get("settings").showModal();
+}
+
+function openAdd() {
+  get("add").showModal();
+  alone(async () => {
+    const known = await ask("tasks", { base: "v1/" });
+    const options = known.tasks.map(({ name }) => option(name, name));
+    if (known.finds_task) options.unshift(option("", word("found_by_text")));
+    get("their-task").replaceChildren(...options);
+  });
 }
 
 async function addTexts() {
@@ -237,7 +247,7 @@ async function addTexts() {
   message.textContent = word("adding");
   get("add-now").disabled = true;
   try {
-    const body = { content, format, task: get("their-task").value.trim() || null };
+    const body = { content, format, task: get("their-task").value || null };
     const answer = await ask("texts", { body });
     message.textContent = word("added", answer);
     const { refused } = answer;
@@ -305,7 +315,7 @@ function listen() {
   document.addEventListener("keydown", pressed);
   for (const [id, action] of Object.entries({
     skip, undo, "empty-undo": undo,
-    "open-add": () => get("add").showModal(), "empty-add": () => get("add").showModal(),
+    "open-add": openAdd, "empty-add": openAdd,
     "open-export": () => get("export").showModal(), "open-settings": () => openSettings(),
     "add-now": addTexts, "export-now": download,
     language: () => {
