@@ -47,7 +47,7 @@ function wantsOpinion() {
 async function alone(action) {
   if (busy) return;
   busy = true;
-  get("review").setAttribute("aria-busy", "true");
+  document.querySelector("main").setAttribute("aria-busy", "true");
   try {
     await action();
   } catch (error) {
@@ -56,7 +56,7 @@ async function alone(action) {
     else say(word("failed", { detail: error.message }), true);
   } finally {
     busy = false;
-    get("review").removeAttribute("aria-busy");
+    document.querySelector("main").removeAttribute("aria-busy");
   }
 }
 
@@ -74,10 +74,13 @@ async function fetchProgress() {
   if (named) get("name").value = progress.reviewer;
   fillTasks();
   draw(get("picture"), get("legend"), tasks);
-  const shown = (kappa) => (kappa === null ? "–" : kappa.toFixed(2));
-  const { kappa, pairs, model_kappa: model, model_pairs: all } = progress;
-  get("agreement").textContent = all
-    ? word("kappa", { kappa: shown(kappa), pairs, model: shown(model), all }) : "";
+  const measures = [["kappa", progress.pairs], ["model_kappa", progress.model_pairs]];
+  get("agreement").replaceChildren(...measures.filter(([, count]) => count > 0).map(([name, count]) => {
+    const line = document.createElement("li");
+    const kappa = progress[name] === null ? "–" : progress[name].toFixed(2);
+    line.textContent = word(name, { kappa, count });
+    return line;
+  }));
 }
 
 // ---- what a reviewer does
@@ -142,15 +145,17 @@ function say(message, problem = false) {
 
 function showItem(shown) {
   item = shown;
-  get("review").hidden = item === null;
+  for (const id of ["card", "labels", "skip"]) get(id).hidden = item === null;
   get("empty").hidden = item !== null;
   if (item === null) {
+    get("about").textContent = "";
+    get("opinion").hidden = true;
     get("empty-why").textContent = word(get("task").value ? "nothing_of_task" : "nothing_more");
     return;
   }
   get("about").textContent = word("about", { task: item.task, id: item.id });
   show(get("text"), item.text);
-  get("text").scrollTop = 0;
+  get("card").scrollTop = 0;
   const fields = Object.entries(item.context);
   get("context").hidden = fields.length === 0;
   get("context").replaceChildren(...fields.flatMap(([name, value]) => {
@@ -161,7 +166,7 @@ function showItem(shown) {
     return [term, detail];
   }));
   showLabels();
-  if (!document.querySelector("dialog[open]")) get("text").focus({ preventScroll: true });
+  if (!document.querySelector("dialog[open]")) get("card").focus({ preventScroll: true });
 }
 
 function showLabels() {
@@ -314,7 +319,7 @@ function changeLanguage(wanted) {
 function listen() {
   document.addEventListener("keydown", pressed);
   for (const [id, action] of Object.entries({
-    skip, undo, "empty-undo": undo,
+    skip, undo,
     "open-add": openAdd, "empty-add": openAdd,
     "open-export": () => get("export").showModal(), "open-settings": () => openSettings(),
     "add-now": addTexts, "export-now": download,
