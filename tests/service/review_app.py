@@ -1,12 +1,15 @@
-"""The review routes with an engine that needs no model; as a program, a server to be killed.
+"""The service's application with an engine that needs no model; as a program, one to be killed.
 
 python review_app.py FILE.db PORT
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+import uvicorn
 
 from moecl_jax.service.app import make_app
 from moecl_jax.service.keys import Holder, Keys, Role, require
@@ -72,9 +75,17 @@ def make(path, keys=None):
     return app, store
 
 
-if __name__ == "__main__":
-    import uvicorn
+def serve_for_ever(path, port):
+    """Serves in a child process, and in a new one whenever that is killed; prints their ids."""
+    while True:
+        child = os.fork()
+        if not child:
+            app, _ = make(path)
+            uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+            os._exit(0)
+        print(child, flush=True)
+        os.waitpid(child, 0)
 
-    uvicorn.run(
-        make(Path(sys.argv[1]))[0], host="127.0.0.1", port=int(sys.argv[2]), log_level="warning"
-    )
+
+if __name__ == "__main__":
+    serve_for_ever(Path(sys.argv[1]), int(sys.argv[2]))
