@@ -170,7 +170,7 @@ def _request_model(limits: Limits) -> type[BaseModel]:
     text = Annotated[
         str, Field(min_length=1, max_length=limits.text_characters), AfterValidator(_not_blank)
     ]
-    listed = Annotated[list[text], Field(min_length=1, max_length=limits.texts)]  # type: ignore[valid-type]
+    listed = Annotated[list[text], Field(min_length=1, max_length=limits.texts)]
     one_or_many = BeforeValidator(
         lambda value: [value] if isinstance(value, str) else value,
         json_schema_input_type=text | listed,

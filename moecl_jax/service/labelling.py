@@ -170,7 +170,9 @@ class Labeller:
             place: put(starting.task(self.session.state, evaluator.names[place], place))
             for place in places
         }
-        found = {(place,): parameters for place, parameters in own.items()}
+        found: dict[tuple[int, ...], TaskParameters] = {
+            (place,): parameters for place, parameters in own.items()
+        }
         for group in self._groups:
             if len(group) > 1:
                 found[group] = put(mixed.together([own[place] for place in group]))

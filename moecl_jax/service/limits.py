@@ -17,8 +17,8 @@ class Limits:
       caller_texts: texts of a single caller among them; a request that would exceed them gets 429.
       answer_seconds: time in which a request is answered [s]; where it is over, by 503.
       linger_seconds: how long an idle worker waits for a batch to be filled [s].
-      drain_seconds: time between a signal to stop and the closing of the port [s], in which new
-        requests are still told to go elsewhere.
+      drain_seconds: time from a signal to stop to the closing of idle connections [s], in which new
+        requests are told to go elsewhere; the port is closed after half of it.
     """
 
     body_bytes: int = 4 * 2**20

@@ -75,6 +75,7 @@ def read_policy(
                 f"--thresholds={given}: they are for the labels {listed(thresholds.labels)}; "
                 f"{found}. Name the task by --thresholds=TASK={path}"
             )
+        thresholds.decide([{label: 1 / len(thresholds.labels) for label in labels[task]}])
         if task in tasks:
             raise UserError(f"--thresholds={given}: task '{task}' has thresholds already")
         with named(path):

@@ -102,6 +102,13 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the port, and later the connections: a request may be on its way on them."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(self._engine.limits.drain_seconds / 2)
+        await super().shutdown(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Stops gracefully at a signal.
@@ -127,4 +134,5 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         elif not self._engine.draining:
             self._engine.draining = True
-            loop.call_later(self._engine.limits.drain_seconds, setattr, self, "should_exit", True)
+            drain = self._engine.limits.drain_seconds / 2
+            loop.call_later(drain, setattr, self, "should_exit", True)
