@@ -13,4 +13,10 @@ policy.py    pass, block or review
 engine.py    the queue, and the thread that answers it
 app.py       the HTTP routes
 server.py    serves until a signal, and answers every request that was accepted
+
+reviews.py   texts to review and the audit of decisions, in SQLite; its tables: review_tables.py
+agreement.py when a label is settled, and Cohen's kappa
+incoming.py  texts that are pasted or uploaded
+exports.py   files of a task, Label Studio's JSON, the audit
+review_routes.py, page/   the reviewer's page and what it calls
 """

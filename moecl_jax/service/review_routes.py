@@ -95,6 +95,7 @@ class Texts(BaseModel):
         "lines", description="a text a line, JSON objects with `text`, or a table with that column"
     )
     task: str | None = Field(None, description="task of the texts; null to find it by the text")
+    answers: bool = Field(False, description="whether the answers to the texts are returned")
 
 
 def add_routes(
@@ -113,7 +114,7 @@ def add_routes(
     """
     app.include_router(_page())
     app.include_router(_reviews(store, require(Role.REVIEWER)))
-    app.include_router(_texts(store, engine, require(Role.REVIEWER)))
+    app.include_router(_texts(store, engine, require(Role.CALLER)))
 
 
 def _page() -> APIRouter:
@@ -205,13 +206,15 @@ def _texts(store: ReviewStore, engine: Engine, allowed: Callable[..., Holder]) -
         """Labels texts and keeps them; those that the model does not decide are queued.
 
         Texts that are there already are counted, not added. So a request that was cut off may be
-        sent again. `refused` has the place of each text that could not be labelled, from 1.
+        sent again. `refused` has the place of each text that could not be labelled, from 1, and
+        `answers`, if asked for, what the model said of each text, `null` where it was refused.
         """
         with _answered():
             found = await run_in_threadpool(read_texts, texts.content, texts.format)
         if len(found) > MOST_TEXTS:
             raise HTTPException(413, f"{len(found)} texts; at most {MOST_TEXTS} at once")
         counts, refused = Counter[str](), []
+        said: list[dict[str, Any] | None] = [None] * len(found)
         most = engine.limits.text_characters
         numbered = list(enumerate(found, 1))
         for number, (text, _) in numbered:
@@ -228,11 +231,13 @@ def _texts(store: ReviewStore, engine: Engine, allowed: Callable[..., Holder]) -
                 if answer.get("error"):
                     refused.append({"text": number, "detail": answer["error"]})
                 else:
+                    said[number - 1] = answer
                     entries.append(Entry(text, answer, context))
             with _answered():
                 added, repeated = await run_in_threadpool(store.add, entries)
             counts.update(added=added, repeated=repeated)
-        return {"added": counts["added"], "repeated": counts["repeated"], "refused": refused}
+        told = {"added": counts["added"], "repeated": counts["repeated"], "refused": refused}
+        return {**told, "answers": said} if texts.answers else told
 
     return router
 

@@ -7,10 +7,12 @@ from fastapi import FastAPI
 
 from moecl_jax.service.app import make_app
 from moecl_jax.service.engine import Engine
-from moecl_jax.service.keys import Keys
+from moecl_jax.service.keys import Keys, require
 from moecl_jax.service.labelling import Labeller
 from moecl_jax.service.limits import Limits
 from moecl_jax.service.policy import read_policy
+from moecl_jax.service.review_routes import add_routes
+from moecl_jax.service.reviews import ReviewStore
 from moecl_jax.serving.session import open_run
 
 
@@ -20,6 +22,7 @@ def open_service(
     *,
     thresholds: Sequence[str] = (),
     block: Sequence[str] = (),
+    reviews: Path | None = None,
     limits: Limits | None = None,
 ) -> tuple[FastAPI, Engine]:
     """The application and the engine, which is started, of a workdir's finished tasks.
@@ -31,14 +34,19 @@ def open_service(
       keys: who may call.
       thresholds: files of thresholds, as `read_policy` takes them.
       block: labels whose texts are blocked.
+      reviews: file that keeps texts to review and decisions; None for `reviews.db` in the workdir.
       limits: what is accepted.
 
     Raises:
-      UserError: nothing with labels is finished in the workdir, or thresholds do not fit.
+      UserError: nothing with labels is finished in the workdir, thresholds do not fit, or reviews
+        cannot be kept.
     """
     labeller = Labeller(open_run(workdir))
     policy = read_policy(thresholds, block, labeller.labels)
+    store = ReviewStore(reviews or workdir / "reviews.db")
     labeller.prepare()
     engine = Engine(labeller, policy, limits)
     engine.start()
-    return make_app(engine, keys), engine
+    app = make_app(engine, keys)
+    add_routes(app, store, engine, require)
+    return app, engine

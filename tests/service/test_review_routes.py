@@ -123,6 +123,17 @@ def test_a_text_that_the_engine_refuses_does_not_hold_up_the_others(client):
     assert answer["refused"] == [{"text": 2, "detail": "longer than 200000 characters"}]
 
 
+def test_a_caller_may_add_texts_and_is_told_the_answers(locked):
+    assert add(locked).status_code == 401
+    locked.headers["Authorization"] = "Bearer caller-key-0123456789"
+    content = '{"text": "one", "channel": "mail"}\n{"text": "refused"}\n{"text": "clear two"}'
+    told = add(locked, content, format="jsonl", answers=True).json()
+    decisions = [answer and answer["decision"] for answer in told["answers"]]
+    assert decisions == ["review", None, "block"]
+    locked.headers["Authorization"] = "Bearer reviewer-key-0123456789"
+    assert locked.get("/v1/reviews/next").json()["item"]["context"] == {"channel": "mail"}
+
+
 def test_exports_are_downloads(client):
     add(client)
     decide(client, label=client.get("/v1/reviews/next?opinion=1").json()["item"]["model"]["label"])
@@ -137,7 +148,7 @@ def test_exports_are_downloads(client):
 def test_keys_are_needed_for_all_but_the_page(locked):
     assert locked.get("/").status_code == 200
     calls = [
-        ("GET", "next"), ("GET", "progress"), ("GET", "export"), ("POST", "texts"),
+        ("GET", "next"), ("GET", "progress"), ("GET", "export"),
         ("POST", "decisions"), ("POST", "skips"), ("POST", "undos"),
     ]  # fmt: skip
     for method, path in calls:
