@@ -41,6 +41,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a label whose texts are blocked where thresholds decide for it; those of other "
         "labels pass; may be given several times",
     )
+    parser.add_argument(
+        "--reviews",
+        type=path,
+        metavar="FILE",
+        help="keeps texts to review and decisions (default: reviews.db in the workdir)",
+    )
 
 
 def _port(text: str) -> int:
@@ -64,7 +70,11 @@ def _run(arguments: argparse.Namespace) -> int:
     keys = Keys.load(arguments.keys)
     with bound_socket(arguments.host, arguments.port, keys) as bound:
         app, engine = open_service(
-            arguments.workdir, keys, thresholds=arguments.thresholds, block=arguments.block
+            arguments.workdir,
+            keys,
+            thresholds=arguments.thresholds,
+            block=arguments.block,
+            reviews=arguments.reviews,
         )
         url = url_of(bound)
         serve(

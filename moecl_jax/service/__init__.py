@@ -17,4 +17,10 @@ reload.py    another checkpoint while the service runs
 start.py     a service of a workdir
 load.py      many clients, to measure it
 server.py    serves until a signal, and answers every request that was accepted
+
+reviews.py   texts to review and the audit of decisions, in SQLite; its tables: review_tables.py
+agreement.py when a label is settled, and Cohen's kappa
+incoming.py  texts that are pasted or uploaded
+exports.py   files of a task, Label Studio's JSON, the audit
+review_routes.py, page/   the reviewer's page and what it calls
 """

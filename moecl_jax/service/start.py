@@ -9,11 +9,13 @@ from fastapi import FastAPI
 
 from moecl_jax.service.app import make_app
 from moecl_jax.service.engine import Engine
-from moecl_jax.service.keys import Keys
+from moecl_jax.service.keys import Keys, require
 from moecl_jax.service.labelling import Labeller
 from moecl_jax.service.limits import Limits
 from moecl_jax.service.policy import read_policy
 from moecl_jax.service.reload import Reloader, add_reload
+from moecl_jax.service.review_routes import add_routes
+from moecl_jax.service.reviews import ReviewStore
 from moecl_jax.serving.session import open_run
 
 
@@ -23,6 +25,7 @@ def open_service(
     *,
     thresholds: Sequence[str] = (),
     block: Sequence[str] = (),
+    reviews: Path | None = None,
     limits: Limits | None = None,
 ) -> tuple[FastAPI, Engine]:
     """The application and the engine, which is started, of a workdir's finished tasks.
@@ -34,13 +37,16 @@ def open_service(
       keys: who may call.
       thresholds: files of thresholds, as `read_policy` takes them.
       block: labels whose texts are blocked.
+      reviews: file that keeps texts to review and decisions; None for `reviews.db` in the workdir.
       limits: what is accepted.
 
     Raises:
-      UserError: nothing with labels is finished in the workdir, or thresholds do not fit.
+      UserError: nothing with labels is finished in the workdir, thresholds do not fit, or reviews
+        cannot be kept.
     """
     labeller = Labeller(open_run(workdir))
     policy = read_policy(thresholds, block, labeller.labels)
+    store = ReviewStore(reviews or workdir / "reviews.db")
     labeller.prepare()
     engine = Engine(labeller, policy, limits)
     engine.start()
@@ -53,6 +59,7 @@ def open_service(
         return newest
 
     add_reload(app, Reloader(engine, open_newest, _accuracies))
+    add_routes(app, store, engine, require)
     return app, engine
 
 
