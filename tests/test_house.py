@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "moecl_jax"
 # Top first; a room imports from rooms below it, and from the modules at the top of the package.
 FLOORS = (
     ("cli",),
-    ("report", "bench"),
+    ("report", "bench", "service"),
     ("config",),
     ("interchange",),
     ("training",),

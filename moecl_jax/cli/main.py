@@ -23,6 +23,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "generate",
+    "serve",
     "convert",
     "export",
     "strip",

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from moecl_jax import reporting
-from moecl_jax.data.batching import BatchLayout, need_of
+from moecl_jax.data.batching import BatchLayout, make_mixed_batch, need_of
 from moecl_jax.data.loading import load_tasks
 from moecl_jax.data.shapes import Need, scoring_shapes
 from moecl_jax.data.task import Task
@@ -44,6 +44,8 @@ from moecl_jax.serving.scoring import (
 )
 from moecl_jax.serving.task_choice import extract, feature_step
 from moecl_jax.serving.text_scores import labels_of, score_texts
+
+_ONE_TOKEN = TokenizedExample(np.zeros(1, np.int32), 0)
 
 
 class Evaluator:
@@ -198,6 +200,27 @@ class Evaluator:
             self.scoring,
             class_counts=[len(self.tasks[task].labels) for task in group],
         )
+
+    def prepare_scores(self, parameters: TaskParameters, group: Sequence[int]) -> None:
+        """Compiles all programs of `scores_of_several` for so many tasks, by running each once."""
+        answers = [self.answers[task] for task in group]
+        counts = [len(self.tasks[task].labels) for task in group]
+        needs = [need_of(_ONE_TOKEN, labels, training=False) for labels in answers]
+        least = min(range(len(group)), key=lambda task: needs[task].slots)
+        layout = self.scoring.layout
+        for shape in self.scoring.shapes:
+            if shape.holds([needs[least]], layout.packed):  # else no text of these tasks is in it
+                batch = make_mixed_batch(
+                    [_ONE_TOKEN], [least], answers, layout, class_counts=counts, shape=shape
+                )
+                jax.block_until_ready(self._evaluation_step(parameters, self.model.params, batch))
+
+    def prepare_features(self) -> None:
+        """Compiles all programs of `features`, by running each once."""
+        scoring = self.scoring.of_one_shape
+        for shape in scoring.shapes:
+            scored = dataclasses.replace(scoring, shapes=(shape,))
+            extract(self._feature_step, self.model.params, [_ONE_TOKEN.prompt], scored)
 
     def evaluate(
         self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]

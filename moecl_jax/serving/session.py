@@ -272,7 +272,7 @@ class Session:
             parameters = self._parameters(tuple(group), False)
             scores = evaluator.scores_of_several(parameters, group, examples, own)
             for place, task, row in zip(places, own, scores.scores.astype(np.float64), strict=True):
-                added[place] = _labelled(labels[task], row[: len(labels[task])])
+                added[place] = labelled(labels[task], row[: len(labels[task])])
         return added
 
     def write(
@@ -426,7 +426,7 @@ def model_of(settings: Any, *, shapes_only: bool = False) -> Model:
     )
 
 
-def _labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
+def labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
     """`label`, `probabilities` and `logits` of a text whose labels have these scores `[C]`.
 
     An `error` instead where a score is not finite, and so none says which label is best.
