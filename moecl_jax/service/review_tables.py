@@ -88,6 +88,14 @@ VOTED = "SELECT 1 FROM standing WHERE item = ? AND reviewer = ? AND kind = 'deci
 LAST = "SELECT * FROM standing WHERE reviewer = ? ORDER BY id DESC LIMIT 1"
 """What a reviewer did last and has not undone."""
 
+HELD = """
+SELECT item FROM queue
+WHERE item = :held AND (:task IS NULL OR task = :task)
+    AND NOT EXISTS (SELECT 1 FROM standing
+        WHERE standing.item = queue.item AND standing.reviewer = :reviewer)
+"""
+"""The text on a reviewer's screen, if it is still theirs to decide."""
+
 NEXT = """
 SELECT item FROM queue
 WHERE (:task IS NULL OR task = :task)

@@ -131,8 +131,9 @@ class ReviewStore:
     def next_item(self, reviewer: str, task: str | None = None) -> dict[str, Any] | None:
         """The text that a reviewer should look at next, or None if there is none for them.
 
-        Uncertain ones come first, then older ones, then those that the reviewer has skipped. Texts
-        that another reviewer has on the screen, or that this one has decided, are left out.
+        It is the one that they have on the screen, until they decide or skip it. Else uncertain
+        ones come first, then older ones, then those that the reviewer has skipped. Texts that
+        another reviewer has on the screen, or that this one has decided, are left out.
 
         Args:
           reviewer: name of the reviewer.
@@ -140,15 +141,13 @@ class ReviewStore:
         """
         with self._transaction() as db:
             now = time.monotonic()
-            others = [
-                item for name, (item, until) in self._held.items()
-                if name != reviewer and until > now
-            ]  # fmt: skip
-            values = {"reviewer": reviewer, "task": task, "others": json.dumps(others)}
-            row = (
-                db.execute(tables.NEXT, values).fetchone()
-                or db.execute(tables.SKIPPED, values).fetchone()
-            )
+            held = {name: item for name, (item, until) in self._held.items() if until > now}
+            values = {"reviewer": reviewer, "task": task, "held": held.pop(reviewer, None)}
+            values["others"] = _json(list(held.values()))
+            for query in (tables.HELD, tables.NEXT, tables.SKIPPED):
+                row = db.execute(query, values).fetchone()
+                if row is not None:
+                    break
             if row is None:
                 self._held.pop(reviewer, None)
                 return None

@@ -1,6 +1,7 @@
 """The review service is killed while a reviewer decides: nothing that was answered is lost."""
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -50,9 +51,9 @@ class Service:
         raise AssertionError("the service does not answer")
 
     def close(self):
-        self._parent.kill()
-        self._parent.communicate()
+        self._parent.kill()  # first, or it would start another child
         os.kill(self.child, signal.SIGKILL)
+        self._parent.communicate()
 
     def url(self, path):
         return f"http://127.0.0.1:{self.port}{path}"
@@ -68,7 +69,7 @@ class Service:
                 return json.load(answer)
         except urllib.error.HTTPError:
             raise
-        except (OSError, ValueError):  # refused, reset, or cut off within the answer
+        except (OSError, ValueError, http.client.HTTPException):  # refused, reset, or cut off within the answer
             return None
 
 

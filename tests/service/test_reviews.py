@@ -79,6 +79,20 @@ def test_two_reviewers_do_not_get_the_same_text(store):
     assert store.next_item("Cy") is None  # "a" is settled, and Bo has "b" before them
 
 
+def test_a_text_stays_on_the_screen_until_it_is_decided_or_skipped(store):
+    store.add([entry("a", first=0.6), entry("b", "topics", first=0.9)])
+    assert store.next_item("An")["text"] == "a"
+    store.add([entry("more uncertain", first=0.5)])
+    assert store.next_item("An")["text"] == "a"
+    assert store.next_item("An", "topics")["text"] == "b"
+    assert store.next_item("An", "topics")["text"] == "b"
+    decide(store, 1, "ham")
+    store.undo(reviewer="An", request="undo-request")
+    assert store.next_item("An")["text"] == "a"
+    store.skip(1, reviewer="An", request="skip-request")
+    assert store.next_item("An")["text"] == "more uncertain"
+
+
 def test_a_text_is_added_once_with_its_task_and_context(store):
     texts = [entry("a"), entry("a", "topics"), entry("a", context={"from": "x"})]
     assert store.add(texts) == (3, 0)
