@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +28,8 @@ from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import prompt_format, prompt_limit, tokenize_task
 from moecl_jax.errors import UserError, listed
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 from moecl_jax.outside import shortened
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 3
 """Places that are named of each kind of fault."""
@@ -157,7 +155,7 @@ def survey(task: Task, settings: DataSettings, *, seed: int, vocabulary_size: in
 def lengths(
     task: TaskExamples,
     answers: Sequence[np.ndarray],
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: AnyTokenizer | None,
     settings: DataSettings,
 ) -> Lengths:
     """Measures a task's examples without cutting any.
@@ -196,7 +194,7 @@ def lengths(
 def rendered(
     task: TaskExamples,
     answers: Sequence[np.ndarray],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: AnyTokenizer,
     settings: DataSettings,
 ) -> Rendered:
     """The first example as the model reads it in training.
