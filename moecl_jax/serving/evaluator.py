@@ -212,7 +212,7 @@ class Evaluator:
         label, count = f"evaluating {task.name}", len(examples)
         with reporting.stage(label, EVALUATE, count, size=text_size(examples)):
             evaluation = evaluate_examples(self.scores(parameters, index, examples), examples)
-        if self.generator is None or not self.writes(index):
+        if not self.writes(index) or self.generator is None:
             return evaluation
         tokenizer: Any = self.model.tokenizer
         longest = self.settings.data.max_response
