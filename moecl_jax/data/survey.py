@@ -218,7 +218,7 @@ def rendered(
     shown = [str(tokenizer.decode([token])) for token in ids]
     if not answers and tokenized.response is None:  # a classification head writes nothing
         shown = [prefix + task.definition.labels[tokenized.label]]
-    return Rendered(example.where, str(tokenizer.decode(tokenized.prompt)), tuple(shown))
+    return Rendered(example.where, str(tokenizer.decode(tokenized.prompt.tolist())), tuple(shown))
 
 
 class _Findings:

@@ -236,7 +236,7 @@ class Evaluator:
             evaluation = evaluate_examples(
                 self.scores(parameters, index, examples), examples, task.labels
             )
-        if self.generator is None or not examples or not self.writes(index):
+        if not examples or not self.writes(index) or self.generator is None:
             return evaluation
         tokenizer: Any = self.model.tokenizer
         longest = self.settings.data.max_response
