@@ -122,13 +122,16 @@ def compare(
     def chosen(at: float, rule: str) -> list[Thresholds]:
         return [arm.choose(at, rule=rule, confidence=confidence) for arm in fitted]
 
-    def rates(at: float, rule: str) -> list[float]:
-        pairs = zip(tests, chosen(at, rule), strict=True)
-        return [float(np.mean(t.indices(test.scores) != UNDECIDED)) for test, t in pairs]
+    def rates(at: float, rule: str) -> tuple[float, float, float]:
+        first, second = (
+            float(np.mean(found.indices(test.scores) != UNDECIDED))
+            for test, found in zip(tests, chosen(at, rule), strict=True)
+        )
+        return at, first, second
 
     rules = {}
     for rule in RULES:
-        curve = [(at, *rates(at, rule)) for at in sorted({*CURVE_TARGETS, target})]
+        curve = [rates(at, rule) for at in sorted({*CURVE_TARGETS, target})]
         rules[rule] = _outcome(tests, chosen(target, rule), curve, seed)
     positive = baseline.positive or candidate.positive
     return Comparison(target, confidence, len(first), tests[1], left_out, positive, rules)

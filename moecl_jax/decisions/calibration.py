@@ -51,7 +51,7 @@ def fit_temperature(probabilities: NDArray[np.float64], gold: NDArray[np.int64])
     """The temperature under which gold labels are likeliest.
 
     Args:
-      probabilities: of each label, `[N, C]`.
+      probabilities: probability of each label, `[N, C]`.
       gold: index of each sample's label, `[N]`.
     """
     logits = _logarithms(probabilities)

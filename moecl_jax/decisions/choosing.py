@@ -8,30 +8,38 @@ The precision of a threshold is that among the samples it decides, of any number
 The rule `plain` takes the lowest threshold whose precision in the validation samples reaches the
 target. It promises nothing: the threshold is picked where chance was kind.
 
-The rule `guaranteed` is Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052) with fixed
-sequence testing whose sequence is learned on other samples (its section 3.2 and appendix). With
+The rule `guaranteed` is Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). With
 probability `confidence` over the validation samples, all labels have a precision of at least the
-target at once. No assumption is made on the model, its scores, or how precision depends on them;
+target at once. Nothing is assumed of the model, its scores, or how precision depends on them;
 validation samples and those to come must be drawn alike and independently.
 
-1. Learn. A random fifth of the validation samples, at most 50,000, gives the temperature and, for
-   each label, the sequence of thresholds: its distinct probabilities from the one where a precision
-   above the target is most significant downwards, and 0 at the end.
-2. Test. On the other samples, the thresholds of the sequence are tested one after the other at the
-   level d = (1 - confidence) / C, until one fails; the last that has not is taken. A threshold t
-   decides n(t) samples, k(t) of them wrongly. Given n(t), k(t) is binomial if the threshold was
-   fixed before, so under the hypothesis precision_c(t) < target
+1. Learn. A random fifth of the validation samples, at most 50,000, gives the calibration and, for
+   each label, the candidates: its distinct probabilities from high to low, and 0. Two of them are
+   starts: the one where a precision above the target is most significant, and one that decides
+   half as many samples (but enough to pass with one error or two).
+2. Test. The other samples test the candidates from the first start on. A threshold t decides n(t)
+   of them, k(t) wrongly. It was fixed before, so given n(t) the errors k(t) are binomial, and under
+   the hypothesis precision_c(t) < target
 
        P(p <= d) <= d     for     p = P(Binomial(n(t), 1 - target) <= k(t)),   p = 1 if n(t) = 0.
 
-   So the random number of decided samples needs no correction. The first false rejection must
-   happen at the first true hypothesis of the sequence, which is why one level serves for all of
-   it; and a label's share d of the errors adds up over the C labels (Bonferroni).
+   So the random number of decided samples needs no correction.
+3. The errors that are allowed, 1 - confidence, are shared equally by the C labels (Bonferroni), and
+   d = (1 - confidence) / C of a label by its two starts. A candidate that passes hands on what it
+   was allowed:
 
-This p is MAPIE's for a risk of zeros and ones (`BinaryClassificationController`, in which its
-Hoeffding-Bentkus p-value has become the binomial tail), and the thresholds are those of its
-procedure `split_fixed_sequence` for the same sequence: a test compares. It is computed here from
-sorted scores, for MAPIE decides all samples once for each threshold.
+       allowed_m = (d / 2 at a start, else 0) + (allowed_{m-1} if candidate m - 1 passed, else 0)
+
+   and passes if p_m <= allowed_m. This fallback procedure (Wiens 2003, Pharmaceutical Statistics 2)
+   keeps the probability that any candidate passes wrongly below d, however the tests depend on each
+   other; it is one of the graphical procedures (Bretz et al. 2009) that Learn then Test names, and
+   fixed sequence testing if there is one start. The lowest candidate that passes is the threshold.
+
+The p-value is MAPIE's for a risk of zeros and ones (`BinaryClassificationController`, in which the
+Hoeffding-Bentkus p-value has become the binomial tail), and a test compares both p-values and
+thresholds. MAPIE 1.6 rounds n (k / n) up, which by floating point is sometimes k + 1; so its
+thresholds are now and then a little higher. It is computed here from sorted scores, because MAPIE
+decides all samples anew for each threshold.
 
 Because samples are compared with thresholds by >=, those with equal probabilities stay together,
 and ties need no further rule.
@@ -73,7 +81,7 @@ def choose(
       rule: `guaranteed` or `plain`.
       confidence: probability with which the rule `guaranteed` keeps its promise for all labels.
       temperature: whether probabilities are calibrated by a temperature first.
-      seed: chooses the part of the samples that the sequence of thresholds is learned on.
+      seed: chooses the part of the samples that candidates are learned on.
 
     Raises:
       UserError: gold labels are missing, or a value is out of range.
@@ -87,7 +95,7 @@ class _Ranked:
     """The samples whose best label is one label, by its probability.
 
     Attributes:
-      probabilities: from high to low, `[M]`.
+      probabilities: probabilities of the label from high to low, `[M]`.
       wrong: how many of the first 0, 1, ..., M are of another label, `[M + 1]`.
     """
 
@@ -117,6 +125,8 @@ class Validation:
     Attributes:
       samples: the samples.
       calibration: what makes probabilities of their scores.
+      tested: whether a sample tests candidates, `[N]`; the calibration and the candidates are
+        learned on the others.
     """
 
     def __init__(self, samples: Samples, *, temperature: bool = False, seed: int = 0) -> None:
@@ -125,7 +135,7 @@ class Validation:
         Args:
           samples: validation samples, with gold labels.
           temperature: whether probabilities are calibrated by a temperature.
-          seed: chooses the part that the sequence of thresholds is learned on.
+          seed: chooses the part that candidates are learned on.
 
         Raises:
           UserError: gold labels are missing, or plain scores do not tell the labels apart.
@@ -149,17 +159,17 @@ class Validation:
         elif samples.scores.ndim == 1:
             self.calibration = Calibration(shift=float(np.median(samples.scores)))
         best, probability = best_labels(self.calibration.probabilities(samples.scores))
-        to_learn = np.zeros(len(samples), bool)
-        to_learn[learned] = True
+        self.tested = np.ones(len(samples), bool)
+        self.tested[learned] = False
 
         def ranked(label: int, part: NDArray[np.bool_]) -> _Ranked:
             chosen = part & (best == label) & (probability >= 0.0)
             return _Ranked.of(probability[chosen], gold[chosen] != label)
 
         labels = range(len(samples.labels))
-        self._all = [ranked(label, np.ones_like(to_learn)) for label in labels]
-        self._learned = [ranked(label, to_learn) for label in labels]
-        self._tested = [ranked(label, ~to_learn) for label in labels]
+        self._all = [ranked(label, np.ones_like(self.tested)) for label in labels]
+        self._tested = [ranked(label, self.tested) for label in labels]
+        self._learned = [ranked(label, ~self.tested) for label in labels]
 
     def choose(
         self, target: float, *, rule: str = GUARANTEED, confidence: float = 0.95
@@ -189,9 +199,8 @@ class Validation:
             elif rule == PLAIN:
                 value, reason = _plain(self._all[index], target)
             else:
-                value, reason = _guaranteed(
-                    self._learned[index], self._tested[index], target, level
-                )
+                plan = self.plan(index, target, level)
+                value, reason = _guaranteed(*plan, self._tested[index], target, level)
             values.append(value)
             if value is None:
                 reasons[label] = reason
@@ -205,6 +214,37 @@ class Validation:
             calibration=self.calibration,
             samples=len(self.samples),
         )
+
+    def plan(
+        self, label: int, target: float, level: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the rule `guaranteed` tests for a label, which the tested samples do not change.
+
+        Args:
+          label: index of the label.
+          target: the precision, from 0 to 1.
+          level: probability with which a threshold may be chosen wrongly.
+
+        Returns:
+          The candidates from high to low, and the share of the level that each has of its own.
+        """
+        learned = self._learned[label]
+        thresholds = np.append(learned.distinct(), 0.0)
+        shares = np.zeros(len(thresholds))
+        decided, wrong = learned.counts(thresholds)
+        found = p_values(decided, wrong, target)
+        start = len(found) - 1 - int(np.argmin(found[::-1]))  # of equal ones the lowest
+        here_for_one_there = np.sum(~self.tested) / np.sum(self.tested)
+        fewest = max(decided[start] / 2, 2 * _needed(target, level) * here_for_one_there)
+        earlier = min(int(np.searchsorted(decided, fewest)), start)
+        for place in (earlier, start):
+            shares[place] += level / 2
+        return thresholds[earlier:], shares[earlier:]
+
+
+def _needed(target: float, level: float) -> float:
+    """The number of decisions without an error that show a precision of the target."""
+    return math.log(level) / math.log(target)
 
 
 def p_values(
@@ -223,40 +263,33 @@ def p_values(
     return np.where(decided > 0, tail, 1.0)
 
 
-def sequence(ranked: _Ranked, target: float) -> NDArray[np.float64]:
-    """The thresholds to test, from high to low, learned on samples that are not tested.
-
-    Args:
-      ranked: the samples to learn on that have the label as their best.
-      target: the precision, from 0 to 1.
-
-    Returns:
-      Thresholds from the most significant one on, and 0; none if there are no samples.
-    """
-    thresholds = ranked.distinct()
-    if not len(thresholds):
-        return thresholds
-    found = p_values(*ranked.counts(thresholds), target)
-    start = len(found) - 1 - int(np.argmin(found[::-1]))  # of equal ones that which decides most
-    return np.append(thresholds[start:], 0.0)
-
-
 def _guaranteed(
-    learned: _Ranked, tested: _Ranked, target: float, level: float
+    thresholds: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    tested: _Ranked,
+    target: float,
+    level: float,
 ) -> tuple[float | None, str]:
-    thresholds = sequence(learned, target)
-    if not len(thresholds):
-        return None, "it is the best label of none of the samples that thresholds are learned on"
     decided, wrong = tested.counts(thresholds)
-    failed = np.flatnonzero(p_values(decided, wrong, target) > level)
-    last = (int(failed[0]) if len(failed) else len(thresholds)) - 1
-    if last >= 0:
-        return float(thresholds[last]), ""
-    needed = math.ceil(math.log(level) / math.log(target))
+    found = p_values(decided, wrong, target)
+    handed_on, passed = 0.0, None
+    for place, (p, share) in enumerate(zip(found, shares, strict=True)):
+        allowed = share + handed_on
+        handed_on = allowed if p <= allowed else 0.0
+        if handed_on:
+            passed = place
+    if passed is not None:
+        return float(thresholds[passed]), ""
+    needed = math.ceil(_needed(target, level))
+    if decided[-1] < needed:
+        return None, (
+            f"it is the best label of {decided[-1]} tested samples, and at least {needed} right "
+            f"decisions without an error are needed to show a precision of {100 * target:g} %"
+        )
+    best = int(np.argmin(found))
     return None, (
-        f"of the {decided[0]} samples tested at the first threshold {decided[0] - wrong[0]} are "
-        f"right, which does not show a precision of {100 * target:g} %; without an error "
-        f"{needed} would be needed"
+        f"at the most promising threshold {decided[best] - wrong[best]} of {decided[best]} tested "
+        f"samples are right, which does not show a precision of {100 * target:g} %"
     )
 
 

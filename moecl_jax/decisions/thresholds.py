@@ -138,13 +138,15 @@ class Thresholds:
             raise UserError(f"{path}: lacks a part: {one_line(error)}") from error
 
     def _as_array(self, scores: Sequence[Mapping[str, float]] | ArrayLike) -> NDArray[np.float64]:
-        if isinstance(scores, Sequence) and scores and isinstance(scores[0], Mapping):
-            for number, found in enumerate(scores):
-                if not isinstance(found, Mapping) or found.keys() != set(self.labels):
+        if isinstance(scores, Sequence) and any(isinstance(row, Mapping) for row in scores):
+            rows = []
+            for number, row in enumerate(scores):
+                if not isinstance(row, Mapping) or row.keys() != set(self.labels):
                     raise UserError(
                         f"sample {number}: expected the probabilities of {listed(self.labels)}"
                     )
-            scores = [[row[label] for label in self.labels] for row in scores]
+                rows.append([row[label] for label in self.labels])
+            scores = rows
         try:
             array = np.asarray(scores, np.float64)
         except (TypeError, ValueError) as error:
@@ -165,7 +167,7 @@ def best_labels(
     """The best label of each sample and its probability, which is -1 where several are best.
 
     Args:
-      probabilities: of each label, `[N, C]`.
+      probabilities: probability of each label, `[N, C]`.
 
     Returns:
       Indices `[N]` and probabilities `[N]`.

@@ -268,9 +268,11 @@ def _gains(rules: Mapping[str, Outcome]) -> Table:
     rows = []
     for rule, outcome in rules.items():
         for label, pair in _pairs(outcome):
-            mark = "settled" if pair.gain.low > 0.0 or pair.gain.high < 0.0 else ""
-            texts = [*_estimate(pair.gain, sign=True), *_estimate(pair.relative, sign=True)]
-            rows.append([Cell(f"{rule}, {label}"), *(Cell(text, mark) for text in texts)])
+            cells = [Cell(f"{rule}, {label}")]
+            for found in (pair.gain, pair.relative):
+                mark = "settled" if found.low > 0.0 or found.high < 0.0 else ""
+                cells += [Cell(text, mark) for text in _estimate(found, sign=True)]
+            rows.append(cells)
     header = ["rule, label", "gain in points", "95% interval", "relative gain in %", "95% interval"]
     return Table(header, rows)
 

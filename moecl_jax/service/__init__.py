@@ -10,8 +10,12 @@ limits.py    how much is accepted, and the refusals
 guard.py     what is checked of a request before its body is parsed
 labelling.py a session whose programs are all compiled beforehand
 policy.py    pass, block or review
-engine.py    the queue, and the thread that answers it
+queue.py     the texts that wait
+engine.py    the thread that answers them
 app.py       the HTTP routes
+reload.py    another checkpoint while the service runs
+start.py     a service of a workdir
+load.py      many clients, to measure it
 server.py    serves until a signal, and answers every request that was accepted
 
 reviews.py   texts to review and the audit of decisions, in SQLite; its tables: review_tables.py

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from moecl_jax.outside import shortened
 from moecl_jax.service.labelling import Read
 from moecl_jax.service.limits import Limits, Refused
 from moecl_jax.service.metrics import Metrics
@@ -129,13 +130,14 @@ class Engine:
                 self._retry_after(),
             ) from error
         finally:
-            request.abandoned = not request.future.done() or request.future.cancelled()
+            if not request.future.done() or request.future.cancelled():
+                request.abandoned = True
 
     def _check_task(self, task: str | None) -> None:
         labeller = self._labeller
         if task is not None and task not in labeller.tasks:
             known = ", ".join(labeller.tasks)
-            raise Refused(422, f"there is no task {task!r} with labels; tasks are {known}")
+            raise Refused(422, f"there is no task {shortened(task)} with labels; tasks are {known}")
         if task is None and labeller.choosing_problem is not None:
             raise Refused(422, f"name a task of {', '.join(labeller.tasks)}")
 

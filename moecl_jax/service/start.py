@@ -1,7 +1,9 @@
 """Makes a service of a workdir."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -11,6 +13,7 @@ from moecl_jax.service.keys import Keys, require
 from moecl_jax.service.labelling import Labeller
 from moecl_jax.service.limits import Limits
 from moecl_jax.service.policy import read_policy
+from moecl_jax.service.reload import Reloader, add_reload
 from moecl_jax.service.review_routes import add_routes
 from moecl_jax.service.reviews import ReviewStore
 from moecl_jax.serving.session import open_run
@@ -48,5 +51,20 @@ def open_service(
     engine = Engine(labeller, policy, limits)
     engine.start()
     app = make_app(engine, keys)
+    model = labeller.session.evaluator.model
+
+    def open_newest() -> Labeller:
+        newest = Labeller(open_run(workdir, model=model))
+        newest.prepare()
+        return newest
+
+    add_reload(app, Reloader(engine, open_newest, _accuracies))
     add_routes(app, store, engine, require)
     return app, engine
+
+
+def _accuracies(labeller: Any) -> dict[str, float]:
+    """Accuracy on the validation split of each task with labels, NaN where it is empty."""
+    found = labeller.session.evaluate("validation")["tasks"]
+    known = {task: found[task]["accuracy"] for task in labeller.tasks}
+    return {task: math.nan if value is None else value for task, value in known.items()}

@@ -74,6 +74,7 @@ def test_one_text_or_many(engine):
         ({"json": ["a"]}, 422, "body"),
         ({"json": {"texts": "a", "tsak": "mail"}}, 422, "tsak: Extra inputs are not permitted"),
         ({"json": {"texts": "a", "task": "x"}}, 422, "no task 'x' with labels; tasks are mail"),
+        ({"json": {"texts": "a", "task": "x\n" * 900}}, 422, "there is no task 'x"),
         ({"content": b'{"texts": "\xff"}', "headers": JSON}, 400, "parsing the body"),
         ({"content": b'{"texts": "\\ud800"}', "headers": JSON}, 422, "unicode"),
         ({"content": b'{"texts": NaN, "\\ud800\\n": 1}', "headers": JSON}, 422, "unicode"),
