@@ -69,8 +69,8 @@ class Service:
                 return json.load(answer)
         except urllib.error.HTTPError:
             raise
-        except (OSError, ValueError, http.client.HTTPException):  # refused, reset, or cut off within the answer
-            return None
+        except (OSError, ValueError, http.client.HTTPException):
+            return None  # refused, reset, or cut off within the answer
 
 
 @pytest.mark.slow
