@@ -274,7 +274,7 @@ def trained_lora(
       workdir: names the run in messages.
       evaluator: model, method and tasks of the workdir.
       stream: its finished tasks.
-      expert: as for `export_peft`.
+      expert: which expert, named as for `export_peft`; or None.
 
     Returns:
       `{projection: {"a": [L, I, r], "b": [L, r, O]}}` in float32; r is that of all LoRAs that

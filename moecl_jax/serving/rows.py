@@ -308,7 +308,7 @@ class TableWriter(RowWriter):
 
         Args:
           out: a text stream, without translation of line ends.
-          name: of the column with the answers; the others begin with it.
+          name: what the column with the answers is called; the others begin with it.
           columns: those of the records.
           parts: what of an answer has a column, beside the label or the written text.
           tabs: whether cells are parted by tabs (TSV) or by commas (CSV).

@@ -45,7 +45,7 @@ def write_folder(
       params: the parameters as `load.Backbone` describes them.
       source: the model that was loaded, as for `load.load_model`.
       dtype: float32 or bfloat16, of all tensors.
-      family: as for `load.load_model`.
+      family: the model's family, named as for `load.load_model`; or None.
 
     Returns:
       The files of the folder.

@@ -54,7 +54,7 @@ def test_torch_computes_of_the_folder_what_the_run_computes(tmp_path, method, ex
     with torch.no_grad():
         theirs = read_torch(tmp_path / "out")(torch.from_numpy(ids)).logits.numpy()[:, 4:8]
         base = read_torch(tmp_path / "model")(torch.from_numpy(ids)).logits.numpy()[:, 4:8]
-    np.testing.assert_allclose(theirs, ours, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(theirs, ours, atol=5e-6 * np.abs(ours).max(), rtol=0)
     assert np.abs(base - ours).max() > 0.1
 
 
@@ -78,10 +78,10 @@ def test_a_merged_model_of_each_family(tmp_path, case):
 
 def test_a_model_without_changes_is_the_model(tmp_path):
     """Also norms whose stored scale is another than the one that the decoder takes."""
-    for case in ("Gemma 3", "Qwen2, tied, window from layer 1"):
-        folder = write_folder(tmp_path / case / "model", CASES[case])
+    for number, case in enumerate(("Gemma 3", "Qwen2, tied, window from layer 1")):
+        folder = write_folder(tmp_path / f"model{number}", CASES[case])
         backbone = load_backbone(folder)
-        written = tmp_path / case / "out"
+        written = tmp_path / f"out{number}"
         write_model_folder(written, backbone.params, str(folder), np.dtype(np.float32))
         again = load_backbone(written)
         assert again.config == backbone.config
