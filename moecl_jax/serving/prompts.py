@@ -59,10 +59,10 @@ class PromptReader:
           UserError: no task finds its columns.
         """
         if not any(set(fields) <= set(columns) for fields in (*self._text_fields(), ("text",))):
-            needed = " or ".join(listed(fields) for fields in self._text_fields())
+            needed = dict.fromkeys([*map(listed, self._text_fields()), "text"])
             raise UserError(
-                f"{where}: no column for the text: the columns are {listed(columns)}; expected "
-                f"{needed}, or 'text'"
+                f"{where}: no columns for the text: there are {listed(columns)}; expected "
+                f"{' or '.join(needed)}"
             )
 
     def read(

@@ -141,8 +141,12 @@ def test_a_quote_that_is_never_closed_is_one_bad_row(session, tmp_path):
     [
         ("", "csv", "the file is empty. Expected CSV with the columns' names first"),
         ("text,text\nw1,w2\n", "csv", "column 'text' stands twice"),
-        ("body;text\nw1;w2\n", "csv", r"no column for the text: the columns are body;text"),
-        ("a\tb\n", "tsv", "expected text, or 'text'"),
+        (
+            "body;text\nw1;w2\n",
+            "csv",
+            r"no columns for the text: there are body;text; expected text$",
+        ),
+        ("a\tb\n", "tsv", "there are a, b; expected text$"),
         ("text,prediction\nw1,x\n", "csv", "has a column 'prediction'.*by --field=NAME"),
         ("text,prediction_error\nw1,x\n", "csv", "has a column 'prediction_error'"),
         ("text\n", "xlsx", r"the ending .xlsx tells no format; expected one of .jsonl, .ndjson"),
