@@ -36,3 +36,8 @@ def repeat_task(folder, **changes):
         "template": "{text} answer",
     }
     return ConfigDict(fields | changes)
+
+
+def answers(path):
+    """What `moecl predict` or `moecl generate` has added to each line."""
+    return [line["prediction"] for line in read(path)]

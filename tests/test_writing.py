@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moecl_jax.runs.log import MetricsLog
-from moecl_jax.serving.files import _answer_lines
+from moecl_jax.serving.files import Files, _answer_rows
 from moecl_jax.writing import named, whole_file
 
 FULL = Path("/dev/full")
@@ -54,7 +54,7 @@ def test_answers_without_room_name_the_output(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps({"text": "w1"}) + "\n")
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        _answer_lines(Reader(), lambda prompts: [{} for _ in prompts], source, FULL, frozenset())
+        _answer_rows(Reader(), lambda prompts: [{} for _ in prompts], Files(source, FULL), ())
 
 
 @on_linux

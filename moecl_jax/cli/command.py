@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -57,16 +57,55 @@ def add_workdirs(parser: argparse.ArgumentParser, help_text: str) -> None:
     )
 
 
-def report_lines(what: str, output: Path, bad_lines: int) -> int:
-    """Says where the answers to a file's lines are, and gives the exit status.
+def add_files(parser: argparse.ArgumentParser, answer: str, *, required: bool) -> None:
+    """Adds `--input`, `--output`, `--format` and `--field`.
+
+    Args:
+      parser: gets them.
+      answer: what an answer holds, for the help.
+      required: whether the two files must be given.
+    """
+    parser.add_argument(
+        "--input",
+        required=required,
+        type=path,
+        metavar="FILE",
+        help="rows to answer: JSON lines (.jsonl), a table (.csv, .tsv) or a text a line (.txt); "
+        'with the fields of the task\'s text, or "text" ("-": standard input)',
+    )
+    parser.add_argument(
+        "--output",
+        required=required,
+        type=path,
+        metavar="FILE",
+        help=f"gets each row, with {answer} added, or an error; its ending tells the format too. "
+        "The exit status is 1 if there was an error ('-': standard output)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("jsonl", "csv", "tsv", "txt"),
+        help="the input's format, where its ending does not tell it (default: jsonl)",
+    )
+    parser.add_argument(
+        "--field",
+        default="prediction",
+        metavar="NAME",
+        help="the field that answers get; in tables the columns NAME, NAME_error and so on "
+        "(default: prediction)",
+    )
+
+
+def report_rows(what: str, output: Path, bad_rows: int, figures: Sequence[str] = ()) -> int:
+    """Says where the answers to a file's rows are, and gives the exit status.
 
     Nothing but answers goes to standard output where that is the output.
 
     Args:
       what: names the answers.
       output: what was given as `--output`.
-      bad_lines: number of lines that were answered by an error.
+      bad_rows: number of rows that were answered by an error.
+      figures: what else there is to say.
     """
     stream = sys.stderr if str(output) in ("-", "/dev/stdout") else sys.stdout
-    print(f"{what}: {output}; bad lines: {bad_lines}", file=stream)
-    return 1 if bad_lines else 0
+    print("\n".join([f"{what}: {output}; bad lines: {bad_rows}", *figures]), file=stream)
+    return 1 if bad_rows else 0

@@ -11,10 +11,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         required=True,
-        choices=("official", "safetensors", "peft"),
+        choices=("official", "safetensors", "peft", "huggingface"),
         help="official: PREFIX.bin and PREFIX.json of the original implementation (needs torch); "
         "safetensors: the same tensors in PREFIX.safetensors; peft: a folder for PEFT, which takes "
-        "a single LoRA",
+        "a single LoRA; huggingface: a folder with that LoRA merged into the LLM's weights",
     )
     parser.add_argument(
         "--output", required=True, type=path, metavar="PATH", help="the PREFIX or folder to write"
@@ -22,7 +22,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expert",
         metavar="NAME",
-        help="peft: which one of several experts to write: a task's name or, for moe_cl, 'shared'",
+        help="peft, huggingface: which one of several experts to write: a task's name or, for "
+        "moe_cl, 'shared'",
     )
 
 
@@ -31,8 +32,14 @@ def _run(arguments: argparse.Namespace) -> int:
         from moecl_jax.interchange.peft import export_peft
 
         files = export_peft(arguments.workdir, arguments.output, expert=arguments.expert)
+    elif arguments.format == "huggingface":
+        from moecl_jax.interchange.merged import export_merged
+
+        files = export_merged(arguments.workdir, arguments.output, expert=arguments.expert)
     elif arguments.expert is not None:
-        raise UserError(f"--expert is of --format=peft; {arguments.format} has all experts")
+        raise UserError(
+            f"--expert is of --format=peft and huggingface; {arguments.format} has all experts"
+        )
     else:
         from moecl_jax.interchange.official import export_official
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from moecl_jax.cli.command import Command, add_workdir, path, report_lines
+from moecl_jax.cli.command import Command, add_files, add_workdir, report_rows
 from moecl_jax.errors import UserError
 
 
@@ -10,20 +10,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_workdir(parser, "the trained run")
     parser.add_argument("--task", required=True, metavar="NAME", help="the task to apply")
     parser.add_argument("--prompt", metavar="TEXT", help="the text to answer")
-    parser.add_argument(
-        "--input",
-        type=path,
-        metavar="FILE.jsonl",
-        help='in place of --prompt: a JSON object a line, with "text" or "input_ids" ("-": '
-        "standard input)",
-    )
-    parser.add_argument(
-        "--output",
-        type=path,
-        metavar="FILE.jsonl",
-        help='gets each object of --input with its "response", or with an "error" ("-": standard '
-        "output)",
-    )
+    add_files(parser, 'the "response"', required=False)
     parser.add_argument(
         "--max-tokens",
         type=int,
@@ -54,12 +41,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.serving.files import check_files, generate_file
+    from moecl_jax.serving.files import Files, generate_file
     from moecl_jax.serving.generation import Sampling
     from moecl_jax.serving.session import open_run
 
-    files = (arguments.input, arguments.output)
-    if (arguments.prompt is None) == (files == (None, None)) or (None in files and any(files)):
+    given = (arguments.input, arguments.output)
+    if (arguments.prompt is None) == (given == (None, None)) or (None in given and any(given)):
         raise UserError("give either --prompt, or both --input and --output")
     options = {
         "max_tokens": arguments.max_tokens,
@@ -73,15 +60,15 @@ def _run(arguments: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
         print()
         return 0
-    check_files(arguments.input, arguments.output)
-    session = open_run(arguments.workdir)
-    bad_lines = generate_file(session, task, arguments.input, arguments.output, **options)
-    return report_lines("Answers", arguments.output, bad_lines)
+    files = Files(arguments.input, arguments.output, arguments.format, arguments.field)
+    files.check()
+    answered = generate_file(open_run(arguments.workdir), task, files, **options)
+    return report_rows("Answers", arguments.output, answered.bad_rows)
 
 
 COMMAND = Command(
     name="generate",
-    summary="write answers to one text, shown as it is written, or to the lines of a JSONL file",
+    summary="write answers to one text, shown as it is written, or to the rows of a file",
     example="moecl generate --workdir=runs/first --task=NAME --prompt='What does BRB mean?'",
     add_arguments=_add_arguments,
     run=_run,

@@ -2,49 +2,40 @@
 
 import argparse
 
-from moecl_jax.cli.command import Command, add_workdir, path, report_lines
+from moecl_jax.cli.command import Command, add_files, add_workdir, report_rows
+from moecl_jax.errors import listed
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_workdir(parser, "the trained run")
     parser.add_argument(
-        "--task",
-        metavar="NAME",
-        help='the task to apply (default: each text\'s task is chosen, and added as "task")',
+        "--task", metavar="NAME", help="the task to apply (default: each text's task is chosen)"
     )
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=path,
-        metavar="FILE.jsonl",
-        help='a JSON object a line, with "text" or "input_ids"; anything else in it is copied '
-        '("-": standard input)',
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=path,
-        metavar="FILE.jsonl",
-        help='gets each object with its "label", "probabilities" and "logits", or with an "error"; '
-        "the exit status is 1 if there was an error ('-': standard output)",
-    )
+    add_files(parser, 'the "label", its "probability", and those of all labels', required=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.serving.files import check_files, predict_file
+    from moecl_jax.runs.tables import format_classification
+    from moecl_jax.serving.files import Files, predict_file
     from moecl_jax.serving.session import open_run
 
-    check_files(arguments.input, arguments.output)
-    session = open_run(arguments.workdir)
-    bad_lines = predict_file(session, arguments.task, arguments.input, arguments.output)
-    return report_lines("Predictions", arguments.output, bad_lines)
+    files = Files(arguments.input, arguments.output, arguments.format, arguments.field)
+    files.check()
+    answered = predict_file(open_run(arguments.workdir), arguments.task, files)
+    figures = []
+    if answered.classification is not None:
+        figures += ["", format_classification(answered.classification)]
+    if answered.unknown_gold:
+        count = sum(answered.unknown_gold.values())
+        found = listed(answered.unknown_gold)
+        figures.append(f"{count} gold labels are none of the task's, and left out: {found}")
+    return report_rows("Predictions", arguments.output, answered.bad_rows, figures)
 
 
 COMMAND = Command(
     name="predict",
-    summary="label the lines of a JSONL file with one of a run's tasks, or with that of each text",
-    example="moecl predict --workdir=runs/first --task=NAME --input=texts.jsonl "
-    "--output=labels.jsonl",
+    summary="label the rows of a file with one of a run's tasks, or with that of each text",
+    example="moecl predict --workdir=runs/first --task=NAME --input=texts.csv --output=labels.csv",
     add_arguments=_add_arguments,
     run=_run,
 )

@@ -348,7 +348,7 @@ def place(
     if shape is not None:
         rows, offsets = list(range(len(lengths))), [0] * len(lengths)
         if layout.packed:
-            rows, offsets = first_fit(lengths, shape.length)
+            rows, offsets = shape.places(lengths)
         return rows, offsets, (shape.rows, shape.length)
     if not layout.packed:
         longest = max(lengths)

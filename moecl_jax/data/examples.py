@@ -319,7 +319,7 @@ def _example(
     if task.answer_field not in fields:
         return _missing(record, task.answer_field)
     if task.free_form:
-        response = _text(record, (task.response_field,))
+        response = text_of(record, (task.response_field,))
         if isinstance(response, BadExample):
             return response
         return Example(text, 0, record.where, response, input_ids)
@@ -356,16 +356,25 @@ def _prompt(
     names = task.text_fields
     ids: Any = record.fields.get(INPUT_IDS)
     if ids is None or any(record.fields.get(name) is not None for name in names):
-        text = _text(record, names, task.join_texts)
+        text = text_of(record, names, task.join_texts)
         return text if isinstance(text, BadExample) else (text, ())
     problem = problem_with_ids(ids, vocabulary_size)
     return BadExample("bad input_ids", problem) if problem else ("", tuple(ids))
 
 
-def _text(
+def text_of(
     record: Record, names: tuple[str, ...], join: Callable[[Sequence[str]], str] = " ".join
 ) -> str | BadExample:
-    """The texts of some fields, less white space around them, joined."""
+    """The texts of some fields of a record, less white space around them, joined.
+
+    Args:
+        record: the record.
+        names: its fields that make the text.
+        join: makes one text of theirs.
+
+    Returns:
+        The text, or what is wrong with the record.
+    """
     parts = []
     for name in names:
         if name not in record.fields:

@@ -22,6 +22,12 @@ MOST_SHAPES = 3
 PIECE_COST = 19.0  # what a further piece costs: all weights are read once more
 LOGIT_COST = 0.2  # what a position costs whose logits are computed
 SHAPE_COST = 1500.0  # what a shape costs a stream: a program is compiled, or found on disk
+SCORING_ROWS = 128
+"""What the lengths of packed rows in scoring are multiples of.
+
+XLA's CPU backend sums products of float32 matrices in another order where the result is no multiple
+of 64 wide. Here that is the queries' scores of half a row's keys.
+"""
 _STEP = 16  # numbers of slots are multiples of it
 _SAMPLE = 96  # batches that shapes are chosen by
 _SIZES = 48  # sizes that are tried
@@ -51,6 +57,7 @@ class Shape:
       length: S, slots of a row.
       answer: A, tokens of an answer.
       predicted: P, in scoring the positions whose logits are computed; 0 in training.
+      aligned: whether packed texts begin where their place in a row does not change their scores.
     """
 
     slots: int
@@ -58,6 +65,7 @@ class Shape:
     length: int
     answer: int
     predicted: int = 0
+    aligned: bool = False
 
     @property
     def compact(self) -> bool:
@@ -75,7 +83,11 @@ class Shape:
             return len(needs) <= self.rows
         if sum(lengths) > self.slots:
             return False
-        return max(first_fit(lengths, self.length)[0]) < self.rows
+        return max(self.places(lengths)[0]) < self.rows
+
+    def places(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Row and offset of each packed text, given their slots."""
+        return first_fit(lengths, self.length, aligned=self.aligned)
 
     def cost(self, examples: int) -> float:
         """What a batch of so many examples costs in it, the reading of the weights included."""
@@ -300,6 +312,8 @@ def scoring_shapes(
     """
     if planner.packed:
         lengths = [row_length(min(planner.row_length, longest)), row_length(longest)]
+        if planner.compact:
+            lengths = [up(length, SCORING_ROWS) for length in lengths]
         computed = [slots, slots // 4]
     else:
         lengths = sorted({row_length(-(-longest // part)) for part in (1, 2, 4)})
@@ -311,11 +325,11 @@ def scoring_shapes(
         count = up(max(least, length), _STEP)
         rows = up(-(-count // length), planner.row_multiple)
         if planner.in_pieces:
-            rows = _rows(count, length)
+            rows = -(-count * 8 // (5 * length)) + 1  # aligned texts leave gaps
         else:
             count = rows * length
         predicted = max(up(count * 5 // 16, 8), most_predicted)
-        found.add(Shape(count, rows, length, answer, predicted))
+        found.add(Shape(count, rows, length, answer, predicted, planner.in_pieces))
     return tuple(sorted(found))
 
 

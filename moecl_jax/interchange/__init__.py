@@ -10,5 +10,6 @@ the parsing of arguments (cli/).
 official.py         the original implementation's checkpoints
 official_format.py  names, settings and checks of their tensors
 peft.py             PEFT's LoRA adapters
+merged.py           a LoRA merged into its LLM, as a Hugging Face folder
 torch_file.py       dictionaries of tensors in torch's own format, which the original writes
 """

@@ -69,7 +69,7 @@ _TENSOR_NAME = re.compile(
 )
 _HUGE = 1e9  # no setting reaches it
 _Place = tuple[str, int, str]  # projection, layer, "A" or "B"
-_Factors = Mapping[str, Mapping[str, np.ndarray]]
+Factors = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class PeftAdapter:
     rank: int
     lora_alpha: float
     dropout: float
-    expert: _Factors
+    expert: Factors
 
 
 def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> list[Path]:
@@ -113,15 +113,13 @@ def export_peft(workdir: Path, output: Path, *, expert: str | None = None) -> li
     stream, history = store.restore()
     if history is None:
         raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
-    chosen = _choose_expert(workdir, evaluator, stream, expert)
+    factors = trained_lora(workdir, evaluator, stream, expert)
     if evaluator.settings.head == "classification":
         reporting.current().message(
             "note: the classification heads are left out, as a PEFT LoRA has no place for them; "
             "the adapter gives the hidden states that they read"
         )
     lora = evaluator.method.lora
-    whole: _Factors = jax.tree.map(np.asarray, dict(chosen))
-    factors = _without_unused_rank(whole, lora.rank)
     rank = next(iter(factors.values()))["a"].shape[2]
     alpha = lora.alpha * rank / lora.rank  # the scale alpha / rank is the run's
     base = evaluator.settings.model.path
@@ -267,9 +265,24 @@ def read_adapter(folder: Path, config: DecoderConfig, base: str) -> PeftAdapter:
     return PeftAdapter(trained_in, rank, alpha, dropout, expert)
 
 
-def _choose_expert(
+def trained_lora(
     workdir: Path, evaluator: Evaluator, stream: StreamState, expert: str | None
-) -> Expert:
+) -> Factors:
+    """The one LoRA that answers in a workdir, of the scale lora_alpha / r of the run.
+
+    Args:
+      workdir: names the run in messages.
+      evaluator: model, method and tasks of the workdir.
+      stream: its finished tasks.
+      expert: which expert, named as for `export_peft`; or None.
+
+    Returns:
+      `{projection: {"a": [L, I, r], "b": [L, r, O]}}` in float32; r is that of all LoRAs that
+      answer together.
+
+    Raises:
+      UserError: as `export_peft`.
+    """
     method, finished = evaluator.method, list(stream.finished)
     traits = method.traits
     trained, mixed = f"{workdir} was trained with {method.name}", len(traits.experts) > 1
@@ -302,10 +315,10 @@ def _choose_expert(
     layers = method.adapter(TaskParameters(stream.shared, own.expert, own.head, stream.memory))
     of_task = traits.experts[-1]
     chosen: Expert = layers[SHARED if expert == SHARED else of_task]
-    return chosen
+    return _without_unused_rank(jax.tree.map(np.asarray, dict(chosen)), method.lora.rank)
 
 
-def _without_unused_rank(expert: _Factors, rank: int) -> _Factors:
+def _without_unused_rank(expert: Factors, rank: int) -> Factors:
     """A LoRA wider than `rank` less the columns whose B is zero, as those of tasks to come."""
     width = next(iter(expert.values()))["b"].shape[1]
     used = np.any([np.any(factors["b"], axis=(0, 2)) for factors in expert.values()], axis=0)

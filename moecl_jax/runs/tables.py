@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from moecl_jax.runs.classification import Classification
 from moecl_jax.runs.names import METRIC_NAMES
+
+MOST_COLUMNS = 12
+"""Labels of a confusion matrix that is shown."""
 
 
 def format_matrix(
@@ -144,6 +148,86 @@ def format_comparison(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(align_columns(rows))
 
 
+def format_classification(found: Classification) -> str:
+    """Shows the figures in percent, for a terminal.
+
+    Example:
+        3 with gold labels: accuracy 66.7, macro F1 66.7
+
+              precision  recall     F1  support
+        ham        50.0   100.0   66.7        1
+        spam      100.0    50.0   66.7        2
+
+        gold  as ham  as spam
+        ham        1        0
+        spam       1        1
+
+    Of more than `MOST_COLUMNS` labels, the most frequent confusions are listed in place of the
+    matrix. An undefined figure is `-`.
+    """
+    count = int(found.support.sum())
+    accuracy, macro_f1 = _percent(found.accuracy, "acc"), _percent(found.macro_f1, "acc")
+    figures = [["", "precision", "recall", "F1", "support"]]
+    for index, label in enumerate(found.labels):
+        values = (found.precision[index], found.recall[index], found.f1[index])
+        shown = [_percent(value, "acc") for value in values]
+        figures.append([label, *shown, str(found.support[index])])
+    lines = [f"{count} with gold labels: accuracy {accuracy}, macro F1 {macro_f1}", ""]
+    lines += [*align_columns(figures), ""]
+    if len(found.labels) <= MOST_COLUMNS:
+        matrix = [["gold", *(f"as {label}" for label in found.labels)]]
+        for label, counts in zip(found.labels, found.confusion, strict=True):
+            matrix.append([label, *map(str, counts)])
+        return "\n".join([*lines, *align_columns(matrix)])
+    wrong = found.confusion - np.diag(np.diag(found.confusion))
+    places = np.argsort(-wrong, axis=None, kind="stable")[:MOST_COLUMNS]
+    rows, columns = np.unravel_index(places, wrong.shape)
+    confusions = [["gold", "as", "count"]]
+    for row, column in zip(rows, columns, strict=True):
+        if wrong[row, column]:
+            labels = found.labels[row], found.labels[column]
+            confusions.append([*labels, str(wrong[row, column])])
+    return "\n".join([*lines, "most frequent confusions", *align_columns(confusions)])
+
+
+def format_systems(
+    systems: Mapping[str, Classification], intervals: Sequence[tuple[float, float]]
+) -> str:
+    """Shows how several systems classify the same texts, in percent.
+
+    Example:
+        200 texts        accuracy  macro F1  difference   95% interval
+        runs/first           91.5      90.2
+        other.csv            88.0      87.1        -3.5  -6.5 ... -0.5
+
+        F1    runs/first  other.csv
+        ham         95.0       93.0
+        spam        85.4       81.2
+
+    The difference is that in accuracy to the first system.
+
+    Args:
+      systems: figures of each, by its name.
+      intervals: lower and upper end of each difference, as fractions.
+
+    Returns:
+      The two tables.
+    """
+    first = next(iter(systems.values()))
+    rows = [[f"{first.support.sum()} texts", "accuracy", "macro F1", "difference", "95% interval"]]
+    for (name, found), bounds in zip(systems.items(), intervals, strict=True):
+        row = [name, _percent(found.accuracy, "acc"), _percent(found.macro_f1, "acc")]
+        gained = ["", ""]
+        if found is not first:
+            low, high = (_percent(bound, "difference") for bound in bounds)
+            gained = [_percent(found.accuracy - first.accuracy, "difference"), f"{low} ... {high}"]
+        rows.append([*row, *gained])
+    by_label = [["F1", *systems]]
+    for index, label in enumerate(first.labels):
+        by_label.append([label, *(_percent(one.f1[index], "acc") for one in systems.values())])
+    return "\n".join([*align_columns(rows), "", *align_columns(by_label)])
+
+
 def wall_time(seconds: float) -> str:
     """Shows seconds as hours, minutes and seconds, `0:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -182,7 +266,7 @@ def _cell(accuracy: float, *, trained: bool) -> str:
 
 
 def _percent(fraction: float | None, name: str) -> str:
-    if fraction is None:
+    if fraction is None or math.isnan(fraction):
         return "-"
     # All metrics but the accuracy are differences, so their sign is shown.
     return f"{100 * fraction:.1f}" if name == "acc" else f"{100 * fraction:+.1f}"

@@ -93,7 +93,7 @@ class Session:
         """Labels texts.
 
         Args:
-          texts: texts, or records `{"text": ...}` or `{"input_ids": [...]}`.
+          texts: texts, or records with the task's text fields, or with `text` or `input_ids`.
           task: name of a finished task with labels; None to choose each text's task by the text.
 
         Returns:
@@ -127,7 +127,7 @@ class Session:
         """Writes an answer to each text.
 
         Args:
-          texts: texts, or records `{"text": ...}` or `{"input_ids": [...]}`.
+          texts: texts, or records with the task's text fields, or with `text` or `input_ids`.
           task: name of a finished task.
           max_tokens: tokens of an answer; by default the run's data.max_response.
           sampling: how tokens are chosen; greedily by default.

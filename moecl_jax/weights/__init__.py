@@ -4,7 +4,8 @@
 them into the parameter tree of the decoder. The two classes here are all that they share.
 `families` knows what Hugging Face's config.json means for each kind of model; `tokenizer` and
 `gguf_tokenizer` read tokenizers. `files`, `safetensors_file` and `gguf_file` open files, of models
-and of adapters, and `packaged` finds models that Python packages carry.
+and of adapters, and `packaged` finds models that Python packages carry. `folder` goes the other
+way: parameters out, as a Hugging Face folder.
 """
 
 import dataclasses

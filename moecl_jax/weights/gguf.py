@@ -5,6 +5,7 @@ The metadata is turned into what config.json would say, which the family then re
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,27 @@ def read_checkpoint(file: Path, family: Family | None = None) -> tuple[Checkpoin
       UserError: the file is truncated or damaged, or holds an unsupported kind of model.
     """
     metadata, tensors = read_gguf(file)
+    family, values = _described(metadata, tensors, file, family)
+    config = family.parse_config(values, file)
+    names = {path: _NAMES[path] for path in family.tensor_names(config)}
+    if family.gguf_interleaved:
+        for layer in range(config.layers):
+            _undo_permutation(tensors, f"blk.{layer}.attn_q.weight", config.heads)
+            _undo_permutation(tensors, f"blk.{layer}.attn_k.weight", config.kv_heads)
+    return Checkpoint(file, family.model_type, config, names, tensors), metadata
+
+
+def describe(file: Path, family: Family | None = None) -> tuple[Family, dict[str, Any]]:
+    """The family of the model in a file, and what its config.json would say.
+
+    Arguments and errors as for `read_checkpoint`.
+    """
+    return _described(*read_gguf(file), file, family)
+
+
+def _described(
+    metadata: dict[str, Any], tensors: Mapping[str, Any], file: Path, family: Family | None
+) -> tuple[Family, dict[str, Any]]:
     _refuse_part(metadata, file)
     if "rope_freqs.weight" in tensors:
         raise UserError(
@@ -85,13 +107,7 @@ def read_checkpoint(file: Path, family: Family | None = None) -> tuple[Checkpoin
     family = _checked(family, metadata.get("general.architecture"), file)
     values = config_values(metadata, file, metadata["general.architecture"])
     values["tie_word_embeddings"] = _NAMES["lm_head", "kernel"] not in tensors
-    config = family.parse_config(family.from_gguf(values), file)
-    names = {path: _NAMES[path] for path in family.tensor_names(config)}
-    if family.gguf_interleaved:
-        for layer in range(config.layers):
-            _undo_permutation(tensors, f"blk.{layer}.attn_q.weight", config.heads)
-            _undo_permutation(tensors, f"blk.{layer}.attn_k.weight", config.kv_heads)
-    return Checkpoint(file, family.model_type, config, names, tensors), metadata
+    return family, family.from_gguf(values)
 
 
 def config_values(metadata: dict[str, Any], file: Path, architecture: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def load_backbone(
     if np.dtype(dtype) not in _DTYPES:
         raise UserError(f"dtype is {np.dtype(dtype)}; expected float32 or bfloat16.")
     asked_for = family_named(family)
-    location = _locate(path)
+    location = locate(path)
     read_tokenizer: AnyTokenizer | None
     if location.is_dir():
         checkpoint = huggingface.read_checkpoint(location, asked_for)
@@ -194,7 +194,7 @@ def load_backbone(
     return Backbone(checkpoint.config, params, read_tokenizer, fingerprint, str(path))
 
 
-def _locate(path: str | Path) -> Path:
+def locate(path: str | Path) -> Path:
     """The folder or file that a user names; it need not exist.
 
     Raises:

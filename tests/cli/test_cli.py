@@ -13,6 +13,7 @@ import moecl_jax
 from moecl_jax.cli import main as cli
 from moecl_jax.config.file import load_config
 from moecl_jax.errors import UserError
+from moecl_jax.serving.files import Answered, Files
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -58,7 +59,7 @@ def calls(monkeypatch):
     homes = {
         "train": "moecl_jax.training.trainer",
         "open_run": "moecl_jax.serving.session",
-        "check_files": "moecl_jax.serving.files",
+        "Files": "moecl_jax.serving.files",
         "predict_file": "moecl_jax.serving.files",
         "convert_official": "moecl_jax.interchange.official",
         "export_official": "moecl_jax.interchange.official",
@@ -80,8 +81,8 @@ def calls(monkeypatch):
     replace("train", RESULTS)
     replace("open_run", session)
     replace("evaluate", {"split": "test", "accuracy": {"spam": 0.5}})
-    replace("check_files", None)
-    replace("predict_file", 0)
+    modules[homes["Files"]].Files = Files
+    replace("predict_file", Answered(0))
     replace("convert_official", ["spam", "irony"])
     replace("export_official", [Path("p.bin"), Path("p.json")])
     recorded["replace"] = replace
@@ -400,13 +401,15 @@ def test_evaluate_prints_json(calls, capsys):
 
 
 @pytest.mark.parametrize(("bad_lines", "status"), [(0, 0), (3, 1)])
-def test_predict_fails_when_a_line_was_bad(calls, capsys, bad_lines, status):
-    calls["replace"]("predict_file", bad_lines)
+def test_predict_fails_when_a_line_was_bad(calls, capsys, tmp_path, monkeypatch, bad_lines, status):
+    calls["replace"]("predict_file", Answered(bad_lines))
+    monkeypatch.chdir(tmp_path)
+    Path("i.jsonl").touch()
     argv = ["predict", "--workdir=w", "--task=spam", "--input=i.jsonl", "--output=o.jsonl"]
     assert cli.main(argv) == status
-    files = (Path("i.jsonl"), Path("o.jsonl"))
-    assert (calls["open_run"], calls["check_files"]) == ((Path("w"),), files)
-    assert calls["predict_file"] == (calls["session"], "spam", *files)
+    assert calls["open_run"] == (Path("w"),)
+    files = Files(Path("i.jsonl"), Path("o.jsonl"))
+    assert calls["predict_file"] == (calls["session"], "spam", files)
     assert capsys.readouterr().out == f"Predictions: o.jsonl; bad lines: {bad_lines}\n"
 
 

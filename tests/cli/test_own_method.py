@@ -145,7 +145,7 @@ def test_it_is_evaluated_and_predicts(folder, whole, capsys):
     files = ["--input=in.jsonl", "--output=out.jsonl"]
     assert main(["predict", f"--workdir={whole}", "--task=five", *files]) == 0
     line = json.loads((folder / "out.jsonl").read_text(encoding="utf-8"))
-    assert line["label"] in {f"w{index}" for index in range(5)}
+    assert line["prediction"]["label"] in {f"w{index}" for index in range(5)}
 
 
 @pytest.mark.slow

@@ -153,4 +153,4 @@ def test_they_are_reported_evaluated_and_predict(folder, swept, capsys):
     files = ["--input=in.jsonl", "--output=out.jsonl"]
     assert main(["predict", f"--workdir={workdir}", "--task=five", *files]) == 0
     line = json.loads((folder / "out.jsonl").read_text(encoding="utf-8"))
-    assert line["label"] in {f"w{index}" for index in range(5)}
+    assert line["prediction"]["label"] in {f"w{index}" for index in range(5)}

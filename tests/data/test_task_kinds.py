@@ -7,19 +7,19 @@ import math
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from records import read, repeat_task, write
+from records import answers, read, repeat_task, write
 from streams import evaluator_of, logged, tiny_config, tiny_settings, training_of
 from transformers import PreTrainedTokenizerFast
 
 from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
-from moecl_jax.serving.files import predict_file
+from moecl_jax.serving.files import Files, predict_file
 from moecl_jax.serving.session import open_run
 from moecl_jax.training.trainer import train
 
 
 def predict(workdir, task, source, target):
-    return predict_file(open_run(workdir), task, source, target)
+    return predict_file(open_run(workdir), task, Files(source, target)).bad_rows
 
 
 CHAT = "w1 {% for turn in messages %}{{ turn.content }} {% endfor %}{{ '' }}w2 "
@@ -105,8 +105,8 @@ def test_a_chat_is_trained_and_predicted_alike(tmp_path, head):
     write(tmp_path / "ids.jsonl", ids)  # w1, the text, w2
     for name, given in (("text", source), ("ids", tmp_path / "ids.jsonl")):
         assert predict(tmp_path / "run", "two", given, tmp_path / f"{name}.out") == 0
-    answered = read(tmp_path / "text.out")
-    logits = [[line["logits"] for line in read(tmp_path / f"{n}.out")] for n in ("text", "ids")]
+    answered = answers(tmp_path / "text.out")
+    logits = [[line["logits"] for line in answers(tmp_path / f"{n}.out")] for n in ("text", "ids")]
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-5)
     truth = [line["label"] for line in read(source)]
     right = np.mean([line["label"] == label for line, label in zip(answered, truth, strict=True)])
@@ -153,7 +153,7 @@ def test_a_model_without_tokenizer_takes_ids(without_tokenizer, tmp_path):
     lines = [{"text": "w9"}, {"input_ids": [11, 10, 66]}, {"input_ids": [3] * 8}]
     write(tmp_path / "in.jsonl", lines)
     assert predict(tmp_path / "run", "two", tmp_path / "in.jsonl", tmp_path / "out.jsonl") == 2
-    text, ids, long = read(tmp_path / "out.jsonl")
+    text, ids, long = answers(tmp_path / "out.jsonl")
     assert 'no tokenizer for a text; give "input_ids"' in text["error"]
     assert ids["label"] in ("w0", "w1")
     assert "8 tokens; at most 7 fit" in long["error"]
@@ -172,7 +172,7 @@ def test_half_of_a_surrogate_pair_is_a_bad_line(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"text": "w9 \\ud800"}\n{"text": "w9", "id": "\\udfff"}\n{"text": "w9"}\n')
     assert predict(tmp_path / "run", "two", source, tmp_path / "out.jsonl") == 2
-    first, second, third = read(tmp_path / "out.jsonl")
+    first, second, third = answers(tmp_path / "out.jsonl")
     assert "surrogate" in first["error"] and "surrogate" in second["error"]
     assert "label" in third
 

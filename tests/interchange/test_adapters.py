@@ -207,7 +207,10 @@ def test_an_adapter_of_a_base_with_another_name_is_told(imported, caplog):
         ),
         (["convert", "peft", "--continue=a"], "--tasks and --continue are of 'moecl convert"),
         (["convert", "official", "--task=a"], "--task is of 'moecl convert peft'; official"),
-        (["export", "--format=official", "--expert=a"], "--expert is of --format=peft; official"),
+        (
+            ["export", "--format=official", "--expert=a"],
+            "--expert is of --format=peft and huggingface; official",
+        ),
     ],
 )
 def test_options_of_another_format_are_named(argv, message, capsys):

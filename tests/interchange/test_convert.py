@@ -43,7 +43,7 @@ def predicted(workdir, task, folder, prompts=PROMPTS):
     source, target = write_ids(folder / "in.jsonl", prompts), folder / "out.jsonl"
     places = [f"--workdir={workdir}", f"--input={source}", f"--output={target}"]
     assert main(["predict", f"--task={task}", *places]) == 0
-    return [json.loads(line)["logits"] for line in target.read_text().splitlines()]
+    return [json.loads(line)["prediction"]["logits"] for line in target.read_text().splitlines()]
 
 
 def same_files(first, second):

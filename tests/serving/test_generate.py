@@ -38,11 +38,11 @@ def test_answers_are_learned_and_the_base_model_does_not_know_them(trained, tmp_
     source.write_bytes((folder / "data" / "repeat_test.jsonl").read_bytes())
     lines = generate(folder, source)
     wanted = [line["response"] for line in read(source)]
-    written = [line["response"] for line in lines]
+    written = [line["prediction"]["response"] for line in lines]
     assert np.shape(results["gate_weights"]) == (2, 2)  # of both tasks, in each layer
     right = score_texts(written, wanted, "exact_match")
     assert right == pytest.approx(results["accuracy_matrix"][1][1]) and right >= 0.9
-    before = [line["response"] for line in generate(folder, source, "--base")]
+    before = [line["prediction"]["response"] for line in generate(folder, source, "--base")]
     assert score_texts(before, wanted, "exact_match") == results["random_init"][1] == 0
 
 
@@ -51,7 +51,8 @@ def test_a_prompt_is_answered_on_the_terminal_as_in_a_file(trained, tmp_path, ca
     source = tmp_path / "in.jsonl"
     write(source, [{"text": "w11 w40 w41 w42", "id": 7}])
     (line,) = generate(folder, source)
-    assert line == {"text": "w11 w40 w41 w42", "id": 7, "response": "w21 w31"}
+    answer = {"task": "repeat", "response": "w21 w31"}
+    assert line == {"text": "w11 w40 w41 w42", "id": 7, "prediction": answer}
     capsys.readouterr()
     arguments = [f"--workdir={folder / 'run'}", "--task=repeat", "--prompt=w11 w40 w41 w42"]
     assert main(["generate", *arguments]) == 0
@@ -65,7 +66,7 @@ def test_a_label_task_s_answer_is_its_label(trained, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_bytes((folder / "data" / "two_test.jsonl").read_bytes())
     lines = generate(folder, source, task="two")
-    right = [line["response"] == line["label"] for line in lines]
+    right = [line["prediction"]["response"] == line["label"] for line in lines]
     assert sum(right) / len(right) == pytest.approx(results["accuracy_matrix"][1][0])
 
 
@@ -84,9 +85,10 @@ def test_a_bad_line_stops_nothing(trained, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "w11 w40 w41 w42"}\nnot json\n{"text": ""}\n', encoding="utf-8")
     lines = generate(folder, source, status=1)
-    assert lines[0]["response"] == "w21 w31"
-    assert "not a line of UTF-8 JSON" in lines[1]["error"]
-    assert "a text that is not empty" in lines[2]["error"]
+    first, second, third = (line["prediction"] for line in lines)
+    assert first["response"] == "w21 w31"
+    assert "not a line of UTF-8 JSON" in second["error"]
+    assert "a text that is not empty" in third["error"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from records import answers, read
 from streams import tiny_settings
 
 from moecl_jax.cli.main import main
@@ -11,7 +12,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.workdir import save_settings
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.files import predict_file
+from moecl_jax.serving.files import Files, predict_file
 from moecl_jax.serving.session import open_run
 from moecl_jax.training.trainer import train
 
@@ -23,16 +24,12 @@ def trained(request, tmp_path_factory):
     return folder, train(settings, folder / "run")
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def evaluate(workdir, split):
     return open_run(workdir).evaluate(split)
 
 
 def predict(workdir, task, source, target):
-    return predict_file(open_run(workdir), task, source, target)
+    return predict_file(open_run(workdir), task, Files(source, target)).bad_rows
 
 
 def test_evaluate_repeats_the_last_row_of_the_matrix(trained):
@@ -64,8 +61,8 @@ def test_a_long_text_is_cut_as_in_training(tmp_path):
     source = tmp_path / "data" / "two_test.jsonl"
     assert predict(tmp_path / "run", "two", source, tmp_path / "out.jsonl") == 0
     truth = [line["label"] for line in read(source)]
-    answered = [line["label"] for line in read(tmp_path / "out.jsonl")]
-    assert all(line["truncated"] for line in read(tmp_path / "out.jsonl"))
+    answered = [line["label"] for line in answers(tmp_path / "out.jsonl")]
+    assert all(line["truncated"] for line in answers(tmp_path / "out.jsonl"))
     right = np.mean([ours == label for ours, label in zip(answered, truth, strict=True)])
     expected = evaluate(tmp_path / "run", "test")["tasks"]["two"]["accuracy"]
     assert right == pytest.approx(expected)
@@ -75,7 +72,7 @@ def test_a_line_with_nan_is_no_json(trained, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "w1", "x": NaN}\n{"text": "w1"}\n', encoding="utf-8")
     assert predict(trained[0] / "run", "two", source, tmp_path / "out.jsonl") == 1
-    bad, good = read(tmp_path / "out.jsonl")
+    bad, good = answers(tmp_path / "out.jsonl")
     assert "NaN is no JSON" in bad["error"] and "label" in good
 
 
@@ -88,15 +85,17 @@ def test_predictions_agree_with_the_evaluation(trained, tmp_path):
     folder, _ = trained
     source = folder / "data" / "five_test.jsonl"
     assert predict(folder / "run", "five", source, tmp_path / "out.jsonl") == 0
-    given, answered = read(source), read(tmp_path / "out.jsonl")
-    assert [line["text"] for line in answered] == [line["text"] for line in given]
+    given, written = read(source), read(tmp_path / "out.jsonl")
+    assert [line | {"prediction": None} for line in given] == [
+        line | {"prediction": None} for line in written
+    ]
+    answered = answers(tmp_path / "out.jsonl")
     labels = [f"w{label}" for label in range(5)]
     for line in answered:
         assert list(line["probabilities"]) == labels
         assert sum(line["probabilities"].values()) == pytest.approx(1.0)
         best = int(np.argmax(line["logits"]))
         assert max(line["probabilities"], key=line["probabilities"].get) == labels[best]
-    # "label" of the input is the truth; that of the output, the prediction.
     truth = [line["label"] for line in given]
     right = np.mean([line["label"] == label for line, label in zip(answered, truth, strict=True)])
     expected = evaluate(folder / "run", "test")["tasks"]["five"]["scored_accuracy"]
@@ -109,8 +108,8 @@ def test_text_and_its_token_ids_give_the_same_prediction(trained, tmp_path):
     # ids are 2 + the word's number; "answer" is 66; the template adds it to a text
     source.write_text('{"text": "w9 w8 w30", "id": 7}\n{"input_ids": [11, 10, 32, 66]}\n')
     assert predict(folder / "run", "two", source, tmp_path / "out.jsonl") == 0
-    first, second = read(tmp_path / "out.jsonl")
-    assert first["id"] == 7
+    assert read(tmp_path / "out.jsonl")[0]["id"] == 7
+    first, second = answers(tmp_path / "out.jsonl")
     np.testing.assert_allclose(first["logits"], second["logits"], rtol=1e-5)
 
 
@@ -135,7 +134,7 @@ def test_bad_lines_stop_nothing_and_are_counted(trained, tmp_path, capsys):
     status = main(["predict", *arguments, f"--input={source}", f"--output={target}"])
     assert status == 1
     assert "bad lines: 9" in capsys.readouterr().out
-    answered = read(target)
+    answered = answers(target)
     assert len(answered) == len(lines)
     assert ["error" in line for line in answered] == [False, *[True] * 9, False]
     assert "between 0 and 66" in answered[5]["error"]

@@ -18,9 +18,9 @@ from streams import tiny_settings
 
 from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
-from moecl_jax.serving import files
+from moecl_jax.serving import rows
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.files import generate_file, predict_file
+from moecl_jax.serving.files import Files, generate_file, predict_file
 from moecl_jax.serving.generation import Generator
 from moecl_jax.serving.session import Session, open_run
 from moecl_jax.training.trainer import train
@@ -44,10 +44,10 @@ def session(run: Path) -> Session:
 def predicted(
     session: Any, folder: Path, content: bytes, task: str | None = "two"
 ) -> tuple[int, list[dict[str, Any]]]:
-    """The number of bad lines, and the output's lines, read by a strict reader of JSON."""
+    """The number of bad lines, and the answers to all, read by a strict reader of JSON."""
     (folder / "in.jsonl").write_bytes(content)
-    bad = predict_file(session, task, folder / "in.jsonl", folder / "out.jsonl")
-    return bad, read(folder / "out.jsonl")
+    bad = predict_file(session, task, Files(folder / "in.jsonl", folder / "out.jsonl")).bad_rows
+    return bad, [line["prediction"] for line in read(folder / "out.jsonl")]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def test_a_byte_order_mark_is_passed_over(session: Session, tmp_path: Path) -> N
 def test_a_line_that_is_too_long_is_passed_over(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", len(GOOD))
+    monkeypatch.setattr(rows, "LONGEST_LINE", len(GOOD))
     long = b'{"text": "' + b" " * 1000 + b'w9"}\n'
     content = GOOD + long + GOOD + b" " * 1000 + b"\n" + GOOD + long.rstrip()
     bad, answers = predicted(session, tmp_path, content)
@@ -151,25 +151,39 @@ def test_a_line_that_is_too_long_is_passed_over(
     assert errors[1] == f"the line has more than {len(GOOD)} bytes"
 
 
-def test_what_a_line_says_of_an_answer_is_never_copied(session: Session, tmp_path: Path) -> None:
+def test_no_field_of_the_user_is_lost(session: Session, tmp_path: Path) -> None:
     own = {"label": "x", "error": "y", "truncated": 1, "logits": [0], "probabilities": {}}
-    kept = {"id": 7, "response": "r", "task": "t", "ünïcode": "日本"}
-    lines = [{"text": "w9"} | own | kept, {"text": ""} | own | kept]
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    bad, (good, wrong) = predicted(session, tmp_path, content)
-    assert bad == 1
-    assert good["label"] in ("w0", "w1") and set(good["probabilities"]) == {"w0", "w1"}
-    assert good.keys() == {"text", "label", "logits", "probabilities", *kept}
-    assert wrong.keys() == {"text", "error", *kept}
-    assert kept.items() <= good.items() and kept.items() <= wrong.items()
-    _, (chosen, none) = predicted(session, tmp_path, content, task=None)
-    assert chosen["task"] in ("two", "five") and "task" not in none
-    (tmp_path / "in.jsonl").write_bytes(content)
-    target = tmp_path / "written.jsonl"
-    assert generate_file(session, "two", tmp_path / "in.jsonl", target, max_tokens=1) == 1
+    own |= {"id": 7, "response": "r", "task": "t", "ünïcode": "日本"}
+    lines = [{"text": "w9"} | own, {"text": ""} | own]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for task in ("two", None):
+        assert predict_file(session, task, Files(source, target)).bad_rows == 1
+        good, wrong = read(target)
+        answers = good.pop("prediction"), wrong.pop("prediction")
+        assert [good, wrong] == lines
+        assert answers[0].keys() == {"task", "label", "probability", "probabilities", "logits"}
+        assert answers[1].keys() == {"error"}
+    assert generate_file(session, "two", Files(source, target), max_tokens=1).bad_rows == 1
     written, failed = read(target)
-    assert written["label"] == "x" and written["response"] != "r" and "error" not in written
-    assert failed["error"] != "y" and "response" not in failed
+    assert written.pop("prediction").keys() == {"task", "response"}
+    assert failed.pop("prediction").keys() == {"error"}
+    assert [written, failed] == lines
+
+
+def test_a_field_with_the_name_of_the_answers_is_kept_and_said(
+    session: Session, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "moecl_jax")
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prediction": "mine", "text": "w9"}\n{"text": "w8"}\n', encoding="utf-8")
+    assert predict_file(session, "two", Files(source, target)).bad_rows == 1
+    first, second = read(target)
+    assert first == {"prediction": "mine", "text": "w9"} and "label" in second["prediction"]
+    assert "1 lines have a field 'prediction' already" in caplog.text
+    assert predict_file(session, "two", Files(source, target, field="ours")).bad_rows == 0
+    first, _ = read(target)
+    assert first["prediction"] == "mine" and first["ours"]["label"] == second["prediction"]["label"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -205,8 +219,9 @@ def test_a_prompt_whose_scores_are_not_finite_is_answered_by_an_error(
     monkeypatch.setattr(Generator, "write", broken)
     (tmp_path / "in.jsonl").write_bytes(GOOD * 3)
     target = tmp_path / "written.jsonl"
-    assert generate_file(session, "two", tmp_path / "in.jsonl", target, max_tokens=1) == 1
-    answers = read(target)
+    files = Files(tmp_path / "in.jsonl", target)
+    assert generate_file(session, "two", files, max_tokens=1).bad_rows == 1
+    answers = [line["prediction"] for line in read(target)]
     assert ["response" in answer for answer in answers] == [True, False, True]
     assert "scores are not finite" in answers[1]["error"]
     with pytest.raises(UserError, match="text 1: the model's scores are not finite"):
@@ -254,12 +269,16 @@ def test_standard_input_and_output(
     arguments = [f"--workdir={run}", "--task=two", f"--input={source}", f"--output={target}"]
     assert main(["predict", *arguments]) == 1
     out, err = capfd.readouterr()
-    assert ["label" in json.loads(line) for line in out.splitlines()] == [True, False, True]
+    assert ["label" in json.loads(line)["prediction"] for line in out.splitlines()] == [
+        True,
+        False,
+        True,
+    ]
     assert f"Predictions: {target}; bad lines: 1" in err
     standard_input(GOOD)
     assert main(["generate", *arguments, "--max-tokens=1"]) == 0
     out, err = capfd.readouterr()
-    assert "response" in json.loads(out)
+    assert "response" in json.loads(out)["prediction"]
     assert f"Answers: {target}; bad lines: 0" in err
 
 
@@ -267,7 +286,8 @@ def test_named_pipes_are_files(session: Session, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(GOOD))
     thread.start()
-    assert predict_file(session, "two", tmp_path / "pipe", tmp_path / "out.jsonl") == 0
+    files = Files(tmp_path / "pipe", tmp_path / "out.jsonl")
+    assert predict_file(session, "two", files).bad_rows == 0
     thread.join()
     assert len(read(tmp_path / "out.jsonl")) == 1
 
@@ -277,7 +297,7 @@ def test_named_pipes_are_files(session: Session, tmp_path: Path) -> None:
     [
         ("loop", "out", "--input=.*loop does not exist"),
         ("a\0b", "out", "--input=.*b does not exist"),
-        ("folder", "out", "--input=.*folder is a folder; name a JSON-lines file"),
+        ("folder", "out", "--input=.*folder is a folder; name a file"),
         ("in", "a\0b", "--output=.*: embedded null byte"),
         ("in", "in", "are the same file"),
     ],
@@ -289,7 +309,7 @@ def test_files_that_cannot_be_used_are_named(
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UserError, match=message):
-        predict_file(session, "two", tmp_path / source, tmp_path / target)
+        predict_file(session, "two", Files(tmp_path / source, tmp_path / target))
 
 
 def test_a_terminal_without_unicode_shows_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +329,7 @@ class Answering:
         self.reader = session.reader
 
     def label(self, prompts: list[Any]) -> list[dict[str, Any]]:
-        return [{"label": "w0", "probabilities": {}, "logits": []} for _ in prompts]
+        return [{"label": "w0", "probabilities": {"w0": 1.0}, "logits": []} for _ in prompts]
 
 
 parts = st.sampled_from(

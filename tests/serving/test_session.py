@@ -10,7 +10,7 @@ from streams import tiny_settings
 
 from moecl_jax.errors import UserError
 from moecl_jax.runs.results import Results
-from moecl_jax.serving.files import generate_file, predict_file
+from moecl_jax.serving.files import Files, generate_file, predict_file
 from moecl_jax.serving.generation import Sampling
 from moecl_jax.serving.session import Prediction, Session, open_run
 from moecl_jax.training.trainer import Trainer, train
@@ -47,18 +47,19 @@ def read(path: Path) -> Iterator[dict[str, object]]:
 @pytest.mark.parametrize("task", ["two", "five", None])
 def test_predictions_are_those_of_a_file(session, texts, tmp_path, task):
     source = written(tmp_path / "in.jsonl", texts)
-    assert predict_file(session, task, source, tmp_path / "out.jsonl") == 0
+    assert predict_file(session, task, Files(source, tmp_path / "out.jsonl")).bad_rows == 0
     found = session.predict(texts, task)
     assert len(found) == len(texts)
     for text, prediction, line in zip(texts, found, read(tmp_path / "out.jsonl"), strict=True):
         assert isinstance(prediction, Prediction)
-        assert line == {
-            "text": text,
+        answer = {
+            "task": prediction.task,
             "label": prediction.label,
+            "probability": prediction.probabilities[prediction.label],
             "probabilities": prediction.probabilities,
             "logits": prediction.logits,
-            **({} if task else {"task": prediction.task}),
         }
+        assert line == {"text": text, "prediction": answer}
         assert not prediction.truncated
         assert prediction.task == task or task is None
 
@@ -122,9 +123,10 @@ def test_one_text_is_not_a_list_of_texts(session):
 )
 def test_written_answers_are_those_of_a_file_and_of_a_stream(session, texts, tmp_path, options):
     source = written(tmp_path / "in.jsonl", texts)
-    assert generate_file(session, "five", source, tmp_path / "out.jsonl", **options) == 0
+    files = Files(source, tmp_path / "out.jsonl")
+    assert generate_file(session, "five", files, **options).bad_rows == 0
     answers = session.generate(texts, "five", **options)
-    lines = [line["response"] for line in read(tmp_path / "out.jsonl")]
+    lines = [line["prediction"]["response"] for line in read(tmp_path / "out.jsonl")]
     assert lines == answers
     if "sampling" not in options:  # which draws by a text's place in its file
         assert "".join(session.stream(texts[1], "five", **options)) == answers[1]

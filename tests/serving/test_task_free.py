@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from records import answers, read
 from streams import CLASSES, tiny_settings
 
 from moecl_jax.cli.main import main
@@ -12,7 +13,7 @@ from moecl_jax.data.tokenize import bare_prompts
 from moecl_jax.errors import UserError
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.tables import format_task_free
-from moecl_jax.serving.files import predict_file
+from moecl_jax.serving.files import Files, predict_file
 from moecl_jax.serving.session import open_run, open_stream
 from moecl_jax.serving.task_free import evaluate_task_free
 from moecl_jax.training.trainer import StreamTraining, train
@@ -26,12 +27,8 @@ def trained(request, tmp_path_factory):
     return settings, folder, train(settings, folder / "run")
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def predict(workdir, task, source, target):
-    return predict_file(open_run(workdir), task, source, target)
+    return predict_file(open_run(workdir), task, Files(source, target)).bad_rows
 
 
 def restored_features(workdir):
@@ -83,7 +80,7 @@ def test_accuracy_is_that_of_predictions_for_the_chosen_tasks(trained, tmp_path)
     for name in CLASSES:
         source, target = folder / "data" / f"{name}_test.jsonl", tmp_path / f"{name}.jsonl"
         assert predict(folder / "run", None, source, target) == 0
-        given, answered = read(source), read(target)
+        given, answered = read(source), answers(target)
         choices.append([sum(line["task"] == other for line in answered) for other in CLASSES])
         for line in answered:
             assert len(line["probabilities"]) == CLASSES[line["task"]]
@@ -102,10 +99,10 @@ def test_a_line_is_labelled_as_by_its_task(trained, tmp_path):
     source, chosen = tmp_path / "in.jsonl", tmp_path / "chosen.jsonl"
     source.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     assert predict(folder / "run", None, source, chosen) == 0
-    assert len({line["task"] for line in read(chosen)}) > 1
+    assert len({line["task"] for line in answers(chosen)}) > 1
     for name in CLASSES:
         assert predict(folder / "run", name, source, tmp_path / "named.jsonl") == 0
-        for ours, named in zip(read(chosen), read(tmp_path / "named.jsonl"), strict=True):
+        for ours, named in zip(answers(chosen), answers(tmp_path / "named.jsonl"), strict=True):
             if ours["task"] == name:
                 assert ours["label"] == named["label"]
                 np.testing.assert_allclose(ours["logits"], named["logits"], rtol=1e-4, atol=1e-5)
@@ -165,7 +162,7 @@ def test_bad_lines_stop_nothing_where_the_task_is_chosen(trained, tmp_path, caps
     arguments = [f"--workdir={folder / 'run'}", f"--input={source}", f"--output={target}"]
     assert main(["predict", *arguments]) == 1
     assert "bad lines: 3" in capsys.readouterr().out
-    answered = read(target)
+    answered = answers(target)
     assert ["error" in line for line in answered] == [False, True, True, False, True]
     assert "has 5000 tokens; at most" in answered[4]["error"]
     assert answered[0]["task"] in CLASSES and "label" in answered[3]

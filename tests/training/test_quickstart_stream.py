@@ -37,7 +37,7 @@ def test_the_quickstart_trains_and_labels_texts(tmp_path, method):
     source.write_text('{"text": "WINNER!! Claim your free prize now, call 09061701461"}\n')
     arguments = [f"--workdir={tmp_path / 'run'}", "--task=sms_spam", f"--input={source}"]
     assert main(["predict", *arguments, f"--output={target}"]) == 0
-    assert json.loads(target.read_text())["label"] in ("spam", "ham")
+    assert json.loads(target.read_text())["prediction"]["label"] in ("spam", "ham")
 
 
 @pytest.mark.shared
