@@ -34,6 +34,12 @@ from moecl_jax.runs.workdir import check_workdir, claimed, save_settings, write_
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import Session, model_of
 from moecl_jax.serving.task_free import add_task, evaluate_task_free
+from moecl_jax.training.resuming import (
+    features_again,
+    goes_on,
+    mend,
+    refuse_other_tasks_inside,
+)
 from moecl_jax.training.steps import make_optimizer
 from moecl_jax.training.task_training import TaskTraining, TrainingSteps
 
@@ -130,12 +136,12 @@ class Trainer:
             evaluator = Evaluator(self.model, self.method, tasks, settings)
             store = self._store(evaluator)
             if isinstance(store, DiskStore):
-                self._mend(store)
+                mend(store, back=self.resume == "last-good")
             tokenized = evaluator.load()
             run = StreamTraining(evaluator, tokenized, store, self.workdir)
             data = DataRecord.of(tokenized, self.model.tokenizer)
             if self.workdir is not None:
-                data = self._goes_on(data, run)
+                data = goes_on(self.workdir, data, run.begun_tasks(), accept=self.accept_changes)
                 if first_process():
                     save_settings(settings, self.workdir)
                     data.save(self.workdir)
@@ -157,28 +163,6 @@ class Trainer:
                 write_json(self.workdir / RESULTS_NAME, content)
         place = "the session" if self.workdir is None else str(self.workdir)
         return Session(evaluator, store, state, Results.from_content(content), place=place)
-
-    def _mend(self, store: DiskStore) -> None:
-        """Deletes what a killed process left unfinished, and goes back if that is asked for."""
-        if first_process():
-            store.checkpoints.tidy()
-            if self.resume == "last-good":
-                for line in store.go_back():
-                    reporting.current().message(line)
-        wait_for_all("mended")
-        record = store.in_progress()
-        of_a_finished_task = record is not None and record["task"] in store.finished_names()
-        wait_for_all("read")
-        if of_a_finished_task:  # the process was killed before it could forget this state
-            store.checkpoints.clear_in_progress()
-
-    def _goes_on(self, now: DataRecord, run: "StreamTraining") -> DataRecord:
-        """The record of the data, after a comparison with that of the training before."""
-        assert self.workdir is not None
-        before, begun = DataRecord.load(self.workdir), run.begun_tasks()
-        if before is None or not begun:
-            return now
-        return before.followed_by(now, begun, accept=self.accept_changes)
 
     def _store(self, evaluator: Evaluator) -> Store:
         if self.workdir is not None:
@@ -259,7 +243,7 @@ class StreamTraining:
         if self.method.traits.expert_per_task:
             self.features = self.store.restore_features(stream)
             if self.features is None:
-                self.features = self._features_again(stream)
+                self.features = features_again(self.evaluator, self.tasks[: len(stream.finished)])
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
         if history is None:
@@ -273,7 +257,7 @@ class StreamTraining:
         resumed_step = history.global_step
         record = self.store.in_progress()
         if record is not None and record["task"] in self.evaluator.names[finished:]:
-            self._refuse_other_tasks(record)
+            refuse_other_tasks_inside(record, self.evaluator.names)
             resumed_step += record["step"]
         if finished < len(self.tasks):
             self.steps.prepare(stream)
@@ -326,19 +310,6 @@ class StreamTraining:
         self.begun = time.perf_counter()
         self.store.save_finished(stream, history, self.features)
         return stream
-
-    def _features_again(self, stream: StreamState) -> TaskFeatures | None:
-        """Features of the finished tasks, where they went with newer checkpoints.
-
-        None where a task has no training examples here, as after a conversion.
-        """
-        features = TaskFeatures.blank(self.evaluator.starting.sizes.width)
-        for task in self.tasks[: len(stream.finished)]:
-            if not task.splits["train"]:
-                return None
-            if not task.definition.free_form:
-                features = add_task(self.evaluator, features, task.name, task.splits["train"])
-        return features
 
     def begun_tasks(self) -> list[str]:
         """Names of the tasks whose training was begun before."""
@@ -424,16 +395,6 @@ class StreamTraining:
         for _ in range(history.converted - 1):
             history.append_unknown_row()
         history.append_row(self.evaluate_all(stream))
-
-    def _refuse_other_tasks(self, record: dict[str, Any]) -> None:
-        """Refuses to go on inside a task with sizes that depend on other tasks."""
-        names = record.get("tasks", self.evaluator.names)
-        if names != self.evaluator.names:
-            raise UserError(
-                f"training stopped inside task '{record['task']}' of {', '.join(names)}. Finish it "
-                f"with these tasks first (config.tasks is {', '.join(self.evaluator.names)}); "
-                "then add others."
-            )
 
     def _selection(self) -> str:
         if self.settings.selection != "best":

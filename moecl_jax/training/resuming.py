@@ -1,0 +1,85 @@
+"""What a training looks at before it goes on where another one stopped."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moecl_jax import reporting
+from moecl_jax.data.tokenize import TokenizedTask
+from moecl_jax.errors import UserError
+from moecl_jax.models.sharding import first_process, wait_for_all
+from moecl_jax.runs.data_record import DataRecord
+from moecl_jax.runs.features import TaskFeatures
+from moecl_jax.runs.store import DiskStore
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.task_free import add_task
+
+
+def mend(store: DiskStore, *, back: bool) -> None:
+    """Deletes what a killed process left unfinished.
+
+    Args:
+      store: the checkpoints of the workdir.
+      back: whether to go back to the newest whole state.
+    """
+    if first_process():
+        store.checkpoints.tidy()
+        if back:
+            for line in store.go_back():
+                reporting.current().message(line)
+    wait_for_all("mended")
+    record = store.in_progress()
+    of_a_finished_task = record is not None and record["task"] in store.finished_names()
+    wait_for_all("read")
+    if of_a_finished_task:  # the process was killed before it could forget this state
+        store.checkpoints.clear_in_progress()
+
+
+def goes_on(workdir: Path, now: DataRecord, begun: Sequence[str], *, accept: bool) -> DataRecord:
+    """The record of the data, after a comparison with that of the training before.
+
+    Args:
+      workdir: folder of the run.
+      now: record of what was read now.
+      begun: names of the tasks whose training was begun before.
+      accept: whether a change is accepted.
+
+    Raises:
+      UserError: something has changed that is not accepted.
+    """
+    before = DataRecord.load(workdir)
+    if before is None or not begun:
+        return now
+    return before.followed_by(now, begun, accept=accept)
+
+
+def features_again(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> TaskFeatures | None:
+    """Features of the finished tasks, where they are not with their checkpoints.
+
+    None where a task has no training examples here, as after a conversion.
+    """
+    features = TaskFeatures.blank(evaluator.starting.sizes.width)
+    for task in tasks:
+        if not task.splits["train"]:
+            return None
+        if not task.definition.free_form:
+            features = add_task(evaluator, features, task.name, task.splits["train"])
+    return features
+
+
+def refuse_other_tasks_inside(record: Mapping[str, Any], now: Sequence[str]) -> None:
+    """Refuses to go on inside a task with sizes that depend on other tasks.
+
+    Args:
+      record: record of the state inside a task.
+      now: names of the stream's tasks.
+
+    Raises:
+      UserError: the tasks are other ones.
+    """
+    names = record.get("tasks", now)
+    if names != list(now):
+        raise UserError(
+            f"training stopped inside task '{record['task']}' of {', '.join(names)}. Finish it "
+            f"with these tasks first (config.tasks is {', '.join(now)}); then add others."
+        )
