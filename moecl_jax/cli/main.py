@@ -17,6 +17,8 @@ from moecl_jax.errors import UserError, one_line
 COMMANDS = (
     "train",
     "sweep",
+    "rollback",
+    "remove",
     "evaluate",
     "predict",
     "generate",

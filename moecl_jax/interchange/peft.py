@@ -270,7 +270,7 @@ def read_adapter(folder: Path, config: DecoderConfig, base: str) -> PeftAdapter:
 def _choose_expert(
     workdir: Path, evaluator: Evaluator, stream: StreamState, expert: str | None
 ) -> Expert:
-    method, finished = evaluator.method, list(stream.finished)
+    method, finished = evaluator.method, stream.answering
     traits = method.traits
     trained, mixed = f"{workdir} was trained with {method.name}", len(traits.experts) > 1
     names = [*([SHARED] if mixed else []), *(finished if traits.expert_per_task else [])]
@@ -299,6 +299,7 @@ def _choose_expert(
         )
     task = finished[-1] if expert in (None, SHARED) else expert
     own = stream.finished[task]
+    assert own is not None  # it is one of those that answer
     layers = method.adapter(TaskParameters(stream.shared, own.expert, own.head, stream.memory))
     of_task = traits.experts[-1]
     chosen: Expert = layers[SHARED if expert == SHARED else of_task]

@@ -49,6 +49,8 @@ class History:
       skipped: number of steps that were skipped because something was not finite.
       right: a text for each task, after the one that was finished last: `1` for a test text that
         is answered rightly and `0` for any other, in their order; "" in a free-form task.
+      task_settings: for each task, by its name, the values it was trained with of those that may
+        differ from task to task.
       task_free: after the last task of the stream, results where each text's task is chosen.
     """
 
@@ -62,6 +64,7 @@ class History:
     converted: int = 0
     skipped: int = 0
     right: list[str] = dataclasses.field(default_factory=list)
+    task_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     task_free: dict[str, Any] | None = None
 
     @classmethod
@@ -73,8 +76,30 @@ class History:
                 known[name] = np.array(known[name], np.float64).tolist()
         return cls(**known)
 
-    def append_row(self, evaluations: Sequence[Evaluation]) -> None:
-        """Adds the results on all tasks after a task."""
+    def of_first(self, count: int) -> "History":
+        """The history less what was measured of the tasks of the stream from `count` on."""
+        known = len(self.random_init)
+        if count >= known:
+            return self
+        cut: dict[str, Any] = {"task_free": None}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("accuracy", "scored"):
+                cut[field.name] = [row[:count] for row in value]
+            elif isinstance(value, list) and len(value) == known:  # one for each task
+                cut[field.name] = value[:count]
+        return dataclasses.replace(self, **cut)
+
+    def append_row(
+        self, evaluations: Sequence[Evaluation], *, unchanged: Sequence[int] = ()
+    ) -> None:
+        """Adds the results on all tasks after a task.
+
+        Args:
+          evaluations: results on all tasks.
+          unchanged: places of tasks whose results are those of the row before.
+        """
+        gates_before, right_before = self.gate_weights, self.right
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
         layers = max((len(e.shared_weight) for e in evaluations), default=0)
@@ -82,6 +107,12 @@ class History:
         gates = [list(e.shared_weight) or unknown for e in evaluations]
         self.gate_weights = gates if layers else []
         self.right = ["".join("01"[int(answer)] for answer in e.right) for e in evaluations]
+        for place in unchanged:
+            for matrix in (self.accuracy, self.scored):
+                matrix[-1][place] = matrix[-2][place]
+            self.right[place] = right_before[place]
+            if self.gate_weights:
+                self.gate_weights[place] = gates_before[place]
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""

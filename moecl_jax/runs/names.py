@@ -15,6 +15,12 @@ DATA_NAME = "data.json"
 NOT_FINITE_NAME = "not_finite.json"
 """The steps and examples at which a training stopped because nothing was finite any more."""
 
+FINISHED_NAME = "finished.json"
+"""Names of the finished tasks in their order, so that a checkpoint that is gone is missed."""
+
+CHANGE_NAME = "change.json"
+"""What is left to do of a rollback or a removal that was interrupted; `runs.changes` does it."""
+
 ORIGIN_NAME = "origin.json"
 """Facts about the checkpoint that a workdir was converted from; absent in a trained workdir."""
 

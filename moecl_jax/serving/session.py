@@ -85,7 +85,7 @@ class Session:
     @property
     def tasks(self) -> list[str]:
         """Names of the finished tasks in their order."""
-        return list(self.state.finished)
+        return self.state.answering
 
     def predict(
         self, texts: Sequence[str | Mapping[str, Any]], task: str | None = None
@@ -201,18 +201,23 @@ class Session:
 
         Returns:
           `split`, and `tasks`: by name `examples`, `accuracy`, `scored_accuracy` and
-          `log_likelihood`, None where they are not defined.
+          `log_likelihood`, None where they are not defined. A task whose data cannot be read has
+          the reason under `error` alone.
 
         Raises:
-          UserError: there is no such split, or data cannot be read.
+          UserError: there is no such split, or the data of no task can be read.
         """
         if split not in SPLITS:
             raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
-        by_task = {}
-        for index, task in enumerate(self._load(tasks)):
-            if task.name not in self.state.finished:
+        by_task: dict[str, dict[str, Any]] = {}
+        loaded = self._load(tasks)
+        for task in loaded:
+            if task.unread and all(each.unread for each in loaded):
+                raise UserError(task.unread)
+            if task.unread:
+                by_task[task.name] = {"error": task.unread}
                 continue
-            examples = task.splits[split]
+            index, examples = self.evaluator.index(task.name), task.splits[split]
             result = self.evaluator.evaluate(self._parameters((index,), False), index, examples)
             by_task[task.name] = {
                 "examples": len(examples),
@@ -237,6 +242,11 @@ class Session:
         if task is None:
             return self._choosing_reader()
         index = self.evaluator.index(task)
+        if self.evaluator.tasks[index].removed:
+            raise UserError(
+                f"task '{task}' was removed from {self._place}; finished are "
+                f"{', '.join(self.tasks)}"
+            )
         if task not in self.state.finished:
             raise UserError(
                 f"task '{task}' has not been trained to its end in {self._place}; finished are "
@@ -314,8 +324,8 @@ class Session:
         evaluator = self.evaluator
         given = {task.name: task for task in tasks or ()}
         chosen = [given.get(task.name, task) for task in evaluator.tasks]
-        wanted = [task for task in chosen if task.name in self.state.finished]
-        return evaluator.load(wanted)
+        wanted = [task for task in chosen if task.name in self.tasks]
+        return evaluator.load(wanted, spared=self.tasks)
 
     def _build_parameters(self, tasks: tuple[int, ...], base: bool) -> TaskParameters:
         """What answers for one task, or for several in the same batch."""
@@ -335,8 +345,8 @@ class Session:
             problem = "none of its tasks has labels"
             if features is None:
                 problem = (
-                    "its checkpoints hold no features of the tasks' texts (they were converted, or "
-                    "written by an older version)"
+                    "its checkpoints do not hold features of all tasks' texts (some were "
+                    "converted, or written by an older version)"
                 )
         raise UserError(
             f"{self._place} cannot tell a text's task: {problem}. Name one by --task: "

@@ -7,12 +7,17 @@ from typing import Any
 from moecl_jax import reporting
 from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.errors import UserError
+from moecl_jax.methods.base import Method
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.runs.data_record import DataRecord
 from moecl_jax.runs.features import TaskFeatures
-from moecl_jax.runs.store import DiskStore
+from moecl_jax.runs.log import plain
+from moecl_jax.runs.names import CONFIG_NAME
+from moecl_jax.runs.settings import Settings
+from moecl_jax.runs.store import DiskStore, Store
+from moecl_jax.runs.workdir import load_settings
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.task_free import add_task
+from moecl_jax.serving.task_free import features_of
 
 
 def mend(store: DiskStore, *, back: bool) -> None:
@@ -53,6 +58,63 @@ def goes_on(workdir: Path, now: DataRecord, begun: Sequence[str], *, accept: boo
     return before.followed_by(now, begun, accept=accept)
 
 
+def may_be_without_data(method: Method, store: Store) -> list[str]:
+    """Names of the finished tasks, unless the method trains later tasks on their examples too."""
+    policy = method.examples
+    return [] if policy.joint or policy.joined else store.finished_names()
+
+
+def add_known_sizes(
+    sizes: Mapping[str, list[int]], tasks: Sequence[TokenizedTask], data: DataRecord
+) -> None:
+    """Puts in the numbers of examples of tasks whose data are gone, as they were noted.
+
+    Args:
+      sizes: for each split the number of examples of each task, which are changed.
+      tasks: tasks of the stream.
+      data: record of what was read when it was there.
+    """
+    for place, task in enumerate(tasks):
+        for split, counts in sizes.items():
+            counts[place] = data.size(task.name, split) if task.unread else counts[place]
+
+
+def note_new_values(settings: Settings, workdir: Path, begun: Sequence[str]) -> None:
+    """Reports with which new values the tasks are trained that were not begun yet.
+
+    Args:
+      settings: settings of the run that goes on.
+      workdir: its folder, with the settings of the run before.
+      begun: names of the tasks that were begun.
+    """
+    left = [name for name in settings.tasks if name not in begun]
+    if not begun or not left or not (workdir / CONFIG_NAME).exists():
+        return
+    before = load_settings(workdir).values_by_task
+    for key, value in settings.values_by_task.items():
+        if key in before and before[key] != value:
+            reporting.current().message(
+                f"from task '{left[0]}' on, {key} is {value!r}; it was {before[key]!r}"
+            )
+
+
+def other_values(
+    trained: Mapping[str, Mapping[str, Any]], settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """Values with which tasks were trained that are not the run's own, by task and key.
+
+    Args:
+      trained: values by the task's name, as `History` has them.
+      settings: settings of the run.
+    """
+    known = plain(settings.values_by_task)
+    found = {
+        name: {key: value for key, value in plain(values).items() if known.get(key) != value}
+        for name, values in trained.items()
+    }
+    return {name: values for name, values in found.items() if values}
+
+
 def features_again(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> TaskFeatures | None:
     """Features of the finished tasks, where they are not with their checkpoints.
 
@@ -63,7 +125,7 @@ def features_again(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Task
         if not task.splits["train"]:
             return None
         if not task.definition.free_form:
-            features = add_task(evaluator, features, task.name, task.splits["train"])
+            features = features.joined(features_of(evaluator, task.name, task.splits["train"]))
     return features
 
 

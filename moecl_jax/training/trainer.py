@@ -33,11 +33,15 @@ from moecl_jax.runs.store import DiskStore, MemoryStore, Store
 from moecl_jax.runs.workdir import check_workdir, claimed, save_settings, write_json
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import Session, model_of
-from moecl_jax.serving.task_free import add_task, evaluate_task_free
+from moecl_jax.serving.task_free import evaluate_task_free, features_of
 from moecl_jax.training.resuming import (
+    add_known_sizes,
     features_again,
     goes_on,
+    may_be_without_data,
     mend,
+    note_new_values,
+    other_values,
     refuse_other_tasks_inside,
 )
 from moecl_jax.training.steps import make_optimizer
@@ -132,16 +136,19 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.workdir is not None:
                 stack.enter_context(claimed(self.workdir))
-                check_workdir(settings, self.workdir)
+                settings = check_workdir(settings, self.workdir)
+                given = {task.name: task for task in tasks}
+                tasks = [given.get(task.name, task) for task in settings.task_objects()]
             evaluator = Evaluator(self.model, self.method, tasks, settings)
             store = self._store(evaluator)
             if isinstance(store, DiskStore):
                 mend(store, back=self.resume == "last-good")
-            tokenized = evaluator.load()
+            tokenized = evaluator.load(spared=may_be_without_data(self.method, store))
             run = StreamTraining(evaluator, tokenized, store, self.workdir)
             data = DataRecord.of(tokenized, self.model.tokenizer)
             if self.workdir is not None:
                 data = goes_on(self.workdir, data, run.begun_tasks(), accept=self.accept_changes)
+                note_new_values(settings, self.workdir, run.begun_tasks())
                 if first_process():
                     save_settings(settings, self.workdir)
                     data.save(self.workdir)
@@ -149,6 +156,7 @@ class Trainer:
             alone = jax.process_count() == 1  # several would have to stop at the same step
             with stopping.heeding() if alone else contextlib.nullcontext():
                 state, content = run.run()
+            add_known_sizes(content["sizes"], tokenized, data)
             content = plain(
                 {
                     "method": self.method.name,
@@ -232,6 +240,7 @@ class StreamTraining:
         self.evaluator, self.tasks, self.store, self.workdir = evaluator, tasks, store, workdir
         self.settings, self.method = evaluator.settings, evaluator.method
         self.steps = TrainingSteps.compile(evaluator, tasks, optimizer_of(self.settings))
+        self.own_steps: dict[int, TrainingSteps] = {}  # of tasks with settings of their own
         self.joint = self.method.examples.joint
         self.features: TaskFeatures | None = None  # of the finished label tasks, where known
         self.settled: dict[int, Evaluation] = {}  # results that never change again, by task
@@ -260,7 +269,7 @@ class StreamTraining:
             refuse_other_tasks_inside(record, self.evaluator.names)
             resumed_step += record["step"]
         if finished < len(self.tasks):
-            self.steps.prepare(stream)
+            self.steps_of(finished).prepare(stream)
         with self._log(resumed_step) as log:
             for index in range(finished, len(self.tasks)):
                 stream = self._train_task(index, stream, history, log)
@@ -281,35 +290,50 @@ class StreamTraining:
         self, index: int, stream: StreamState, history: History, log: MetricsLog
     ) -> StreamState:
         """Trains one task to its end, evaluates on all tasks and saves it."""
-        task, starting = self.tasks[index], self.evaluator.starting
+        task, starting, steps = self.tasks[index], self.evaluator.starting, self.steps_of(index)
         waits = self.joint and index + 1 < len(self.tasks)  # to be trained with the last task
         parameters, validation = starting.task(stream, task.name, index), None
         end = starting.task_end(index)
         if not waits:
             training = TaskTraining(
-                self.steps, index, stream, self.store, log, earlier_steps=history.global_step
+                steps, index, stream, self.store, log, earlier_steps=history.global_step
             )
             parameters, validation = training.run()
             end = training.end(parameters)
             history.global_step += training.total_steps
             history.skipped += training.watch.skipped
         parameters = self.evaluator.model.placement.host(parameters)
-        finished = self.method.finish_task(parameters, end)
+        finished = steps.evaluator.method.finish_task(parameters, end)
         stream = stream.after(task.name, finished, len(task.labels))
-        if self.features is not None and not task.definition.free_form:
-            examples = task.splits["train"]
-            self.features = add_task(self.evaluator, self.features, task.name, examples)
+        own_features = None
+        if self.method.traits.expert_per_task and not task.definition.free_form:
+            own_features = features_of(self.evaluator, task.name, task.splits["train"])
+            self.features = self.features and self.features.joined(own_features)
         if waits:
             history.append_unknown_row()
         else:
             evaluations = self.evaluate_all(stream)
-            history.append_row(evaluations)
+            history.append_row(evaluations, unchanged=self._unchanged(stream))
             history.task_free = self._task_free(stream, evaluations)
         history.validation.append(validation)
+        history.task_settings[task.name] = steps.evaluator.settings.values_by_task
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
-        self.store.save_finished(stream, history, self.features)
+        self.store.save_finished(stream, history, self.features, own_features)
         return stream
+
+    def steps_of(self, index: int) -> TrainingSteps:
+        """What a task is trained with: what all tasks share, unless it has settings of its own."""
+        if not self.settings.task_settings.get(self.tasks[index].name):
+            return self.steps
+        if index not in self.own_steps:
+            settings, model = self.settings.for_task(self.tasks[index].name), self.evaluator.model
+            method, tasks = settings.method_object(), self.evaluator.tasks
+            evaluator = Evaluator(model, method, tasks, settings)
+            self.own_steps[index] = TrainingSteps.compile(
+                evaluator, self.tasks, optimizer_of(settings)
+            )
+        return self.own_steps[index]
 
     def begun_tasks(self) -> list[str]:
         """Names of the tasks whose training was begun before."""
@@ -335,6 +359,13 @@ class StreamTraining:
                 self.settled[index] = evaluation
             found.append(evaluation)
         return found
+
+    def _unchanged(self, stream: StreamState) -> list[int]:
+        """Places of tasks that cannot be scored again, whose results never change."""
+        if not self.method.traits.settled or self.settings.shared_head:
+            return []
+        earlier = self.tasks[: len(stream.finished) - 1]
+        return [place for place, task in enumerate(earlier) if task.unread]
 
     def evaluate_task(
         self, stream: StreamState, index: int, split: str, *, early: bool = False
@@ -407,7 +438,10 @@ class StreamTraining:
         """Numbers of parameters: frozen, trained at a time, kept to answer and to learn more."""
         starting, count = self.evaluator.starting, len(self.tasks)
         active = jax.eval_shape(lambda: starting.begin(starting.shared(count), 0))
-        kept = (stream.shared, [(done.expert, done.head) for done in stream.finished.values()])
+        kept = (
+            stream.shared,
+            [(d.expert, d.head) for d in stream.finished.values() if d is not None],
+        )
         return {
             "frozen": _size(self.evaluator.model.params),
             "trained": _size(active),
@@ -434,10 +468,11 @@ class StreamTraining:
             "selection": self._selection(),
             "wall_seconds": history.wall_seconds,
             "skipped_steps": history.skipped,
+            "task_settings": other_values(history.task_settings, self.settings),
         }
         if self.settings.head == "classification":
             del results["scored_accuracy_matrix"]  # the same as accuracy_matrix
-        for key in ("gate_weights", "skipped_steps"):
+        for key in ("gate_weights", "skipped_steps", "task_settings"):
             if not results[key]:
                 del results[key]
         return results
