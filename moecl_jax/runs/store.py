@@ -3,8 +3,9 @@
 import abc
 import copy
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,26 @@ class MemoryStore(Store):
         return self.starting.extended(state, len(self.tasks))
 
 
+class _Finished(Mapping[str, FinishedTask | None]):
+    """Finished tasks by name, each read when it is first asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[int], FinishedTask | None]) -> None:
+        self._places = {name: place for place, name in enumerate(names)}
+        self._read = functools.cache(read)
+
+    def __getitem__(self, name: str) -> FinishedTask | None:
+        return self._read(self._places[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class DiskStore(Store):
     """Keeps a stream in the checkpoints of a workdir."""
 
@@ -199,8 +220,11 @@ class DiskStore(Store):
         """Names of the tasks in their order."""
         return [task.name for task in self.tasks]
 
-    def restore(self) -> tuple[StreamState, History | None]:
+    def restore(self, *, lazily: bool = False) -> tuple[StreamState, History | None]:
         """As `Store` says.
+
+        Args:
+          lazily: whether a finished task's own part is read when it is first asked for.
 
         Raises:
           UserError: the checkpoints were made with another frozen model or other settings, one is
@@ -209,7 +233,9 @@ class DiskStore(Store):
         count = self.checkpoints.finished_count()
         if not count:
             return self.starting.stream(len(self.tasks)), None
-        finished = {task.name: self._own(i) for i, task in enumerate(self.tasks[:count])}
+        finished: Mapping[str, FinishedTask | None] = _Finished(self.names[:count], self._own)
+        if not lazily:
+            finished = dict(finished)
         record = self.checkpoints.finished_record(count - 1)
         self._check(record, count)
         last = self._shared(count - 1)

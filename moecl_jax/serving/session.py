@@ -85,7 +85,8 @@ class Session:
     @property
     def tasks(self) -> list[str]:
         """Names of the finished tasks in their order."""
-        return self.state.answering
+        finished = self.evaluator.tasks[: len(self.state.finished)]
+        return [task.name for task in finished if not task.removed]
 
     def predict(
         self, texts: Sequence[str | Mapping[str, Any]], task: str | None = None
@@ -389,7 +390,7 @@ def open_run(
     """
     workdir = Path(workdir)
     evaluator, store = open_stream(workdir, model=model, tasks=tasks)
-    state, history = store.restore()
+    state, history = store.restore(lazily=True)
     if history is None:
         raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
     results = None
