@@ -446,11 +446,12 @@ class TaskCheckpoints:
         paths = [self.path(index) for index in range(count, len(self.names))]
         paths += [self.folder / IN_PROGRESS] if in_progress else []
         present = [path for path in paths if os.path.lexists(path)]  # links to nothing too
+        if len(known := self.known_finished()) > count:
+            self.note_finished(known[:count])
         if not present:
             return None
         aside = self.folder / SET_ASIDE / time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         aside.mkdir(parents=True, exist_ok=True)
-        self.note_finished(self.known_finished()[:count])
         for path in present:
             os.rename(path, aside / path.name)
         return aside

@@ -348,8 +348,8 @@ class DiskStore(Store):
         aside = self.checkpoints.set_aside_from(count, in_progress=problem is not None or stale)
         if aside is None:
             return problems
-        known = ", ".join(self.names[:count]) or "none"
-        return [*problems, f"going on after the finished tasks: {known}; the rest is in {aside}"]
+        left = ", ".join(self.names[:count]) or "none"
+        return [*problems, f"going on after the finished tasks: {left}; the rest is in {aside}"]
 
     def _facts(self, name: str) -> dict[str, Any]:
         """What every checkpoint notes of the training of the task that made it."""

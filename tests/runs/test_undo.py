@@ -290,6 +290,15 @@ def test_checkpoints_that_are_gone_are_named_and_nothing_is_trained(copied, gone
     assert content_of(workdir) == before
 
 
+def test_what_is_gone_is_trained_again_if_that_is_asked_for(copied, finished, caplog):
+    workdir, settings = copied
+    shutil.rmtree(workdir / "checkpoints" / "002_fourteen")
+    caplog.set_level("INFO")
+    train(settings, workdir, resume="last-good")
+    assert any("002_fourteen" in record.message for record in caplog.records)
+    assert_same_state(workdir, finished[0] / "run")
+
+
 def test_a_rollback_by_hand_is_mended_by_one(copied):
     workdir, settings = copied
     shutil.rmtree(workdir / "checkpoints" / "002_fourteen")

@@ -184,7 +184,7 @@ def test_a_stream_grows_without_the_data_of_finished_tasks(tmp_path, method, cap
     shutil.copytree(workdir, whole)
     expected = train(settings, whole)
     texts = ["w1 w20", "w40 w3"]
-    before = open_run(workdir).predict(texts, "two")
+    before = open_run(whole).predict(texts, "two")
     for file in (tmp_path / "data").glob("two_*.jsonl"):
         file.unlink()
     caplog.set_level("INFO")
