@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moecl_jax.errors import UserError, one_line
-from moecl_jax.outside import parse_json
+from moecl_jax.outside import inside, parse_json
 from moecl_jax.runs.names import CHANGE_NAME
 from moecl_jax.writing import write_json
 
@@ -69,26 +69,27 @@ def finish(workdir: Path) -> None:
     path = workdir / CHANGE_NAME
     try:
         content = parse_json(path.read_bytes())
-        removed, placed, files = content["removed"], content["placed"], content["files"]
+        removed = [inside(workdir, name) for name in content["removed"]]
+        placed = [(inside(workdir, a), inside(workdir, b)) for a, b in content["placed"].items()]
+        files = {inside(workdir, name): whole for name, whole in content["files"].items()}
         number = int(content["number"])
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(
             f"{path} is broken: {one_line(error)}. It says what is left to do of a rollback or a "
             "removal; restore the workdir from a copy."
         ) from error
     away = workdir / FOLDER / REMOVED
     away.mkdir(parents=True, exist_ok=True)
-    for place, name in enumerate(removed):
-        _move(workdir / name, away / f"{number}_{place}")
-    for target, source in placed.items():
-        new, old = workdir / source, workdir / target
+    for place, gone in enumerate(removed):
+        _move(gone, away / f"{number}_{place}")
+    for old, new in placed:
         if new.exists():  # else it is in its place already
             _move(old, away / f"{number}_{old.name}")
             os.rename(new, old)
-    for name, whole in files.items():
-        write_json(workdir / name, whole)
+    for file, whole in files.items():
+        write_json(file, whole)
     for folder in (away, workdir / FOLDER / PREPARED):
         shutil.rmtree(folder, ignore_errors=True)
     path.unlink()

@@ -1,6 +1,7 @@
 """Rollback and removal: what stays is as it was, bit for bit, and what goes is gone."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from streams import assert_bit_equal, logged, restored, stop_after, tiny_setting
 from moecl_jax.cli.main import main
 from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS
+from moecl_jax.runs.changes import Change
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.undo import remove, rollback
+from moecl_jax.runs.workdir import load_settings
 from moecl_jax.serving.session import open_run, open_stream
 from moecl_jax.training.trainer import train
 
@@ -308,8 +312,95 @@ def test_a_rollback_by_hand_is_mended_by_one(copied):
     assert train(settings, workdir)["tasks"] == list(settings.tasks)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"removed": []}',
+        '{"removed": ["../outside"], "placed": {}, "files": {}, "number": 1}',
+        '{"removed": [], "placed": {"a": "/b"}, "files": {}, "number": 1}',
+        '{"removed": [], "placed": {}, "files": {"../outside": 1}, "number": 1}',
+    ],
+)
+def test_what_is_left_to_do_stays_inside_the_workdir(copied, content):
+    workdir, _ = copied
+    (workdir.parent / "outside").write_text("mine")
+    (workdir / "change.json").write_text(content)
+    with pytest.raises(UserError, match=r"change\.json is broken: "):
+        open_run(workdir)
+    assert (workdir.parent / "outside").read_text() == "mine"
+
+
 def test_a_list_without_the_tasks_that_are_left_is_refused(copied):
     workdir, settings = copied
     remove(workdir, "two")
     with pytest.raises(UserError, match="holds the tasks five, fourteen, and two-removed stand"):
         train(settings, workdir)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: from then on no file is changed any more."""
+
+
+@pytest.mark.parametrize(("undo", "task"), [(rollback, "two"), (remove, "two")])
+def test_a_change_is_whole_wherever_it_is_cut_short(finished, tmp_path, monkeypatch, undo, task):
+    """The process stops before each of the operations on files with which a change is made."""
+    trained, whole, cut = finished[0] / "run", tmp_path / "whole", tmp_path / "cut"
+
+    def seen(workdir):
+        """Files, the parts of each checkpoint, and the tasks that the memory knows."""
+        load_settings(workdir)  # as whoever opens the workdir does
+        files = {path.name: json.loads(path.read_text()) for path in workdir.glob("*.json")}
+        folders = (workdir / "checkpoints").glob("[0-9]*")
+        parts = {path.name: {part.name for part in path.iterdir()} for path in folders}
+        names = files["config.json"]["tasks"]
+        checkpoints = TaskCheckpoints(workdir, names)
+        memory = checkpoints.restore_shared(checkpoints.finished_count() - 1)["memory"]
+        return files, parts, memory["statistics"]["seen"].tolist()
+
+    def operations(workdir, limit=None):
+        """Number of operations, before the `limit`-th of which the process stops."""
+        made, original = [0], Change.make
+
+        def make(change, folder):
+            with monkeypatch.context() as patch:
+                for name in ("rename", "replace", "mkdir", "rmdir", "unlink"):
+                    patch.setattr(os, name, counted(getattr(os, name)))
+                original(change, folder)
+
+        def counted(function):
+            def call(*arguments, **named):
+                made[0] += 1
+                if limit is not None and made[0] >= limit:
+                    raise Killed
+                return function(*arguments, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Change, "make", make)
+            if limit is None:
+                undo(workdir, task)
+            else:
+                with pytest.raises(Killed):
+                    undo(workdir, task)
+        return made[0]
+
+    shutil.copytree(trained, whole)
+    count, before = operations(whole), seen(trained)
+    after, kinds = seen(whole), []
+    assert count > 10 and before != after
+    for limit in range(1, count + 1):
+        shutil.copytree(trained, cut)
+        operations(cut, limit)
+        found = seen(cut)
+        kinds.append(found == after)
+        assert found in (before, after), limit
+        if found == before:
+            undo(cut, task)
+            assert seen(cut) == after
+        assert not (cut / "change.json").exists()
+        shutil.rmtree(cut)
+    assert answers(whole).keys() == {*after[0]["finished.json"], None} - {"two-removed"}
+    assert kinds == sorted(kinds) and any(kinds) and not all(kinds)
