@@ -69,6 +69,7 @@ _HOMES = {
     "models.settings": ("Lora",),
     "runs.results": ("Results",),
     "runs.settings": ("Settings",),
+    "runs.undo": ("remove", "rollback"),
     "serving.generation": ("Sampling",),
     "serving.session": ("Prediction", "Session", "open_run"),
     "training.trainer": ("Trainer",),
@@ -135,4 +136,6 @@ __all__ = [
     "load_model",
     "open_run",
     "register",
+    "remove",
+    "rollback",
 ]

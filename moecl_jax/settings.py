@@ -30,6 +30,7 @@ def setting(
     most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    by_task: bool = False,
 ) -> Any:
     """A field of a section with its range. Each number has a lower and an upper limit.
 
@@ -41,9 +42,11 @@ def setting(
       below: the value must be smaller than this.
       choices: the values that are allowed; of a tuple, the values that may stand in it, none of
         them twice.
+      by_task: whether it may differ from task to task of a stream: it changes how a task is
+        trained, and neither shapes nor what finished tasks answer.
     """
     limits = {"least": least, "above": above, "most": most, "below": below, "choices": choices}
-    return dataclasses.field(default=default, metadata={"limits": limits})
+    return dataclasses.field(default=default, metadata={"limits": limits, "by_task": by_task})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,22 @@ class Section:
           UserError: a key is unknown, or a value is not allowed.
         """
         return section(cls, cls.KEY, values)
+
+
+def keys_by_task(cls: type[Any], key: str) -> set[str]:
+    """Dotted keys of a dataclass that may differ from task to task.
+
+    Args:
+      cls: a dataclass; a field that is a section itself has its own name in keys.
+      key: name of the section; "" at the top.
+    """
+    found = set()
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.default):
+            found |= keys_by_task(type(field.default), field.name)
+        elif field.metadata.get("by_task", False):
+            found.add(f"{key}.{field.name}" if key else field.name)
+    return found
 
 
 def section(cls: type[Any], key: str, values: Mapping[str, Any]) -> Any:

@@ -1,10 +1,11 @@
 """Writes files whole or not at all, and says which one could not be written."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 RETRY = (
     "What was saved before is as it was; make room or mend the disk, and run the same command "
@@ -34,6 +35,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Raises:
+      OSError: it cannot be written; names the path.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False)
+    with whole_file(path) as stream:
+        stream.write(f"{text}\n".encode())
 
 
 @contextlib.contextmanager

@@ -110,7 +110,8 @@ def _noised(generator: np.random.Generator, leaf: jax.Array) -> np.ndarray:
 
 
 def _cost(stream: StreamState, seconds: float, step_bytes: int) -> StreamCost:
-    last = list(stream.finished.values())[-1]
+    finished = [done for done in stream.finished.values() if done is not None]
+    last = finished[-1]
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = TaskCheckpoints(Path(folder), ("older", "newest"))
         for index in range(2):
@@ -121,7 +122,7 @@ def _cost(stream: StreamState, seconds: float, step_bytes: int) -> StreamCost:
         finished=len(stream.finished),
         seconds=seconds,
         step_bytes=step_bytes,
-        host_bytes=sum(_bytes((each.expert, each.head)) for each in stream.finished.values()),
+        host_bytes=sum(_bytes((each.expert, each.head)) for each in finished),
         checkpoint_bytes=older,
         shared_bytes=newest - older,
         expert_bytes=_bytes((last.expert, last.head)),

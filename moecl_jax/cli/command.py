@@ -95,6 +95,21 @@ def add_files(parser: argparse.ArgumentParser, answer: str, *, required: bool) -
     )
 
 
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """Adds `--yes`, without which nothing is changed."""
+    parser.add_argument(
+        "--yes", action="store_true", help="do it; without --yes nothing is changed"
+    )
+
+
+def report_plan(plan: object, *, made: bool) -> int:
+    """Says what was done, or what would be, and gives the exit status."""
+    print(plan)
+    if not made:
+        print("nothing was changed; add --yes to do it")
+    return 0
+
+
 def report_rows(what: str, output: Path, bad_rows: int, figures: Sequence[str] = ()) -> int:
     """Says where the answers to a file's rows are, and gives the exit status.
 

@@ -20,6 +20,8 @@ COMMANDS = (
     "train",
     "status",
     "sweep",
+    "rollback",
+    "remove",
     "evaluate",
     "predict",
     "generate",

@@ -122,6 +122,29 @@ def _complete(config: "ConfigDict", overrides: Sequence[str]) -> None:
             for key in (set(get_config(old)) - set(defaults)) & set(config):
                 del config[key]
         _add_missing(config, defaults)
+        for key, _, _ in named:
+            _add_for_task(config, key.split("."))
+
+
+def _add_for_task(config: "ConfigDict", path: Sequence[str]) -> None:
+    """Gives a task a value of its own that it lacks, as it is for all tasks, to be overridden.
+
+    Args:
+      config: the whole config.
+      path: an override's key; nothing is done unless it is `task_settings.NAME.KEY`.
+    """
+    value: Any = config
+    for name in path[2:]:
+        value = value.get(name) if hasattr(value, "items") else None
+    if len(path) < 3 or path[0] != "task_settings" or value is None or hasattr(value, "items"):
+        return
+    section = config.task_settings
+    for name in path[1:-1]:
+        if name not in section:
+            section[name] = type(config)()
+        section = section[name]
+    if path[-1] not in section:
+        section[path[-1]] = value
 
 
 def _add_missing(config: "ConfigDict", defaults: "ConfigDict") -> None:

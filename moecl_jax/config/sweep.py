@@ -165,7 +165,7 @@ def sweep(grid: Grid, workdir: Path) -> Outcome:
     refuse_file(workdir)
     runs = plan(grid)
     for run in runs:
-        refuse_other_settings(run.settings, workdir / run.folder)
+        refuse_other_settings(run.settings, workdir / run.folder, retuned=False)
     record = _merged_record(grid, runs, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / SWEEP_NAME, record)

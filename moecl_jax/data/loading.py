@@ -1,6 +1,7 @@
 """From tasks to token ids: reads, cleans, samples and tokenises the examples of a stream."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from moecl_jax.data.examples import TaskExamples, load_examples
 from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedTask, tokenize_task
+from moecl_jax.errors import UserError
 from moecl_jax.models.light_tokenizer import AnyTokenizer
 
 
@@ -20,6 +22,7 @@ def load_tasks(
     seed: int,
     tokenizer: AnyTokenizer | None,
     vocabulary_size: int,
+    spared: Collection[str] = (),
 ) -> list[TokenizedTask]:
     """Reads and tokenises the tasks' examples; reports what was cut or left out, and doubts.
 
@@ -31,23 +34,31 @@ def load_tasks(
       seed: seed of sub-sampling and of the carved validation split.
       tokenizer: tokenizer of the frozen LLM, or None.
       vocabulary_size: number of token ids; `input_ids` must be below it.
+      spared: names of tasks that may be without data. Where they cannot be read, the reason is
+        reported and the task has no examples.
 
     Raises:
       UserError: data are missing or malformed, or do not fit.
     """
+    read = functools.partial(
+        _read,
+        settings=settings,
+        seed=seed,
+        tokenizer=tokenizer,
+        vocabulary_size=vocabulary_size,
+    )
     loaded = []
     for task, own in zip(tasks, answers, strict=True):
-        examples = load_task(task, settings, seed=seed, vocabulary_size=vocabulary_size)
-        tokenized = tokenize_task(
-            examples,
-            own,
-            tokenizer,
-            max_length=settings.max_length,
-            max_response=settings.max_response,
-            over_long=settings.over_long,
-        )
-        reporting.current().message(_describe(examples, tokenized))
-        loaded.append(tokenized)
+        try:
+            loaded.append(read(task, own))
+        except UserError as error:
+            if task.name not in spared:
+                raise
+            reporting.current().message(
+                f"{task.name} is finished, and its data cannot be read, so it is not scored again: "
+                f"{error}"
+            )
+            loaded.append(TokenizedTask.without_data(task, str(error)))
     if settings.validation_from == "test":
         reporting.current().message(
             "validation is the test split (data.validation_from): what is selected by it scores "
@@ -72,6 +83,30 @@ def load_task(
         on_bad_example=settings.on_bad_example,
         test_fraction=settings.test_fraction,
     )
+
+
+def _read(
+    task: Task,
+    answers: Sequence[np.ndarray],
+    *,
+    settings: DataSettings,
+    seed: int,
+    tokenizer: AnyTokenizer | None,
+    vocabulary_size: int,
+) -> TokenizedTask:
+    """One task's examples; arguments and errors as for `load_tasks`."""
+    examples = load_task(task, settings, seed=seed, vocabulary_size=vocabulary_size)
+    tokenized = tokenize_task(
+        examples,
+        answers,
+        tokenizer,
+        max_length=settings.max_length,
+        max_response=settings.max_response,
+        over_long=settings.over_long,
+    )
+    if not task.removed:
+        reporting.current().message(_describe(examples, tokenized))
+    return tokenized
 
 
 def _describe(task: TaskExamples, tokenized: TokenizedTask) -> str:

@@ -62,8 +62,8 @@ class BatchSettings(Section):
     """
 
     KEY: ClassVar[str] = "batch"
-    size: int = setting(8, least=1, most=2**16)
-    accumulation_steps: int = setting(1, least=1, most=2**16)
+    size: int = setting(8, least=1, most=2**16, by_task=True)
+    accumulation_steps: int = setting(1, least=1, most=2**16, by_task=True)
     evaluation_size: int = setting(16, least=1, most=2**16)
     layout: str = setting("packed", choices=("packed", "padded", "padded_to_max"))
     row_length: int = setting(128, least=1, most=2**20)

@@ -27,6 +27,7 @@ from moecl_jax.data.sources import (
 )
 from moecl_jax.data.sources.huggingface import class_names, labels_are_numbers, with_class_name
 from moecl_jax.data.sources.memory import fingerprint, held_examples
+from moecl_jax.data.sources.none import Removed
 from moecl_jax.errors import UserError, listed, suggestion
 from moecl_jax.outside import shortened
 
@@ -297,6 +298,11 @@ class Task:
     def free_form(self) -> bool:
         """Whether the answer is any text, not one of the labels."""
         return bool(self.response_field)
+
+    @property
+    def removed(self) -> bool:
+        """Whether it was removed from its workdir, and nothing answers for it any more."""
+        return self.source == Removed.name
 
     @property
     def answer_field(self) -> str:

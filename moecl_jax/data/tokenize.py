@@ -71,6 +71,7 @@ class TokenizedTask:
         truncated: number of prompts that were cut to fit, by split.
         truncated_responses: number of responses that were cut to fit, by split.
         dropped: number of examples that were left out because they did not fit, by split.
+        unread: why the data could not be read, where the task may be without; "" where they were.
     """
 
     definition: Task
@@ -78,6 +79,13 @@ class TokenizedTask:
     truncated: dict[str, int]
     truncated_responses: dict[str, int]
     dropped: dict[str, int]
+    unread: str = ""
+
+    @classmethod
+    def without_data(cls, definition: Task, reason: str) -> "TokenizedTask":
+        """A task whose data cannot be read, for this reason; it has no examples."""
+        none = dict.fromkeys(SPLITS, 0)
+        return cls(definition, dict.fromkeys(SPLITS, ()), none, none, none, reason)
 
     @property
     def name(self) -> str:

@@ -325,6 +325,7 @@ def _official_checkpoint(workdir: Path) -> tuple[official_format.Tensors, dict[s
     evaluator, store = open_stream(workdir)
     stream, origin = _whole_stream(evaluator, store, workdir), Origin.load(workdir)
     names = evaluator.names
+    finished = {name: done for name, done in stream.finished.items() if done is not None}
     order = list(origin.tasks) if origin is not None else []
     order += [name for name in names if name not in order]
     if not settings.shared_head:
@@ -335,12 +336,12 @@ def _official_checkpoint(workdir: Path) -> tuple[official_format.Tensors, dict[s
             **stream.shared,
             "discriminator": np.asarray(stream.shared["discriminator"])[:, rows],
         },
-        "experts": {name: stream.finished[name].expert for name in order},
+        "experts": {name: finished[name].expert for name in order},
     }
     if settings.shared_head:
         trees["head"] = stream.last_head
     else:
-        trees["heads"] = {name: stream.finished[name].head for name in order}
+        trees["heads"] = {name: finished[name].head for name in order}
     targets = settings.lora.targets
     layers = evaluator.model.sizes.layers
     tensors = official_format.to_tensors(
@@ -396,6 +397,11 @@ def _refuse_what_has_no_place(settings: Settings, workdir: Path) -> None:
 def _whole_stream(evaluator: Evaluator, store: DiskStore, workdir: Path) -> StreamState:
     """The stream after its last task; one that was converted to be continued counts as it is."""
     stream, _ = store.restore()
+    if len(stream.answering) < len(stream.finished):
+        raise UserError(
+            f"a task was removed from {workdir}; the original's format numbers its tasks without a "
+            "gap. Export one expert alone by --format=peft --expert=NAME"
+        )
     left = evaluator.names[len(stream.finished) :]
     record = store.in_progress()
     if left and record is not None and record["task"] == left[0] and record["step"] == 0:

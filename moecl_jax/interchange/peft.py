@@ -283,7 +283,7 @@ def trained_lora(
     Raises:
       UserError: as `export_peft`.
     """
-    method, finished = evaluator.method, list(stream.finished)
+    method, finished = evaluator.method, stream.answering
     traits = method.traits
     trained, mixed = f"{workdir} was trained with {method.name}", len(traits.experts) > 1
     names = [*([SHARED] if mixed else []), *(finished if traits.expert_per_task else [])]
@@ -310,8 +310,8 @@ def trained_lora(
             f"note: the expert {expert!r} alone is not the model that was trained, in which a gate "
             "mixes it with another for each token"
         )
-    task = finished[-1] if expert in (None, SHARED) else expert
-    own = stream.finished[task]
+    own = stream.finished[finished[-1] if expert in (None, SHARED) else expert]
+    assert own is not None  # it is one of those that answer
     layers = method.adapter(TaskParameters(stream.shared, own.expert, own.head, stream.memory))
     of_task = traits.experts[-1]
     chosen: Expert = layers[SHARED if expert == SHARED else of_task]

@@ -11,6 +11,7 @@ Axes: L layers, N tokens, I and O input and output widths of a projection, r ran
 import jax
 import jax.numpy as jnp
 
+from moecl_jax.errors import UserError
 from moecl_jax.methods.base import Method, TaskEnd, blank
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
@@ -66,6 +67,23 @@ class AddedLoras(Method):
             for target, factors in expert.items()
         }
         return {**memory, "expert": past}
+
+    def lora_of(self, memory: Tree, index: int) -> Expert:
+        """The LoRA in the place of the task `index`."""
+        slots = slice(index * self.lora.rank, (index + 1) * self.lora.rank)
+        return {
+            target: {"a": factors["a"][:, :, slots], "b": factors["b"][:, slots]}
+            for target, factors in memory["expert"].items()
+        }
+
+    def without_task(self, memory: Tree, index: int) -> Tree:
+        """Refuses: all tasks are answered with the sum of all LoRAs."""
+        del memory, index
+        raise UserError(
+            f"method '{self.name}' answers for every task with the LoRAs of all tasks together, so "
+            "that without one of them the other tasks would be answered differently. 'moecl "
+            "rollback' goes back to the end of an earlier task"
+        )
 
     def task_count(self, memory: Tree) -> int:
         """T, the number of tasks that a memory has places for."""

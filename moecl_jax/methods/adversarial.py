@@ -48,8 +48,8 @@ class Adversarial(Section):
 
     KEY: ClassVar[str] = "adversarial"
     objective: str = setting("original", choices=("paper", "original", "confusion", "off"))
-    alpha: float = setting(0.1, least=0, most=1e6)
-    reduction: str = setting("mean", choices=("mean", "sum"))
+    alpha: float = setting(0.1, least=0, most=1e6, by_task=True)
+    reduction: str = setting("mean", choices=("mean", "sum"), by_task=True)
     past: str = setting("none", choices=("none", "statistics"))
 
     @property
@@ -80,18 +80,27 @@ class Drawn:
     Attributes:
       features: `[L, B, D]` float32.
       tasks: `[B]`, the finished task each was drawn for.
-      finished: scalar n, number of finished tasks; without any, the features mean nothing.
+      seen: `[T]` bool, the n finished tasks that statistics are kept of; without any, the features
+        mean nothing.
     """
 
     features: jax.Array
     tasks: jax.Array
-    finished: jax.Array
+    seen: jax.Array
+
+    @property
+    def finished(self) -> jax.Array:
+        """Scalar n."""
+        return jnp.sum(self.seen)
 
 
 def no_statistics(sizes: DecoderConfig, task_count: int) -> Tree:
-    """Statistics of T tasks before the first is finished: `mean` and `deviation` `[L, T, D]`."""
+    """Statistics of T tasks before the first is finished.
+
+    `mean` and `deviation` are `[L, T, D]`; `seen` `[T]` says of which tasks they are.
+    """
     zeros = jnp.zeros((sizes.layers, task_count, sizes.width))
-    return {"mean": zeros, "deviation": zeros, "finished": jnp.zeros((), jnp.int32)}
+    return {"mean": zeros, "deviation": zeros, "seen": jnp.zeros(task_count, bool)}
 
 
 def with_statistics(statistics: Tree, pooled: np.ndarray, index: int) -> Tree:
@@ -106,8 +115,15 @@ def with_statistics(statistics: Tree, pooled: np.ndarray, index: int) -> Tree:
     return {
         "mean": jnp.asarray(statistics["mean"]).at[:, index].set(pooled.mean(axis=0)),
         "deviation": jnp.asarray(statistics["deviation"]).at[:, index].set(pooled.std(axis=0)),
-        "finished": jnp.asarray(index + 1, jnp.int32),
+        "seen": jnp.asarray(statistics["seen"]).at[index].set(True),
     }
+
+
+def without_statistics(statistics: Tree, index: int) -> Tree:
+    """The statistics less those of the task at a place."""
+    none = {"mean": 0.0, "deviation": 0.0}
+    kept = {name: jnp.asarray(statistics[name]).at[:, index].set(x) for name, x in none.items()}
+    return {**kept, "seen": jnp.asarray(statistics["seen"]).at[index].set(False)}
 
 
 def draw(statistics: Tree, key: jax.Array, places: jax.Array) -> Drawn:
@@ -118,16 +134,17 @@ def draw(statistics: Tree, key: jax.Array, places: jax.Array) -> Drawn:
       key: PRNG key of the step.
       places: `[B]`, the examples' places in the whole batch, by which the draws differ.
     """
-    finished = statistics["finished"]
+    seen = statistics["seen"]
+    places_seen, finished = jnp.argsort(~seen, stable=True), jnp.sum(seen)
 
     def one(place: jax.Array) -> tuple[jax.Array, jax.Array]:
         task_key, noise_key = jax.random.split(jax.random.fold_in(key, place))
-        task = jax.random.randint(task_key, (), 0, jnp.maximum(finished, 1))
+        task = places_seen[jax.random.randint(task_key, (), 0, jnp.maximum(finished, 1))]
         mean, deviation = statistics["mean"][:, task], statistics["deviation"][:, task]
         return mean + deviation * jax.random.normal(noise_key, mean.shape), task
 
     features, tasks = jax.vmap(one, out_axes=(1, 0))(places)
-    return Drawn(features, tasks, finished)
+    return Drawn(features, tasks, seen)
 
 
 def adversarial_losses(
@@ -172,7 +189,9 @@ def adversarial_losses(
     chex.assert_equal_shape_prefix([pooled, discriminator], 1)
     chex.assert_equal(pooled.shape[2], discriminator.shape[2])
     count = discriminator.shape[1]
-    seen = jnp.arange(count) <= (count if drawn is None else drawn.finished)
+    seen = jnp.ones(count, bool)
+    if drawn is not None:
+        seen = drawn.seen | (jnp.arange(count) == task_index)
 
     def among_seen(logits: jax.Array) -> jax.Array:
         return logits if drawn is None else jnp.where(seen, logits, -jnp.inf)

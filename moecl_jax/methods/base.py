@@ -313,6 +313,22 @@ class Method(abc.ABC):
         del end
         return parameters
 
+    def without_task(self, memory: Tree, index: int) -> Tree:
+        """The memory less what it has of one finished task, which is removed.
+
+        The other tasks must be answered as before, bit for bit. As a default the memory itself:
+        it has nothing of a single task.
+
+        Args:
+          memory: memory of a moment after the task was finished, as NumPy.
+          index: place of the task in the stream.
+
+        Raises:
+          UserError: the task cannot be removed, because others are answered with what is its own.
+        """
+        del index
+        return memory
+
     def new_expert(self, key: jax.Array, sizes: DecoderConfig, *, attention: bool = True) -> Expert:
         """A LoRA expert that changes nothing yet, with attention's targets or without them."""
         out = () if attention else ATTENTION_TARGETS

@@ -32,9 +32,9 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "ewc"
-    weight: float = setting(1e4, least=0, most=1e12)
-    decay: float = setting(1.0, least=0, most=1)
-    examples: int = setting(64, least=1, most=10**9)
+    weight: float = setting(1e4, least=0, most=1e12, by_task=True)
+    decay: float = setting(1.0, least=0, most=1, by_task=True)
+    examples: int = setting(64, least=1, most=10**9, by_task=True)
 
 
 class Ewc(SequentialLora):

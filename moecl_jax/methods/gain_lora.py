@@ -47,9 +47,9 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "gain_lora"
-    weight: float = setting(0.5, least=0, most=1e9)
+    weight: float = setting(0.5, least=0, most=1e9, by_task=True)
     hidden: int = setting(100, least=1, most=2**16)
-    threshold: float = setting(0.995, least=0, most=1)
+    threshold: float = setting(0.995, least=0, most=1, by_task=True)
 
 
 class GainLora(AddedLoras):

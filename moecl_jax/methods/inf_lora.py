@@ -43,7 +43,7 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "inf_lora"
-    threshold: float = setting(0.95, least=0, most=1)
+    threshold: float = setting(0.95, least=0, most=1, by_task=True)
 
 
 class InfLora(AddedLoras):

@@ -31,8 +31,8 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "lwf"
-    weight: float = setting(1.0, least=0, most=1e6)
-    temperature: float = setting(2.0, above=0, most=1000)
+    weight: float = setting(1.0, least=0, most=1e6, by_task=True)
+    temperature: float = setting(2.0, above=0, most=1000, by_task=True)
 
 
 class Lwf(SequentialLora):

@@ -32,7 +32,7 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "mocl"
-    match: float = setting(1.0, least=0, most=1e6)
+    match: float = setting(1.0, least=0, most=1e6, by_task=True)
 
 
 class Mocl(AddedLoras):

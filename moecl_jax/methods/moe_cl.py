@@ -26,6 +26,7 @@ from moecl_jax.methods.adversarial import (
     discriminator_rows,
     no_statistics,
     with_statistics,
+    without_statistics,
 )
 from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, TaskStart, Traits
 from moecl_jax.methods.parameters import TaskParameters, Tree
@@ -51,7 +52,7 @@ class Options(Section):
 
     KEY: ClassVar[str] = "moe_cl"
     shared: str = setting("snapshot", choices=tuple(WAYS))
-    snapshot_dtype: str = setting("float32", choices=("float32", "int8"))
+    snapshot_dtype: str = setting("float32", choices=("float32", "int8"), by_task=True)
     frozen_after: int = setting(1, least=1, most=1_000_000)
     directions: int = setting(64, least=0, most=65_536)
     adversarial: Adversarial = Adversarial()
@@ -162,6 +163,12 @@ class MoeCl(Method):
         return parameters.replace(
             shared={**shared, "expert": carried}, expert=expert, memory=memory
         )
+
+    def without_task(self, memory: Tree, index: int) -> Tree:
+        """The statistics of the task's features go; in the shared expert it cannot be told."""
+        if not self.options.adversarial.remembers:
+            return memory
+        return {**memory, "statistics": without_statistics(memory["statistics"], index)}
 
     def penalty(self, parameters: TaskParameters, inputs: LossInputs) -> Penalty:
         """Alpha times the discriminator's and the shared expert's adversarial losses."""

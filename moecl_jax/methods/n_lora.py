@@ -32,7 +32,7 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "n_lora"
-    weight: float = setting(1e-5, least=0, most=1e9)
+    weight: float = setting(1e-5, least=0, most=1e9, by_task=True)
 
 
 class NLora(AddedLoras):

@@ -34,8 +34,8 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "o_lora"
-    weight: float = setting(0.5, least=0, most=1e9)
-    form: str = setting("absolute", choices=("absolute", "squared"))
+    weight: float = setting(0.5, least=0, most=1e9, by_task=True)
+    form: str = setting("absolute", choices=("absolute", "squared"), by_task=True)
     composed: bool = True
 
 
@@ -55,6 +55,13 @@ class OLora(AddedLoras):
         """Puts the task's LoRA into the memory; not composed, it is the task's own too."""
         finished = super().finish_task(parameters, end)
         return finished if self.options.composed else finished.replace(expert=parameters.shared)
+
+    def without_task(self, memory: Tree, index: int) -> Tree:
+        """Not composed, the task's LoRA goes out of what later ones are kept orthogonal to."""
+        if self.options.composed:
+            return super().without_task(memory, index)
+        nothing = jax.tree.map(jnp.zeros_like, self.lora_of(memory, index))
+        return self.with_lora(memory, nothing, index)
 
     def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """The task's LoRA and, where they are composed, the earlier ones, as one LoRA."""

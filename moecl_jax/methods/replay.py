@@ -26,8 +26,8 @@ class Options(Section):
     """
 
     KEY: ClassVar[str] = "replay"
-    memory: int = setting(64, least=0, most=10**9)
-    batch: int = setting(4, least=0, most=2**16)
+    memory: int = setting(64, least=0, most=10**9, by_task=True)
+    batch: int = setting(4, least=0, most=2**16, by_task=True)
 
 
 class Replay(SequentialLora):

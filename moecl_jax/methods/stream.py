@@ -38,18 +38,24 @@ class StreamState:
 
     Attributes:
       shared: tree that all tasks share, as it is now.
-      finished: finished tasks by name, in their order.
+      finished: finished tasks by name, in their order; None stands for one that was removed.
       memory: the method's memory, as it is now.
     """
 
     shared: Tree
-    finished: Mapping[str, FinishedTask]
+    finished: Mapping[str, FinishedTask | None]
     memory: Tree = dataclasses.field(default_factory=dict)
+
+    @property
+    def answering(self) -> list[str]:
+        """Names of the finished tasks that were not removed, in their order."""
+        return [name for name, done in self.finished.items() if done is not None]
 
     @property
     def last_head(self) -> Tree | None:
         """The head of the task that was finished last; None before the first."""
-        return list(self.finished.values())[-1].head if self.finished else None
+        heads = [done.head for done in self.finished.values() if done is not None]
+        return heads[-1] if heads else None
 
     def after(self, name: str, parameters: TaskParameters, class_count: int) -> "StreamState":
         """The state after a task: shared tree and memory carried on, its own parts set aside.

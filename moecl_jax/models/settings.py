@@ -71,7 +71,7 @@ class Lora(Section):
     KEY: ClassVar[str] = "lora"
     rank: int = setting(8, least=1, most=2**16)
     alpha: float = setting(16.0, above=0, most=1e6)
-    dropout: float = setting(0.05, least=0.0, below=1)
+    dropout: float = setting(0.05, least=0.0, below=1, by_task=True)
     targets: tuple[str, ...] = setting(FFN_TARGETS, choices=TARGETS)
     task_attention: bool = True
 

@@ -1,11 +1,13 @@
 """Orbax checkpoints: one for each finished task, and one inside the task being trained.
 
-    checkpoints/000_trec/       the task's expert and head; JSON beside them; the trees that all
-                                tasks share as they were then, if kept; in the newest one also what
-                                is known of all tasks' features
+    checkpoints/000_trec/       the task's expert and head, and features of its texts; JSON beside
+                                them; the trees that all tasks share as they were then, if kept; in
+                                the newest one also the features of all tasks together
     checkpoints/in_progress/    the state of the task in training; gone when it is finished
     checkpoints/.removed/       what is being deleted
+    checkpoints/.prepared/      what a removal is about to put in the place of others
     checkpoints/set_aside/      what was damaged or followed it, after a training went back
+    finished.json               names of the finished tasks, so that one that is gone is missed
 
 Every save is atomic: Orbax writes beside the target and renames. A deletion is a rename first. What
 is read must have the digest that it was written with. The frozen LLM is not saved; its fingerprint
@@ -30,14 +32,20 @@ import orbax.checkpoint as ocp
 from moecl_jax import quiet
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.models.sharding import first_process, wait_for_all
-from moecl_jax.outside import shortened
-from moecl_jax.runs.names import CHECKPOINTS_FOLDER, IN_PROGRESS_FOLDER, SET_ASIDE_FOLDER
-from moecl_jax.writing import RETRY
+from moecl_jax.outside import parse_json, shortened
+from moecl_jax.runs.changes import PREPARED, REMOVED
+from moecl_jax.runs.names import (
+    CHECKPOINTS_FOLDER,
+    FINISHED_NAME,
+    IN_PROGRESS_FOLDER,
+    SET_ASIDE_FOLDER,
+)
+from moecl_jax.writing import RETRY, write_json
 
-FOLDER, SET_ASIDE, _IN_PROGRESS = CHECKPOINTS_FOLDER, SET_ASIDE_FOLDER, IN_PROGRESS_FOLDER
-_REMOVED = ".removed"
+FOLDER, SET_ASIDE, IN_PROGRESS = CHECKPOINTS_FOLDER, SET_ASIDE_FOLDER, IN_PROGRESS_FOLDER
 _OWN = "task"
 _SHARED = "shared"
+_OWN_FEATURES = "own_features"
 _FEATURES = "features"
 _RECORD = "record"
 _SHAPES = "shapes"  # of the saved arrays, in the record
@@ -144,6 +152,16 @@ def _record_digest(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def _save_parts(path: Path, record: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Writes a finished task's checkpoint, with the shapes of its arrays."""
+    shapes = {part: _shapes(tree, path) for part, tree in parts.items()}
+    _save(path, {**record, _SHAPES: shapes}, **parts)
+
+
+def _folder_name(index: int, name: str) -> str:
+    return f"{index:03d}_{name}"
+
+
 def _shapes(tree: Any, path: Path) -> Any:
     """Nested dictionaries of arrays as nested dictionaries of (shape, dtype)."""
     if isinstance(tree, Mapping):
@@ -177,6 +195,7 @@ class TaskCheckpoints:
         record: Mapping[str, Any],
         features: Mapping[str, np.ndarray] | None = None,
         *,
+        own_features: Mapping[str, np.ndarray] | None = None,
         keep_shared: int = 0,
     ) -> None:
         """Saves a finished task and forgets its training state.
@@ -187,18 +206,17 @@ class TaskCheckpoints:
           shared: the shared trees and memory of the moment.
           record: JSON-serialisable facts, such as the accuracies so far.
           features: features of all tasks so far, which replace those saved with earlier tasks.
+          own_features: features of the task alone, which stay with it.
           keep_shared: how many of the newest tasks keep the shared trees of their moment; 0: all.
 
         Raises:
           UserError: it cannot be written.
         """
         path = self.path(index)
-        trees = {_OWN: own, _SHARED: shared}
-        if features is not None:
-            trees[_FEATURES] = features
-        shapes = {part: _shapes(tree, path) for part, tree in trees.items()}
-        _save(path, {**record, _SHAPES: shapes}, **trees)
+        parts = {_OWN: own, _SHARED: shared, _OWN_FEATURES: own_features, _FEATURES: features}
+        _save_parts(path, record, {name: tree for name, tree in parts.items() if tree is not None})
         if first_process():
+            self.note_finished(self.names[: index + 1])
             for other in range(index):
                 if features is not None:
                     self._remove(self.path(other) / _FEATURES)
@@ -210,8 +228,7 @@ class TaskCheckpoints:
         """Number of finished tasks, up to the first that is not.
 
         Raises:
-          UserError: a later task is finished than one whose checkpoint is missing, or one is a link
-            to nothing.
+          UserError: the checkpoint of a task that was finished is missing, or is a link to nothing.
         """
         paths = list(map(self.path, range(len(self.names))))
         there = [path.is_dir() for path in paths]
@@ -228,11 +245,55 @@ class TaskCheckpoints:
                 f"the checkpoint {self.path(count)} is missing, and {later.name} after it is "
                 f"there. {_REMEDY}"
             )
+        known = self.known_finished()
+        if len(known) > count:
+            place = self.folder / _folder_name(count, known[count])
+            what = "is not in config.tasks" if os.path.lexists(place) else "is missing"
+            raise UserError(
+                f"the checkpoint {place} {what}, and {FINISHED_NAME} says that its task was "
+                f"finished. 'moecl rollback' goes back to an earlier task and 'moecl remove' "
+                f"removes one. {_REMEDY}"
+            )
         return count
+
+    def begun_count(self) -> int:
+        """Number of the first tasks that were begun, whatever of them is missing or damaged."""
+        places = [place for place in range(len(self.names)) if os.path.lexists(self.path(place))]
+        try:
+            record = self.in_progress_record()
+        except UserError:
+            return len(self.names)
+        if record is not None and record["task"] in self.names:
+            places.append(self.names.index(record["task"]))
+        return max(len(self.known_finished()), *(place + 1 for place in places), 0)
+
+    def known_finished(self) -> list[str]:
+        """Names of the tasks that were finished, whether their checkpoints are there or not.
+
+        Raises:
+          UserError: the file that holds them is broken.
+        """
+        path = self.folder.parent / FINISHED_NAME
+        try:
+            content = parse_json(path.read_bytes())
+            if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+                raise ValueError("expected a list of names")
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is broken: {one_line(error)}. Restore it from a copy, or delete it; then "
+                "a checkpoint that is missing at the end goes unnoticed."
+            ) from error
+        return content
+
+    def note_finished(self, names: Sequence[str]) -> None:
+        """Writes which tasks were finished."""
+        write_json(self.folder.parent / FINISHED_NAME, list(names))
 
     def any(self) -> bool:
         """Whether anything is saved."""
-        paths = [*map(self.path, range(len(self.names))), self.folder / _IN_PROGRESS]
+        paths = [*map(self.path, range(len(self.names))), self.folder / IN_PROGRESS]
         return any(map(os.path.lexists, paths))
 
     def finished_record(self, index: int) -> dict[str, Any]:
@@ -242,6 +303,10 @@ class TaskCheckpoints:
     def restore_own(self, index: int) -> dict[str, Any]:
         """A finished task's expert and head as NumPy arrays."""
         return dict(_restore_arrays(self.path(index), _OWN))
+
+    def has_own(self, index: int) -> bool:
+        """Whether a finished task's expert and head are there."""
+        return (self.path(index) / _OWN).is_dir()
 
     def has_shared(self, index: int) -> bool:
         """Whether the shared trees are kept of the moment when a task was finished."""
@@ -262,12 +327,40 @@ class TaskCheckpoints:
             )
         return dict(_restore_arrays(path, _SHARED))
 
-    def restore_features(self, index: int) -> dict[str, np.ndarray] | None:
-        """The features saved with a task as NumPy, or None where none are."""
-        path = self.path(index)
-        if not (path / _FEATURES).is_dir():
+    def restore_features(self, index: int, *, own: bool = False) -> dict[str, np.ndarray] | None:
+        """The features saved with a task as NumPy, or None where none are.
+
+        Args:
+          index: place of the task in the stream.
+          own: whether those of the task alone are meant, or those of all tasks so far.
+        """
+        path, part = self.path(index), _OWN_FEATURES if own else _FEATURES
+        if not (path / part).is_dir():
             return None
-        return dict(_restore_arrays(path, _FEATURES))
+        return dict(_restore_arrays(path, part))
+
+    def save_copy(self, index: int, target: Path, *, own: bool = True, shared: Any = None) -> None:
+        """Writes a finished task's checkpoint anew, without the features of all tasks.
+
+        Args:
+          index: place of the task in the stream.
+          target: the new folder.
+          own: whether the task's own expert, head and features are in it.
+          shared: the shared trees and memory; None for none.
+        """
+        path, parts = self.path(index), {}
+        for part in (_OWN, _OWN_FEATURES):
+            if own and (path / part).is_dir():
+                parts[part] = _restore_arrays(path, part)
+        if shared is not None:
+            parts[_SHARED] = shared
+        kept = (_SHAPES, _DIGESTS)
+        record = {key: value for key, value in _read_record(path).items() if key not in kept}
+        _save_parts(target, record, parts)
+
+    def features_path(self, index: int) -> Path:
+        """Where the features of all tasks are kept with one."""
+        return self.path(index) / _FEATURES
 
     def save_in_progress(self, tree: Any, record: Mapping[str, Any]) -> None:
         """Saves the state of the task in training over the one before, which stays till then.
@@ -276,20 +369,20 @@ class TaskCheckpoints:
           UserError: it cannot be written.
         """
         step = int(record["step"])
-        _save(self.folder / _IN_PROGRESS / str(step), record, tree=tree)
+        _save(self.folder / IN_PROGRESS / str(step), record, tree=tree)
         for other in self._in_progress_steps() if first_process() else ():
             if other != step:
-                self._remove(self.folder / _IN_PROGRESS / str(other))
+                self._remove(self.folder / IN_PROGRESS / str(other))
         wait_for_all("saved in progress")
 
     def in_progress_record(self) -> dict[str, Any] | None:
         """The record of the newest state of the task in training, or None."""
         steps = self._in_progress_steps()
-        return _read_record(self.folder / _IN_PROGRESS / str(max(steps))) if steps else None
+        return _read_record(self.folder / IN_PROGRESS / str(max(steps))) if steps else None
 
     def restore_in_progress(self, template: Any) -> Any:
         """The newest state of the task in training as NumPy; `template` gives shapes and dtypes."""
-        path = self.folder / _IN_PROGRESS / str(max(self._in_progress_steps()))
+        path = self.folder / IN_PROGRESS / str(max(self._in_progress_steps()))
         return _restore_like(path, "tree", template)
 
     def check_in_progress(self) -> None:
@@ -300,21 +393,22 @@ class TaskCheckpoints:
         """
         steps = self._in_progress_steps()
         if steps:
-            _checked(self.folder / _IN_PROGRESS / str(max(steps)), "tree", None)
+            _checked(self.folder / IN_PROGRESS / str(max(steps)), "tree", None)
 
     def clear_in_progress(self) -> None:
         """Forgets the state of the task in training."""
         if first_process():
-            self._remove(self.folder / _IN_PROGRESS)
+            self._remove(self.folder / IN_PROGRESS)
         wait_for_all("cleared in progress")
 
     def tidy(self) -> None:
         """Deletes what a process that was killed left unfinished: saves and deletions of ours."""
-        shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+        for name in (REMOVED, PREPARED):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in (self.path(index).name for index in range(len(self.names))):
             for path in self.folder.glob(glob.escape(name) + _UNFINISHED):
                 shutil.rmtree(path, ignore_errors=True)
-        for path in (self.folder / _IN_PROGRESS).glob("*" + _UNFINISHED):
+        for path in (self.folder / IN_PROGRESS).glob("*" + _UNFINISHED):
             shutil.rmtree(path, ignore_errors=True)
 
     def probe(self) -> None:
@@ -354,8 +448,10 @@ class TaskCheckpoints:
           The folder that holds them now; None if there are none.
         """
         paths = [self.path(index) for index in range(count, len(self.names))]
-        paths += [self.folder / _IN_PROGRESS] if in_progress else []
+        paths += [self.folder / IN_PROGRESS] if in_progress else []
         present = [path for path in paths if os.path.lexists(path)]  # links to nothing too
+        if len(known := self.known_finished()) > count:
+            self.note_finished(known[:count])
         if not present:
             return None
         aside = self.folder / SET_ASIDE / time.strftime("%Y%m%dT%H%M%S", time.gmtime())
@@ -366,10 +462,10 @@ class TaskCheckpoints:
 
     def path(self, index: int) -> Path:
         """The folder of a task's checkpoint."""
-        return self.folder / f"{index:03d}_{self.names[index]}"
+        return self.folder / _folder_name(index, self.names[index])
 
     def _in_progress_steps(self) -> list[int]:
-        folder = self.folder / _IN_PROGRESS
+        folder = self.folder / IN_PROGRESS
         if not folder.is_dir():
             return []
         return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
@@ -378,7 +474,7 @@ class TaskCheckpoints:
         """Deletes a folder so that a process that is killed meanwhile leaves no half of it."""
         if not path.exists():
             return
-        removed = self.folder / _REMOVED
+        removed = self.folder / REMOVED
         removed.mkdir(exist_ok=True)
         os.rename(path, removed / f"{path.parent.name}_{path.name}_{time.time_ns()}")
         shutil.rmtree(removed, ignore_errors=True)

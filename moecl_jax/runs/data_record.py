@@ -39,13 +39,14 @@ class DataRecord:
 
     @classmethod
     def of(cls, tasks: Sequence[TokenizedTask], tokenizer: AnyTokenizer | None) -> Self:
-        """The record of tasks that were read."""
+        """The record of the tasks that were read; others are left out."""
         read = {
             task.name: {
                 "prompt": prompt_format(task.definition, tokenizer).template,
                 **{split: _of_examples(task.splits[split]) for split in SPLITS},
             }
             for task in tasks
+            if not task.unread and not task.definition.removed
         }
         return cls(_of_tokenizer(tokenizer), read)
 
@@ -73,6 +74,10 @@ class DataRecord:
     def save(self, workdir: Path) -> None:
         """Writes data.json."""
         write_json(workdir / DATA_NAME, dataclasses.asdict(self))
+
+    def size(self, task: str, split: str) -> int:
+        """Number of examples of a task's split; 0 where it was never read."""
+        return int(self.tasks.get(task, {}).get(split, "0").partition(" ")[0])
 
     def differences(self, now: "DataRecord", begun: Sequence[str]) -> list[str]:
         """What has changed, one phrase each.

@@ -58,16 +58,26 @@ class TaskFeatures:
         """What a checkpoint holds: all but the names."""
         return {"means": self.means, "counts": self.counts, "scatter": self.scatter}
 
-    def add(self, name: str, features: np.ndarray) -> "TaskFeatures":
-        """With one more task, given the features `[n, D]` of its texts."""
+    @classmethod
+    def of(cls, name: str, features: np.ndarray) -> "TaskFeatures":
+        """Of one task, given the features `[n, D]` of its texts."""
         wide = features.astype(np.float64)
         mean = wide.mean(axis=0)
         centred = wide - mean
+        return cls(
+            (name,),
+            mean[None].astype(np.float32),
+            np.array([len(features)], np.int32),
+            (centred.T @ centred).astype(np.float32),
+        )
+
+    def joined(self, others: "TaskFeatures") -> "TaskFeatures":
+        """With those of further tasks; so in any order of tasks they are sums of each task's."""
         return TaskFeatures(
-            (*self.names, name),
-            np.concatenate([self.means, mean[None].astype(np.float32)]),
-            np.append(self.counts, np.int32(len(features))),
-            (self.scatter + centred.T @ centred).astype(np.float32),
+            (*self.names, *others.names),
+            np.concatenate([self.means, others.means]),
+            np.concatenate([self.counts, others.counts]),
+            self.scatter + others.scatter,
         )
 
     def choose(self, features: np.ndarray) -> np.ndarray:

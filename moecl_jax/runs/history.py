@@ -82,6 +82,8 @@ class History:
       right: a text for each task, after the one that was finished last: `1` for a test text that
         is answered rightly and `0` for any other, in their order; "" in a free-form task.
       classification: figures of each label for each task, after the one that was finished last.
+      task_settings: for each task, by its name, the values it was trained with of those that may
+        differ from task to task.
       task_free: after the last task of the stream, results where each text's task is chosen.
       scored_random_init: the same as `random_init`, by scoring the labels' texts.
     """
@@ -97,6 +99,7 @@ class History:
     skipped: int = 0
     right: list[str] = dataclasses.field(default_factory=list)
     classification: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
+    task_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     task_free: dict[str, Any] | None = None
     scored_random_init: list[float] = dataclasses.field(default_factory=list)
 
@@ -127,8 +130,31 @@ class History:
         self.random_init.append(evaluation.accuracy)
         self.scored_random_init.append(evaluation.scored_accuracy)
 
-    def append_row(self, evaluations: Sequence[Evaluation]) -> None:
-        """Adds the results on all tasks after a task."""
+    def of_first(self, count: int) -> "History":
+        """The history less what was measured of the tasks of the stream from `count` on."""
+        known = len(self.random_init)
+        if count >= known:
+            return self
+        cut: dict[str, Any] = {"task_free": None}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("accuracy", "scored"):
+                cut[field.name] = [row[:count] for row in value]
+            elif isinstance(value, list) and len(value) == known:  # one for each task
+                cut[field.name] = value[:count]
+        return dataclasses.replace(self, **cut)
+
+    def append_row(
+        self, evaluations: Sequence[Evaluation], *, unchanged: Sequence[int] = ()
+    ) -> None:
+        """Adds the results on all tasks after a task.
+
+        Args:
+          evaluations: results on all tasks.
+          unchanged: places of tasks whose results are those of the row before.
+        """
+        gates_before, right_before = self.gate_weights, self.right
+        figures_before = self.classification
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
         layers = max((len(e.shared_weight) for e in evaluations), default=0)
@@ -137,6 +163,13 @@ class History:
         self.gate_weights = gates if layers else []
         self.right = ["".join("01"[int(answer)] for answer in e.right) for e in evaluations]
         self.classification = [e.classification for e in evaluations]
+        for place in unchanged:
+            for matrix in (self.accuracy, self.scored):
+                matrix[-1][place] = matrix[-2][place]
+            self.right[place] = right_before[place]
+            self.classification[place] = figures_before[place]
+            if self.gate_weights:
+                self.gate_weights[place] = gates_before[place]
 
     def append_unknown_row(self) -> None:
         """Adds the row of a task after which nothing was measured."""

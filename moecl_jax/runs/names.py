@@ -17,6 +17,11 @@ NOT_FINITE_NAME = "not_finite.json"
 
 LOCK_NAME = ".lock"
 """An empty file, which the process that trains in a workdir has locked."""
+FINISHED_NAME = "finished.json"
+"""Names of the finished tasks in their order, so that a checkpoint that is gone is missed."""
+
+CHANGE_NAME = "change.json"
+"""What is left to do of a rollback or a removal that was interrupted; `runs.changes` does it."""
 
 ORIGIN_NAME = "origin.json"
 """Facts about the checkpoint that a workdir was converted from; absent in a trained workdir."""

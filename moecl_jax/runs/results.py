@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import parse_json, shortened
+from moecl_jax.runs.changes import finish_interrupted
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.metrics import comparable, forward_transfer
 from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
@@ -110,6 +111,7 @@ class Results:
         Raises:
           UserError: if the file does not exist, cannot be read, or is broken.
         """
+        finish_interrupted(Path(workdir))
         path = Path(workdir) / RESULTS_NAME
         if not path.exists():
             raise UserError(

@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Self
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.settings import BatchSettings, DataSettings
 from moecl_jax.data.task import Task
-from moecl_jax.errors import UserError, listed
+from moecl_jax.errors import UserError, listed, suggestion
 from moecl_jax.methods import METHODS, Method, find_method, spec_of
 from moecl_jax.methods.options import from_sections, to_sections
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
 from moecl_jax.outside import shortened
 from moecl_jax.runs.trackers import check_names
-from moecl_jax.settings import Section, refuse_unknown, setting
+from moecl_jax.settings import Section, keys_by_task, refuse_unknown, setting
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -56,11 +56,11 @@ class OptimizerSettings(Section):
     """
 
     KEY: ClassVar[str] = "optimizer"
-    learning_rate: float = setting(2e-4, least=0, most=10)
-    weight_decay: float = setting(0.01, least=0, most=1000)
-    schedule: str = setting("constant", choices=SCHEDULES)
-    warmup_fraction: float = setting(0.0, least=0, most=1)
-    clip_norm: float = setting(0.0, least=0, most=1e9)
+    learning_rate: float = setting(2e-4, least=0, most=10, by_task=True)
+    weight_decay: float = setting(0.01, least=0, most=1000, by_task=True)
+    schedule: str = setting("constant", choices=SCHEDULES, by_task=True)
+    warmup_fraction: float = setting(0.0, least=0, most=1, by_task=True)
+    clip_norm: float = setting(0.0, least=0, most=1e9, by_task=True)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -91,6 +91,9 @@ class Settings(Section):
       tasks: names of the tasks in the order of training, out of the catalog or of `definitions`.
         Extend the list and run again with the same workdir to train the new tasks only.
       definitions: fields of tasks by name (docs: Tasks).
+      task_settings: values of some tasks' own, by the task's name and then as in a config, such as
+        `task_settings.trec.optimizer.learning_rate`. They may be given for what changes neither
+        shapes nor what finished tasks answer.
       model: how the frozen LLM is loaded and computed.
       lora: the low-rank experts.
       options: the methods' own sections, each a mapping of keys and values; what is left out has
@@ -118,6 +121,7 @@ class Settings(Section):
     shared_head: bool = False
     tasks: tuple[str, ...] = ("trec", "sms_spam")
     definitions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    task_settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     model: ModelSettings = ModelSettings()
     lora: Lora = Lora()
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -126,8 +130,8 @@ class Settings(Section):
     mesh: MeshSettings = MeshSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
-    epochs: int = setting(3, least=1, most=10**6)
-    selection: str = setting("best", choices=("best", "last"))
+    epochs: int = setting(3, least=1, most=10**6, by_task=True)
+    selection: str = setting("best", choices=("best", "last"), by_task=True)
     log_every: int = setting(10, least=1, most=10**9)
     trackers: tuple[str, ...] = ("tensorboard",)
     checkpoint_every: int = setting(200, least=1, most=10**9)
@@ -144,6 +148,8 @@ class Settings(Section):
         check_names(self.trackers)
         _check_definitions(self.definitions)
         object.__setattr__(self, "options", _options(find_method(self.method), self.options))
+        if self.task_settings:
+            self._check_task_settings()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -171,7 +177,7 @@ class Settings(Section):
                 content |= {name: dict(keys) for name, keys in value.items()}
             elif isinstance(value, Section):
                 content[field.name] = dataclasses.asdict(value)
-            elif field.name == "definitions":
+            elif field.name in ("definitions", "task_settings"):
                 content[field.name] = {name: dict(fields) for name, fields in value.items()}
             else:
                 content[field.name] = value
@@ -195,9 +201,47 @@ class Settings(Section):
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 value = dataclasses.asdict(value)
             old = content.get(key)
-            partial = key != "definitions" and isinstance(value, Mapping)
+            partial = key not in ("definitions", "task_settings") and isinstance(value, Mapping)
             content[key] = {**old, **value} if partial and isinstance(old, Mapping) else value
         return Settings.from_mapping(content)
+
+    @property
+    def by_task(self) -> set[str]:
+        """Dotted keys of the values that may differ from task to task."""
+        method = find_method(self.method)
+        return keys_by_task(Settings, "") | keys_by_task(method.Options, method.name)
+
+    @property
+    def values_by_task(self) -> dict[str, Any]:
+        """The values that may differ from task to task, by dotted key."""
+        known = self.by_task
+        return {key: value for key, value in leaves(self.to_mapping()) if key in known}
+
+    def for_task(self, name: str) -> "Settings":
+        """The settings that a task is trained with: these, and the task's own."""
+        changes = {**self.task_settings.get(name, {}), "task_settings": {}}
+        return self.changed(changes) if self.task_settings else self
+
+    def _check_task_settings(self) -> None:
+        """Refuses values of tasks that do not exist, or that cannot be a task's own."""
+        if not isinstance(self.task_settings, Mapping):
+            raise UserError(
+                f"config: task_settings = {shortened(self.task_settings)} must map tasks to values"
+            )
+        for name, values in self.task_settings.items():
+            place = f"config: task_settings.{name}"
+            if name not in self.tasks:
+                hint = suggestion(str(name), self.tasks)
+                raise UserError(f"{place}: config.tasks has no such task{hint}")
+            if not isinstance(values, Mapping):
+                raise UserError(f"{place} = {shortened(values)} must be a section of values")
+            try:
+                own = self.for_task(name)
+            except UserError as error:
+                raise UserError(f"{place}: {str(error).removeprefix('config: ')}") from error
+            for key, _ in leaves(values):
+                if key not in own.by_task:
+                    raise UserError(f"{place}.{key}: {why_for_all(key)}")
 
     def method_object(self) -> Method:
         """The method with its hyper-parameters.
@@ -230,6 +274,24 @@ class Settings(Section):
                 f"{shortened(names, 200)}"
             )
         return tuple(known[name] for name in names)
+
+
+# Why a value is one for all tasks of a stream, by the beginning of its key.
+_FOR_ALL = {
+    "lora.": "it is one for all tasks: what was trained is computed with it",
+    "model.": "it is one for all tasks: what was trained fits one frozen model",
+    "data.": "it is one for all tasks: their examples are read and cut alike",
+    "seed": "it is one for all tasks: starting values and the order of examples follow from it",
+    "definitions.": "a task that was begun stays what it is",
+}
+
+
+def why_for_all(key: str) -> str:
+    """Why a value cannot differ from task to task."""
+    for beginning, reason in _FOR_ALL.items():
+        if key.startswith(beginning):
+            return reason
+    return "it is one for all tasks: it decides shapes, or what finished tasks answer"
 
 
 def settings_of(method: Method) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import abc
 import copy
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def save_finished(
-        self, state: StreamState, history: History, features: TaskFeatures | None = None
+        self,
+        state: StreamState,
+        history: History,
+        features: TaskFeatures | None = None,
+        own_features: TaskFeatures | None = None,
     ) -> None:
         """Keeps the state after the task that was finished last, and forgets one inside a task.
 
@@ -68,6 +73,7 @@ class Store(abc.ABC):
           state: state after that task.
           history: history with that task's row.
           features: features of all finished label tasks, where they are known.
+          own_features: those of that task alone.
         """
 
     @abc.abstractmethod
@@ -133,9 +139,14 @@ class MemoryStore(Store):
         return self._ready(self._moments[index])
 
     def save_finished(
-        self, state: StreamState, history: History, features: TaskFeatures | None = None
+        self,
+        state: StreamState,
+        history: History,
+        features: TaskFeatures | None = None,
+        own_features: TaskFeatures | None = None,
     ) -> None:
         """As `Store` says."""
+        del own_features  # nothing is rolled back here
         self._known = [task.name for task in self.tasks]
         self._moments.append(state)
         self._history, self._features = copy.deepcopy(history), features
@@ -155,6 +166,26 @@ class MemoryStore(Store):
 
     def _ready(self, state: StreamState) -> StreamState:
         return self.starting.extended(state, len(self.tasks))
+
+
+class _Finished(Mapping[str, FinishedTask | None]):
+    """Finished tasks by name, each read when it is first asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[int], FinishedTask | None]) -> None:
+        self._places = {name: place for place, name in enumerate(names)}
+        self._read = functools.cache(read)
+
+    def __getitem__(self, name: str) -> FinishedTask | None:
+        return self._read(self._places[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class DiskStore(Store):
@@ -189,8 +220,11 @@ class DiskStore(Store):
         """Names of the tasks in their order."""
         return [task.name for task in self.tasks]
 
-    def restore(self) -> tuple[StreamState, History | None]:
+    def restore(self, *, lazily: bool = False) -> tuple[StreamState, History | None]:
         """As `Store` says.
+
+        Args:
+          lazily: whether a finished task's own part is read when it is first asked for.
 
         Raises:
           UserError: the checkpoints were made with another frozen model or other settings, one is
@@ -199,14 +233,14 @@ class DiskStore(Store):
         count = self.checkpoints.finished_count()
         if not count:
             return self.starting.stream(len(self.tasks)), None
-        finished = {
-            name: FinishedTask(**self.checkpoints.restore_own(index))
-            for index, name in enumerate(self.names[:count])
-        }
+        finished: Mapping[str, FinishedTask | None] = _Finished(self.names[:count], self._own)
+        if not lazily:
+            finished = dict(finished)
         record = self.checkpoints.finished_record(count - 1)
-        self._check(record)
+        self._check(record, count)
         last = self._shared(count - 1)
-        return dataclasses.replace(last, finished=finished), History.from_record(record)
+        history = History.from_record(record).of_first(self._same(record))
+        return dataclasses.replace(last, finished=finished), history
 
     def finished_names(self) -> list[str]:
         """As `Store` says.
@@ -218,13 +252,18 @@ class DiskStore(Store):
 
     def restore_features(self, state: StreamState) -> TaskFeatures | None:
         """As `Store` says."""
-        labelled = {task.name for task in self.tasks if not task.free_form}
-        names = tuple(name for name in state.finished if name in labelled)
-        if not names:
-            return TaskFeatures.blank(self.starting.sizes.width)
-        index = len(state.finished) - 1
-        arrays = self.checkpoints.restore_features(index)
-        return None if arrays is None else TaskFeatures(names, **arrays)
+        finished = self.tasks[: len(state.finished)]
+        labelled = [i for i, task in enumerate(finished) if not (task.free_form or task.removed)]
+        features = TaskFeatures.blank(self.starting.sizes.width)
+        arrays = self.checkpoints.restore_features(len(finished) - 1) if labelled else None
+        if arrays is not None:
+            return TaskFeatures(tuple(finished[index].name for index in labelled), **arrays)
+        for index in labelled:  # after a rollback or a removal
+            arrays = self.checkpoints.restore_features(index, own=True)
+            if arrays is None:
+                return None
+            features = features.joined(TaskFeatures((finished[index].name,), **arrays))
+        return features
 
     def has_moment(self, index: int) -> bool:
         """As `Store` says."""
@@ -233,16 +272,20 @@ class DiskStore(Store):
     def restore_moment(self, index: int) -> StreamState:
         """As `Store` says, as NumPy arrays and with that task alone."""
         name = self.names[index]
-        own = FinishedTask(**self.checkpoints.restore_own(index))
-        return dataclasses.replace(self._shared(index), finished={name: own})
+        return dataclasses.replace(self._shared(index), finished={name: self._own(index)})
 
     def save_finished(
-        self, state: StreamState, history: History, features: TaskFeatures | None = None
+        self,
+        state: StreamState,
+        history: History,
+        features: TaskFeatures | None = None,
+        own_features: TaskFeatures | None = None,
     ) -> None:
         """As `Store` says."""
         index = len(state.finished) - 1
         name = self.names[index]
         done = state.finished[name]
+        assert done is not None  # it was finished just now
         shared = {"shared": state.shared}
         if state.memory:
             shared["memory"] = state.memory
@@ -250,14 +293,15 @@ class DiskStore(Store):
             index,
             {"expert": done.expert, "head": done.head},
             shared,
-            plain({**dataclasses.asdict(history), **self._facts}),
+            plain({**dataclasses.asdict(history), **self._facts(name)}),
             features.arrays if features is not None and features.names else None,
+            own_features=None if own_features is None else own_features.arrays,
             keep_shared=self.settings.keep_shared if self.settings is not None else 0,
         )
 
     def save_in_progress(self, index: int, tree: Tree, record: Mapping[str, Any]) -> None:
         """As `Store` says."""
-        facts = {"task": self.names[index], **self._facts, **record}
+        facts = {"task": self.names[index], **self._facts(self.names[index]), **record}
         self.checkpoints.save_in_progress(self.model.placement.host(tree), facts)
 
     def in_progress(self) -> dict[str, Any] | None:
@@ -268,7 +312,9 @@ class DiskStore(Store):
         """
         record = self.checkpoints.in_progress_record()
         if record is not None:
-            self._check(record)
+            names = self.names
+            count = names.index(record["task"]) + 1 if record["task"] in names else 0
+            self._check(record, count)
         return record
 
     def restore_in_progress(self, template: Tree) -> Tree:
@@ -282,10 +328,11 @@ class DiskStore(Store):
           Lines that say what was found and what is lost; none if all is whole.
         """
         problems, count = [], 0
+        known = len(self.checkpoints.known_finished())
         for index in range(len(self.names)):
-            problem = self._problem(self.checkpoints.restore_own, index)
+            problem = self._problem(self._own, index)
             if problem is not None:
-                problems += [problem] if self._anything_from(index) else []
+                problems += [problem] if index < known or self._anything_from(index) else []
                 break
             count = index + 1
         while count and (problem := self._problem(self._restore_whole, count - 1)):
@@ -301,19 +348,25 @@ class DiskStore(Store):
         aside = self.checkpoints.set_aside_from(count, in_progress=problem is not None or stale)
         if aside is None:
             return problems
-        known = ", ".join(self.names[:count]) or "none"
-        return [*problems, f"going on after the finished tasks: {known}; the rest is in {aside}"]
+        left = ", ".join(self.names[:count]) or "none"
+        return [*problems, f"going on after the finished tasks: {left}; the rest is in {aside}"]
 
-    @property
-    def _facts(self) -> dict[str, Any]:
-        """What every checkpoint notes of the training that made it."""
+    def _facts(self, name: str) -> dict[str, Any]:
+        """What every checkpoint notes of the training of the task that made it."""
         facts = {"tasks": self.names, "fingerprint": self.model.fingerprint}
         if self.settings is None:
             return facts
-        return {**facts, "settings": plain(bound_settings(self.settings, self.names))}
+        return {
+            **facts,
+            "settings": plain(bound_settings(self.settings.for_task(name), self.names)),
+        }
 
-    def _check(self, record: Mapping[str, Any]) -> None:
+    def _check(self, record: Mapping[str, Any], count: int) -> None:
         """Refuses checkpoints that were made with another frozen model or other settings.
+
+        Args:
+          record: record of a checkpoint.
+          count: number of the first tasks whose definitions must be those of then.
 
         Raises:
           UserError: the fingerprints or the settings differ.
@@ -327,13 +380,39 @@ class DiskStore(Store):
             )
         if self.settings is None:
             return
-        now = plain(bound_settings(self.settings, record["tasks"]))
+        pairs = zip(record["tasks"][:count], self.names, strict=False)
+        kept = [then for then, now in pairs if then == now]  # others were removed
+        inside = record.get("task")  # the task that is in training, whose values must stay
+        settings = self.settings if inside is None else self.settings.for_task(inside)
+        now = plain(bound_settings(settings, kept))
+        by_task = settings.by_task
         for key, then in record.get("settings", {}).items():
-            if key in now and now[key] != then:
+            if key not in now or now[key] == then or (inside is None and key in by_task):
+                continue
+            if key in by_task:
                 raise UserError(
-                    f"the checkpoints in {self.workdir} were trained with {key} = {then!r}, and "
-                    f"now it is {now[key]!r}. Put the value back, in {CONFIG_NAME} too."
+                    f"training stopped inside task '{inside}' with {key} = {then!r}, and now it is "
+                    f"{now[key]!r}. Finish the task with the value of then "
+                    f"(--config.task_settings.{inside}.{key}={then}), or drop what was trained of "
+                    "it: 'moecl rollback'"
                 )
+            raise UserError(
+                f"the checkpoints in {self.workdir} were trained with {key} = {then!r}, and "
+                f"now it is {now[key]!r}. Put the value back, in {CONFIG_NAME} too."
+            )
+
+    def _same(self, record: Mapping[str, Any]) -> int:
+        """Number of the first tasks that are those of a record; a removed one stays the same."""
+        for index, (then, now) in enumerate(zip(record["tasks"], self.tasks, strict=False)):
+            if then != now.name and not now.removed:
+                return index
+        return min(len(record["tasks"]), len(self.tasks))
+
+    def _own(self, index: int) -> FinishedTask | None:
+        """A finished task's own part; None if it was removed."""
+        if self.tasks[index].removed:
+            return None
+        return FinishedTask(**self.checkpoints.restore_own(index))
 
     def _problem(self, read: Callable[[int], Any], index: int) -> str | None:
         """Why something cannot be read; None if it can."""
@@ -356,7 +435,7 @@ class DiskStore(Store):
         tree = self.checkpoints.restore_shared(index)
         state = StreamState(tree["shared"], {}, tree.get("memory", {}))
         record = self.checkpoints.finished_record(index)
-        if len(record["random_init"]) == len(self.tasks):
+        if len(record["tasks"]) == len(self.tasks):
             return state
         state = self.starting.extended(state, len(self.tasks))
         shared, memory = jax.tree.map(np.asarray, (state.shared, state.memory))

@@ -8,7 +8,6 @@ origin.json     of a converted checkpoint, what the other files do not tell
 
 import contextlib
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +18,17 @@ import jax
 
 from moecl_jax import reporting
 from moecl_jax.data.task import Task
-from moecl_jax.errors import UserError, one_line
+from moecl_jax.errors import UserError, listed, one_line
 from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
 from moecl_jax.models.sharding import first_process, fits
 from moecl_jax.outside import parse_json
 from moecl_jax.runs import trackers
+from moecl_jax.runs.changes import finish, finish_interrupted
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.names import CONFIG_NAME, FREE_KEYS, LOCK_NAME, ORIGIN_NAME
-from moecl_jax.runs.settings import Settings, leaves
-from moecl_jax.writing import whole_file
+from moecl_jax.runs.settings import Settings, leaves, why_for_all
+from moecl_jax.writing import write_json as write_json
 
 # Keys that every version has written; without them another run than the one there would be opened.
 _ALWAYS = {"method", "model", "tasks", "seed"}
@@ -186,6 +186,7 @@ def load_settings(workdir: Path) -> Settings:
     Raises:
       UserError: there is none, it is broken, or what it names from outside cannot be imported.
     """
+    finish_interrupted(workdir)
     path = workdir / CONFIG_NAME
     if not path.exists():
         raise UserError(
@@ -212,13 +213,20 @@ def load_settings(workdir: Path) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
-def check_workdir(settings: Settings, workdir: Path) -> None:
+def check_workdir(settings: Settings, workdir: Path) -> Settings:
     """Refuses to train in a workdir of another run, or in one that cannot hold what will be saved.
+
+    The workdir is claimed. What is left of a change that was interrupted is done first.
+
+    Returns:
+      The settings with the places of the tasks that were removed.
 
     Raises:
       UserError: says why.
     """
+    finish(workdir)
     refuse_other_settings(settings, workdir)
+    settings = with_removed(settings, workdir)
     trackers.require(settings.trackers)
     checkpoints = TaskCheckpoints(workdir, settings.tasks)
     if first_process():
@@ -228,22 +236,29 @@ def check_workdir(settings: Settings, workdir: Path) -> None:
             f"{workdir} holds checkpoints, and no {CONFIG_NAME}, which says how they were trained. "
             "Restore it from a copy, or use another --workdir."
         )
+    return settings
 
 
-def refuse_other_settings(settings: Settings, workdir: Path) -> None:
+def refuse_other_settings(settings: Settings, workdir: Path, *, retuned: bool = True) -> None:
     """Compares with the settings of an earlier run in this workdir.
 
-    Only what changes no result may differ, and tasks may be added at the end of the list. Where a
+    Only what changes no result may differ, and what follows the tasks that were begun. Where a
     checkpoint was converted and nothing has been trained since, all may differ but what the
     checkpoint fixes.
+
+    Args:
+      settings: settings of the run that goes on.
+      workdir: its folder.
+      retuned: whether tasks that are still to be trained may be trained with other values than
+        those before, where these change neither shapes nor what finished tasks answer.
 
     Raises:
       UserError: names the first key that differs and both values.
     """
     if not (workdir / CONFIG_NAME).exists():
         return
-    old, new = load_settings(workdir), settings
-    known = list(old.tasks)
+    old, new = load_settings(workdir), with_removed(settings, workdir)
+    known = _begun_tasks(old, workdir)
     refuse_other_tasks(str(workdir), known, new.tasks, "Use another --workdir.")
     origin = Origin.load(workdir)
     free_to_choose = origin is not None and not _trained_since(workdir, old.tasks, origin)
@@ -255,12 +270,59 @@ def refuse_other_settings(settings: Settings, workdir: Path) -> None:
         )
     held = _fixed if free_to_choose else bound_settings
     flat_old, flat_new = held(old, known), held(new, known)
+    finished = len(TaskCheckpoints(workdir, old.tasks).known_finished())
+    by_task = new.by_task if retuned else set()
     for key in sorted(flat_old.keys() | flat_new.keys()):
-        if flat_old.get(key) != flat_new.get(key):
-            raise UserError(
-                f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
-                f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with."
-            )
+        if flat_old.get(key) == flat_new.get(key):
+            continue
+        if key in by_task and finished < len(new.tasks):
+            continue
+        reason = why_for_all(key)
+        if key in by_task:
+            reason = "it may change for tasks that are added, and all tasks are finished"
+        raise UserError(
+            f"{workdir} was begun with {key} = {flat_old.get(key)!r}, and now it is "
+            f"{flat_new.get(key)!r}. Use another --workdir, or the value it was begun with: "
+            f"{reason}."
+        )
+
+
+def _begun_tasks(settings: Settings, workdir: Path) -> list[str]:
+    """Names of the tasks of a workdir that were begun."""
+    return list(settings.tasks[: TaskCheckpoints(workdir, settings.tasks).begun_count()])
+
+
+def with_removed(settings: Settings, workdir: Path) -> Settings:
+    """The settings with the places of the tasks that were removed from a workdir.
+
+    A config lists the tasks that it means; those that were removed are not among them.
+
+    Raises:
+      UserError: the tasks that are left are not the first ones of the list.
+    """
+    if not (workdir / CONFIG_NAME).exists():
+        return settings
+    old = load_settings(workdir)
+    gone = {task.name for task in old.task_objects() if task.removed}
+    begun = _begun_tasks(old, workdir)
+    removed = {name: old.definitions[name] for name in begun if name in gone}
+    if not removed:
+        return settings
+    now = [name for name in settings.tasks if name not in removed]
+    left = [name for name in begun if name not in removed]
+    if now[: len(left)] != left:
+        raise UserError(
+            f"{workdir} holds the tasks {', '.join(left)}, and {listed(removed)} stand in the "
+            "places of tasks that were removed. The list may only be extended at its end, and now "
+            f"it is {', '.join(settings.tasks)}. A task that was removed is trained anew at the "
+            "end of the list."
+        )
+    return settings.changed(
+        {
+            "tasks": (*begun, *now[len(left) :]),
+            "definitions": {**settings.definitions, **removed},
+        }
+    )
 
 
 def bound_settings(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
@@ -272,6 +334,7 @@ def bound_settings(settings: Settings, known: Sequence[str]) -> dict[str, Any]:
     """
     content = settings.to_mapping()
     content["definitions"] = _definitions(settings, known)
+    del content["task_settings"]  # a value of one task is noted with its checkpoint
     return {key: value for key, value in leaves(content) if key not in FREE_KEYS}
 
 
@@ -292,13 +355,6 @@ def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], rem
             f"{place} was begun with the tasks {', '.join(known)}; the list may only be extended "
             f"at its end, and now it is {', '.join(now)}. {remedy}"
         )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    text = json.dumps(content, indent=2, allow_nan=False)
-    with whole_file(path) as stream:
-        stream.write(f"{text}\n".encode())
 
 
 def _trained_since(workdir: Path, tasks: Sequence[str], origin: Origin) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -100,8 +100,14 @@ class Evaluator:
             raise UserError(f"there is no task '{name}'; the tasks are {', '.join(self.names)}")
         return self.names.index(name)
 
-    def load(self, tasks: Sequence[Task] | None = None) -> list[TokenizedTask]:
-        """Reads and tokenises the examples of the stream's first tasks, of all as a default.
+    def load(
+        self, tasks: Sequence[Task] | None = None, spared: Collection[str] = ()
+    ) -> list[TokenizedTask]:
+        """Reads and tokenises the examples of tasks of the stream, of all as a default.
+
+        Args:
+          tasks: some of the stream's tasks, maybe with other examples.
+          spared: names of the tasks that may be without data, as `load_tasks` says.
 
         Raises:
           UserError: data are missing or malformed, or do not fit.
@@ -109,11 +115,12 @@ class Evaluator:
         chosen = self.tasks if tasks is None else tasks
         return load_tasks(
             chosen,
-            self.answers[: len(chosen)],
+            [self.answers[self.index(task.name)] for task in chosen],
             self.settings.data,
             seed=self.settings.seed,
             tokenizer=self.model.tokenizer,
             vocabulary_size=self.model.sizes.vocabulary_size,
+            spared=spared,
         )
 
     def layout(self, batch_size: int) -> BatchLayout:

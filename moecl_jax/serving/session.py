@@ -85,7 +85,8 @@ class Session:
     @property
     def tasks(self) -> list[str]:
         """Names of the finished tasks in their order."""
-        return list(self.state.finished)
+        finished = self.evaluator.tasks[: len(self.state.finished)]
+        return [task.name for task in finished if not task.removed]
 
     def predict(
         self, texts: Sequence[str | Mapping[str, Any]], task: str | None = None
@@ -202,21 +203,25 @@ class Session:
         Returns:
           `split`, and `tasks`: by name `examples`, `accuracy`, `scored_accuracy`,
           `log_likelihood` and `classification` (figures of each label, as in results.json), None
-          where they are not defined.
+          where they are not defined. A task whose data cannot be read has the reason under
+          `error` alone.
 
         Raises:
-          UserError: there is no such split, or data cannot be read.
+          UserError: there is no such split, or the data of no task can be read.
         """
         if split not in SPLITS:
             raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
-        by_task = {}
+        by_task: dict[str, dict[str, Any]] = {}
         loaded = self._load(tasks)
         with reporting.working() as progress:
             progress.expect(self.evaluator.work([task.splits[split] for task in loaded]))
-            for index, task in enumerate(loaded):
-                if task.name not in self.state.finished:
+            for task in loaded:
+                if task.unread and all(each.unread for each in loaded):
+                    raise UserError(task.unread)
+                if task.unread:
+                    by_task[task.name] = {"error": task.unread}
                     continue
-                examples = task.splits[split]
+                index, examples = self.evaluator.index(task.name), task.splits[split]
                 result = self.evaluator.evaluate(self._parameters((index,), False), index, examples)
                 by_task[task.name] = {
                     "examples": len(examples),
@@ -242,6 +247,11 @@ class Session:
         if task is None:
             return self._choosing_reader()
         index = self.evaluator.index(task)
+        if self.evaluator.tasks[index].removed:
+            raise UserError(
+                f"task '{task}' was removed from {self._place}; finished are "
+                f"{', '.join(self.tasks)}"
+            )
         if task not in self.state.finished:
             raise UserError(
                 f"task '{task}' has not been trained to its end in {self._place}; finished are "
@@ -319,8 +329,8 @@ class Session:
         evaluator = self.evaluator
         given = {task.name: task for task in tasks or ()}
         chosen = [given.get(task.name, task) for task in evaluator.tasks]
-        wanted = [task for task in chosen if task.name in self.state.finished]
-        return evaluator.load(wanted)
+        wanted = [task for task in chosen if task.name in self.tasks]
+        return evaluator.load(wanted, spared=self.tasks)
 
     def _build_parameters(self, tasks: tuple[int, ...], base: bool) -> TaskParameters:
         """What answers for one task, or for several in the same batch."""
@@ -340,8 +350,8 @@ class Session:
             problem = "none of its tasks has labels"
             if features is None:
                 problem = (
-                    "its checkpoints hold no features of the tasks' texts (they were converted, or "
-                    "written by an older version)"
+                    "its checkpoints do not hold features of all tasks' texts (some were "
+                    "converted, or written by an older version)"
                 )
         raise UserError(
             f"{self._place} cannot tell a text's task: {problem}. Name one by --task: "
@@ -384,7 +394,7 @@ def open_run(
     """
     workdir = Path(workdir)
     evaluator, store = open_stream(workdir, model=model, tasks=tasks)
-    state, history = store.restore()
+    state, history = store.restore(lazily=True)
     if history is None:
         raise UserError(f"{workdir} holds no finished task yet; train it with 'moecl train'")
     results = None

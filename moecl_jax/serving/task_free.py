@@ -15,12 +15,12 @@ MOST_TEXTS = 4096
 """Number of a task's training texts, evenly spaced, that features are taken of."""
 
 
-def add_task(
-    evaluator: Evaluator, features: TaskFeatures, name: str, examples: Sequence[TokenizedExample]
+def features_of(
+    evaluator: Evaluator, name: str, examples: Sequence[TokenizedExample]
 ) -> TaskFeatures:
-    """The features with those of a task's training texts."""
+    """Features of one task, given its training texts."""
     stride = -(-len(examples) // MOST_TEXTS)
-    return features.add(name, evaluator.features(examples[::stride]))
+    return TaskFeatures.of(name, evaluator.features(examples[::stride]))
 
 
 def evaluate_task_free(

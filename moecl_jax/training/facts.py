@@ -27,7 +27,8 @@ def parameter_counts(evaluator: Evaluator, stream: StreamState) -> dict[str, int
     """
     starting, count = evaluator.starting, len(evaluator.tasks)
     active = jax.eval_shape(lambda: starting.begin(starting.shared(count), 0))
-    kept = (stream.shared, [(done.expert, done.head) for done in stream.finished.values()])
+    finished = [done for done in stream.finished.values() if done is not None]  # not removed
+    kept = (stream.shared, [(done.expert, done.head) for done in finished])
     return {
         "frozen": _size(evaluator.model.params),
         "trained": _size(active),

@@ -31,9 +31,19 @@ from moecl_jax.runs.store import DiskStore, MemoryStore, Store
 from moecl_jax.runs.workdir import check_workdir, claimed, save_settings, write_json
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import Session, model_of
-from moecl_jax.serving.task_free import add_task, evaluate_task_free
+from moecl_jax.serving.task_free import evaluate_task_free, features_of
 from moecl_jax.training.facts import parameter_counts, versions
 from moecl_jax.training.figures import show_row, show_untrained
+from moecl_jax.training.resuming import (
+    add_known_sizes,
+    features_again,
+    goes_on,
+    may_be_without_data,
+    mend,
+    note_new_values,
+    other_values,
+    refuse_other_tasks_inside,
+)
 from moecl_jax.training.steps import make_optimizer
 from moecl_jax.training.task_training import TaskTraining, TrainingSteps
 from moecl_jax.training.work import REST, set_plan
@@ -126,16 +136,19 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.workdir is not None:
                 stack.enter_context(claimed(self.workdir))
-                check_workdir(settings, self.workdir)
+                settings = check_workdir(settings, self.workdir)
+                given = {task.name: task for task in tasks}
+                tasks = [given.get(task.name, task) for task in settings.task_objects()]
             evaluator = Evaluator(self.model, self.method, tasks, settings)
             store = self._store(evaluator)
             if isinstance(store, DiskStore):
-                self._mend(store)
-            tokenized = evaluator.load()
+                mend(store, back=self.resume == "last-good")
+            tokenized = evaluator.load(spared=may_be_without_data(self.method, store))
             run = StreamTraining(evaluator, tokenized, store, self.workdir)
             data = DataRecord.of(tokenized, self.model.tokenizer)
             if self.workdir is not None:
-                data = self._goes_on(data, run)
+                data = goes_on(self.workdir, data, run.begun_tasks(), accept=self.accept_changes)
+                note_new_values(settings, self.workdir, run.begun_tasks())
                 if first_process():
                     save_settings(settings, self.workdir)
                     data.save(self.workdir)
@@ -143,6 +156,7 @@ class Trainer:
             alone = jax.process_count() == 1  # several would have to stop at the same step
             with stopping.heeding() if alone else contextlib.nullcontext():
                 state, content = run.run()
+            add_known_sizes(content["sizes"], tokenized, data)
             content = plain(
                 {
                     "method": self.method.name,
@@ -157,28 +171,6 @@ class Trainer:
                 write_json(self.workdir / RESULTS_NAME, content)
         place = "the session" if self.workdir is None else str(self.workdir)
         return Session(evaluator, store, state, Results.from_content(content), place=place)
-
-    def _mend(self, store: DiskStore) -> None:
-        """Deletes what a killed process left unfinished, and goes back if that is asked for."""
-        if first_process():
-            store.checkpoints.tidy()
-            if self.resume == "last-good":
-                for line in store.go_back():
-                    reporting.current().message(line)
-        wait_for_all("mended")
-        record = store.in_progress()
-        of_a_finished_task = record is not None and record["task"] in store.finished_names()
-        wait_for_all("read")
-        if of_a_finished_task:  # the process was killed before it could forget this state
-            store.checkpoints.clear_in_progress()
-
-    def _goes_on(self, now: DataRecord, run: "StreamTraining") -> DataRecord:
-        """The record of the data, after a comparison with that of the training before."""
-        assert self.workdir is not None
-        before, begun = DataRecord.load(self.workdir), run.begun_tasks()
-        if before is None or not begun:
-            return now
-        return before.followed_by(now, begun, accept=self.accept_changes)
 
     def _store(self, evaluator: Evaluator) -> Store:
         if self.workdir is not None:
@@ -248,6 +240,7 @@ class StreamTraining:
         self.evaluator, self.tasks, self.store, self.workdir = evaluator, tasks, store, workdir
         self.settings, self.method = evaluator.settings, evaluator.method
         self.steps = TrainingSteps.compile(evaluator, tasks, optimizer_of(self.settings))
+        self.own_steps: dict[int, TrainingSteps] = {}  # of tasks with settings of their own
         self.joint = self.method.examples.joint
         self.features: TaskFeatures | None = None  # of the finished label tasks, where known
         self.settled: dict[int, Evaluation] = {}  # results that never change again, by task
@@ -264,7 +257,7 @@ class StreamTraining:
         if self.method.traits.expert_per_task:
             self.features = self.store.restore_features(stream)
             if self.features is None:
-                self.features = self._features_again(stream)
+                self.features = features_again(self.evaluator, self.tasks[: len(stream.finished)])
         for task in self.tasks[len(stream.finished) :]:
             task.require_training_examples()
         plan(untrained=history is None)
@@ -280,11 +273,11 @@ class StreamTraining:
         resumed_step = history.global_step
         record = self.store.in_progress()
         if record is not None and record["task"] in self.evaluator.names[finished:]:
-            self._refuse_other_tasks(record)
+            refuse_other_tasks_inside(record, self.evaluator.names)
             resumed_step += record["step"]
         if finished < len(self.tasks):
             with reporting.stage("compiling the training step"):
-                self.steps.prepare(stream)
+                self.steps_of(finished).prepare(stream)
         with self._log(resumed_step) as log:
             if not resumed_step:
                 show_untrained(log.trackers, self.evaluator.names, history)
@@ -317,50 +310,52 @@ class StreamTraining:
         self, index: int, stream: StreamState, history: History, log: MetricsLog
     ) -> StreamState:
         """Trains one task to its end, evaluates on all tasks and saves it."""
-        task, starting = self.tasks[index], self.evaluator.starting
+        task, starting, steps = self.tasks[index], self.evaluator.starting, self.steps_of(index)
         waits = self.joint and index + 1 < len(self.tasks)  # to be trained with the last task
         parameters, validation = starting.task(stream, task.name, index), None
         end = starting.task_end(index)
         if not waits:
             training = TaskTraining(
-                self.steps, index, stream, self.store, log, earlier_steps=history.global_step
+                steps, index, stream, self.store, log, earlier_steps=history.global_step
             )
             parameters, validation = training.run()
             end = training.end(parameters)
             history.global_step += training.total_steps
             history.skipped += training.watch.skipped
         parameters = self.evaluator.model.placement.host(parameters)
-        finished = self.method.finish_task(parameters, end)
+        finished = steps.evaluator.method.finish_task(parameters, end)
         stream = stream.after(task.name, finished, len(task.labels))
-        if self.features is not None and not task.definition.free_form:
-            examples = task.splits["train"]
-            self.features = add_task(self.evaluator, self.features, task.name, examples)
+        own_features = None
+        if self.method.traits.expert_per_task and not task.definition.free_form:
+            own_features = features_of(self.evaluator, task.name, task.splits["train"])
+            self.features = self.features and self.features.joined(own_features)
         if waits:
             history.append_unknown_row()
         else:
             evaluations = self.evaluate_all(stream)
-            history.append_row(evaluations)
+            history.append_row(evaluations, unchanged=self._unchanged(stream))
             history.task_free = self._task_free(stream, evaluations)
         history.validation.append(validation)
+        history.task_settings[task.name] = steps.evaluator.settings.values_by_task
         if not waits:
             show_row(log.trackers, self.evaluator.names, history)
         history.wall_seconds += time.perf_counter() - self.begun
         self.begun = time.perf_counter()
-        self.store.save_finished(stream, history, self.features)
+        self.store.save_finished(stream, history, self.features, own_features)
         return stream
 
-    def _features_again(self, stream: StreamState) -> TaskFeatures | None:
-        """Features of the finished tasks, where they went with newer checkpoints.
-
-        None where a task has no training examples here, as after a conversion.
-        """
-        features = TaskFeatures.blank(self.evaluator.starting.sizes.width)
-        for task in self.tasks[: len(stream.finished)]:
-            if not task.splits["train"]:
-                return None
-            if not task.definition.free_form:
-                features = add_task(self.evaluator, features, task.name, task.splits["train"])
-        return features
+    def steps_of(self, index: int) -> TrainingSteps:
+        """What a task is trained with: what all tasks share, unless it has settings of its own."""
+        if not self.settings.task_settings.get(self.tasks[index].name):
+            return self.steps
+        if index not in self.own_steps:
+            settings, model = self.settings.for_task(self.tasks[index].name), self.evaluator.model
+            method, tasks = settings.method_object(), self.evaluator.tasks
+            evaluator = Evaluator(model, method, tasks, settings)
+            self.own_steps[index] = TrainingSteps.compile(
+                evaluator, self.tasks, optimizer_of(settings)
+            )
+        return self.own_steps[index]
 
     def begun_tasks(self) -> list[str]:
         """Names of the tasks whose training was begun before."""
@@ -386,6 +381,13 @@ class StreamTraining:
                 self.settled[index] = evaluation
             found.append(evaluation)
         return found
+
+    def _unchanged(self, stream: StreamState) -> list[int]:
+        """Places of tasks that cannot be scored again, whose results never change."""
+        if not self.method.traits.settled or self.settings.shared_head:
+            return []
+        earlier = self.tasks[: len(stream.finished) - 1]
+        return [place for place, task in enumerate(earlier) if task.unread]
 
     def evaluate_task(
         self, stream: StreamState, index: int, split: str, *, early: bool = False
@@ -449,16 +451,6 @@ class StreamTraining:
             history.append_unknown_row()
         history.append_row(self.evaluate_all(stream))
 
-    def _refuse_other_tasks(self, record: dict[str, Any]) -> None:
-        """Refuses to go on inside a task with sizes that depend on other tasks."""
-        names = record.get("tasks", self.evaluator.names)
-        if names != self.evaluator.names:
-            raise UserError(
-                f"training stopped inside task '{record['task']}' of {', '.join(names)}. Finish it "
-                f"with these tasks first (config.tasks is {', '.join(self.evaluator.names)}); "
-                "then add others."
-            )
-
     def _selection(self) -> str:
         if self.settings.selection != "best":
             return "last epoch"
@@ -471,12 +463,14 @@ class StreamTraining:
         if self.settings.head == "classification":
             for key in ("accuracy_matrix", "random_init"):  # the best score is the answer
                 del measured[f"scored_{key}"]
-        return measured | {
+        measured |= {
             "sizes": {split: [len(t.splits[split]) for t in self.tasks] for split in SPLITS},
             "parameters": parameter_counts(self.evaluator, stream),
             "stored_examples": len(self.steps.stored(stream.memory, len(self.tasks))),
             "selection": self._selection(),
         }
+        others = other_values(history.task_settings, self.settings)
+        return measured | ({"task_settings": others} if others else {})
 
 
 def optimizer_of(settings: Settings) -> optax.GradientTransformation:

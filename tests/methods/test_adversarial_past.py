@@ -25,7 +25,7 @@ POOLED, WEIGHTS = jnp.array([[[1.0], [7.0]]]), jnp.array([1.0, 0.0])
 
 
 def drawn_of(feature, finished=1, task=0):
-    return Drawn(jnp.array([[[feature], [9.0]]]), jnp.array([task, 0]), jnp.int32(finished))
+    return Drawn(jnp.array([[[feature], [9.0]]]), jnp.array([task, 0]), jnp.arange(3) < finished)
 
 
 def losses(phi, drawn, objective="paper"):
@@ -82,7 +82,7 @@ def test_gradients_are_finite_and_reach_who_they_should():
     pooled = jnp.asarray(generator.standard_normal((2, 3, 4)), jnp.float32)
     phi = jnp.asarray(generator.standard_normal((2, 5, 4)), jnp.float32)
     features = jnp.asarray(generator.standard_normal((2, 3, 4)), jnp.float32)
-    drawn = Drawn(features, jnp.array([0, 1, 0]), jnp.int32(2))
+    drawn = Drawn(features, jnp.array([0, 1, 0]), jnp.arange(5) < 2)
 
     def part(which):
         def of(pooled, phi):
@@ -133,7 +133,7 @@ def test_statistics_are_means_and_deviations_of_the_training_examples():
     generator = np.random.default_rng(2)
     tasks = [generator.standard_normal((7, CONFIG.layers, CONFIG.width)) + k for k in range(2)]
     found = statistics_of(*tasks)
-    assert found["finished"] == 2
+    assert found["seen"].tolist() == [True, True, False, False]
     for index, pooled in enumerate(tasks):
         np.testing.assert_allclose(found["mean"][:, index], pooled.mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(found["deviation"][:, index], pooled.std(axis=0), rtol=1e-5)
@@ -173,7 +173,7 @@ def test_of_tasks_without_spread_the_penalty_is_that_of_their_means():
     batch = SimpleNamespace(weights=jnp.ones(2), members=None, task_index=jnp.int32(1))
     inputs = inputs_of(batch=batch, reports={"shared_pooled": pooled}, key=jax.random.key(5))
     found = adversarial_penalty(section, phi, statistics_of(constant), inputs)
-    drawn = Drawn(jnp.full(pooled.shape, 0.3), jnp.zeros(2, int), jnp.int32(1))
+    drawn = Drawn(jnp.full(pooled.shape, 0.3), jnp.zeros(2, int), jnp.arange(4) < 1)
     loss, expert, accuracy = adversarial_losses(
         pooled, phi, jnp.int32(1), jnp.ones(2), "paper", "mean", drawn
     )

@@ -108,6 +108,12 @@ def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="000_a is missing, and 002_c"):
         checkpoints.finished_count()
     shutil.rmtree(checkpoints.path(2))
+    with pytest.raises(UserError, match=r"000_a is missing, and finished\.json says that its task"):
+        checkpoints.finished_count()
+    (tmp_path / "finished.json").write_text("{}")
+    with pytest.raises(UserError, match=r"finished\.json is broken: expected a list of names"):
+        checkpoints.finished_count()
+    (tmp_path / "finished.json").unlink()
     assert checkpoints.finished_count() == 0
 
 

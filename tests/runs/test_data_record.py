@@ -119,6 +119,7 @@ def test_before_anything_is_trained_all_may_change(run, tmp_path):
     folder, settings = run
     shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "finished.json").unlink()  # else what is gone is missed
     change(folder / "data" / "two_test.jsonl", "halved")
     permute(folder)
     assert "accepted_changes" not in train(settings, tmp_path / "run")

@@ -41,5 +41,8 @@ def test_what_was_not_kept_is_told(tmp_path):
     settings = tiny_settings(tmp_path, epochs=1, tasks=("two", "five"), keep_shared=1)
     train(settings, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "001_five")
+    with pytest.raises(UserError, match=r"001_five is missing"):
+        train(settings, tmp_path / "run")
+    (tmp_path / "run" / "finished.json").unlink()
     with pytest.raises(UserError, match=r"000_two holds the task's own expert and head alone"):
         train(settings, tmp_path / "run")

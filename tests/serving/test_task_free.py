@@ -50,7 +50,9 @@ def assert_features_are_of_the_training_texts(settings, workdir):
     evaluator, _, features = restored_features(workdir)
     expected = TaskFeatures.blank(32)
     for task in evaluator.load():
-        expected = expected.add(task.name, evaluator.features(task.splits["train"]))
+        expected = expected.joined(
+            TaskFeatures.of(task.name, evaluator.features(task.splits["train"]))
+        )
     assert features.names == settings.tasks
     for name, array in expected.arrays.items():
         np.testing.assert_array_equal(features.arrays[name], array)

@@ -247,6 +247,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"epochs": 9}, "begun with epochs = 2, .* all tasks are finished"),
         ({"seed": 1}, "begun with seed = 0, and now it is 1"),
         ({"lora__rank": 4}, "begun with lora.rank = 8, and now it is 4"),
         ({"tasks": ("five", "two")}, "may only be extended at its end"),

@@ -1,4 +1,4 @@
-"""No examples: a task that is only used, not trained or scored."""
+"""No examples: a task that is only used, not trained or scored, or one that was removed."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -16,8 +16,16 @@ class NoData(Source):
         super().check(task)
         for attribute in ("path", "train", "validation", "test"):
             if getattr(task, attribute):
-                raise task.error(attribute, "must be empty: source 'none' is a task without data")
+                raise task.error(
+                    attribute, f"must be empty: source '{self.name}' is a task without data"
+                )
 
     def read(self, task: Definition, split: str) -> Iterable[Record]:  # noqa: ARG002
         """Nothing."""
         return ()
+
+
+class Removed(NoData):
+    """The source of a task that was removed from a workdir, and keeps its place in the stream."""
+
+    name: ClassVar[str] = "removed"
