@@ -2,7 +2,7 @@
 # From a CSV with a column of texts and one of labels (0 and 1 will do) to texts with labels, in
 # three commands:
 #
-#     bash examples/csv.sh comments.csv new.jsonl labelled.jsonl [BASE]
+#     bash examples/csv.sh comments.csv new.csv labelled.csv [BASE]
 #
 # The config, comments.py, and the run, runs/comments, stay in the current folder.
 set -euo pipefail

@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -211,23 +210,23 @@ def test_from_a_csv_to_labelled_texts_in_three_commands(
 ) -> None:
     """examples/csv.sh, from nothing to its result, with no edited line."""
     comments(count=48)
-    texts = [{"text": f"{WORDS[i % 4]} and {i}", "id": i} for i in range(6)]
-    Path("new.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    write("new.csv", "id,comment", [(i, f"{WORDS[i % 4]} {i}") for i in range(6)])
     (here / "bin").mkdir()
     command = here / "bin" / "moecl"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m moecl_jax "$@"\n')
     command.chmod(0o755)
     done = subprocess.run(
-        ["bash", repository / "examples/csv.sh", "comments.csv", "new.jsonl", "out.jsonl", base],
+        ["bash", repository / "examples/csv.sh", "comments.csv", "new.csv", "out.csv", base],
         env={**environment(), "PATH": f"{here / 'bin'}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in found] == list(range(6))
-    assert {line["label"] for line in found} <= {"no", "yes"}
+    with Path("out.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == [str(i) for i in range(6)]
+    assert {row["prediction"] for row in found} <= {"no", "yes"}
 
 
 @pytest.mark.shared
