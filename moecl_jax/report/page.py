@@ -40,7 +40,7 @@ FORMULAS = {
         "mean over j < T of the best R[i][j] with j ≤ i < T, less R[T][j]: fall from the best "
         "since a task's training; low is good"
     ),
-    tables.COMMONEST: (
+    tables.MAJORITY: (
         "accuracy of always giving the label that most of a task's test texts have: what a method "
         "must exceed to have learned anything"
     ),

@@ -177,7 +177,7 @@ class Album:
                 label="mean accuracy of the tasks so far, %",
                 ticks=[f"after {task}" for task in tasks] if width > 600 else tasks,
                 limits=_limits(everything),
-                reference=("commonest label", counted) if known else None,
+                reference=("majority label", counted) if known else None,
                 named=named,
             )
 
@@ -202,7 +202,7 @@ class Album:
         lines, limits = by_task[index], _limits([line for group in by_task for line in group])
         runs = [run for group in self.orders[order].values() for run in group]
         baseline = _statistics(100 * run.results.majority for run in runs)[0][index]
-        known = "" if np.isnan(baseline) else f"; commonest label: {baseline:.1f}"
+        known = "" if np.isnan(baseline) else f"; majority label: {baseline:.1f}"
 
         def draw(width: int, named: bool) -> "Figure":
             return drawing.curves(
@@ -227,7 +227,7 @@ class Album:
         rows = {"untrained": _statistics(run.results.comparable[1] for run in runs)[0]}
         majority, _ = _statistics(run.results.majority for run in runs)
         if not np.isnan(majority).all():
-            rows = {"commonest label": majority} | rows
+            rows = {"majority label": majority} | rows
         values = np.vstack([*rows.values(), matrix])
         names = [*rows, *(f"after {task}" for task in tasks)]
         framed = [(len(rows) + index, index) for index in range(len(tasks))]

@@ -20,7 +20,7 @@ from moecl_jax.runs.names import METRIC_NAMES, SPLIT_NAMES
 from moecl_jax.runs.results import Results
 
 TaskValue = Callable[[Results], NDArray[np.float64]]
-COMMONEST = "commonest label"
+MAJORITY = "majority label"
 """The baseline that always gives the label that most of a task's test texts have."""
 _LABEL_FIGURES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
@@ -119,7 +119,7 @@ def task_table(
       variants: rows of the table, in this order.
       tasks: names of the tasks.
       value: gives the values of a run's tasks, fractions.
-      baselines: whether the untrained model and the commonest label stand below.
+      baselines: whether the untrained model and the majority label stand below.
 
     Returns:
       The table; None if no run has values.
@@ -175,7 +175,7 @@ def _baselines(variants: Sequence[Variant]) -> dict[str, dict[str, Spread]]:
         variants[0], runs=[run for variant in variants for run in variant.runs]
     )
     found = {
-        COMMONEST: everything.of_tasks(lambda results: results.majority),
+        MAJORITY: everything.of_tasks(lambda results: results.majority),
         "untrained": everything.of_tasks(lambda results: results.comparable[1]),
     }
     return {

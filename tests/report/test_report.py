@@ -468,9 +468,9 @@ def test_baselines_and_figures_of_labels_are_shown(tmp_path):
     ]
     assert "| `untrained` | 45.0 |  |  |  |  |  |" in lines  # by score; by exact match it is 0
     assert "| `untrained` | 40.0 | 50.0 |" in lines
-    # The commonest label is known of one task alone, so it has a column there and no mean.
-    assert "| `commonest label` | 70.0 | - |" in lines
-    assert not any(line.startswith("| `commonest label` | 70.0 |  |") for line in lines)
+    # The majority label is known of one task alone, so it has a column there and no mean.
+    assert "| `majority label` | 70.0 | - |" in lines
+    assert not any(line.startswith("| `majority label` | 70.0 |  |") for line in lines)
     assert "| `x` | `ewc` | 90.0 | 80.0 | 85.0 | 70 |" in lines
     assert "| `y` | `ewc` | - | 0.0 | 0.0 | 30 |" in lines
     assert "Precision, recall and F1 of each label" in page
