@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from moecl_jax.models.settings import Lora
     from moecl_jax.runs.results import Results
     from moecl_jax.runs.settings import Settings
+    from moecl_jax.runs.undo import remove, rollback
     from moecl_jax.serving.generation import Sampling
     from moecl_jax.serving.session import Prediction, Session, open_run
     from moecl_jax.training.trainer import Trainer

@@ -288,8 +288,9 @@ def refuse_other_settings(settings: Settings, workdir: Path, *, retuned: bool = 
 
 
 def _begun_tasks(settings: Settings, workdir: Path) -> list[str]:
-    """Names of the tasks of a workdir that were begun."""
-    return list(settings.tasks[: TaskCheckpoints(workdir, settings.tasks).begun_count()])
+    """Names of the tasks of a workdir that were begun; of all where none was."""
+    count = TaskCheckpoints(workdir, settings.tasks).begun_count()
+    return list(settings.tasks[: count or None])
 
 
 def with_removed(settings: Settings, workdir: Path) -> Settings:
