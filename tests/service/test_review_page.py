@@ -78,7 +78,7 @@ class Desk:
     def settle(self):
         """Waits till nothing is being sent."""
         self.until(
-            "!document.querySelector('main').hasAttribute('aria-busy')"
+            "!document.querySelector('main[aria-busy], aside[aria-busy]')"
             " && document.querySelector('#picture').childNodes.length > 0"
         )
 
