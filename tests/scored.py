@@ -1,5 +1,7 @@
 """Populations of scored samples whose precision above any threshold is known."""
 
+import dataclasses
+
 import numpy as np
 from scipy.special import expit, logit, softmax
 
@@ -42,6 +44,12 @@ def stepped(generator, count):
     return binary(p, generator.random(count) < step_at(p))
 
 
+def plain(generator, count):
+    """Scores that are no probabilities."""
+    samples = calibrated(generator, count)
+    return dataclasses.replace(samples, scores=40 + 7 * logit(samples.scores[:, 1]))
+
+
 def three(generator, count):
     """Three labels, with scores that are too sure of themselves."""
     logits = generator.normal(0.0, 2.0, (count, 3))
@@ -58,6 +66,7 @@ POPULATIONS = {  # how samples are drawn, and how likely each label is by their 
         lambda scores: two(expit(logit(np.clip(scores[:, 1], 1e-300, 1 - 1e-16)) / 3.0)),
     ),
     "no monotone precision": (stepped, lambda scores: two(step_at(scores[:, 1]))),
+    "plain scores": (plain, lambda scores: two(expit((scores - 40) / 7))),
     "three labels": (three, lambda scores: softmax(np.log(scores) / 2, axis=1)),
 }
 

@@ -17,8 +17,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{arm}-score",
             metavar="FIELD",
-            help=f"scores in the {arm}'s file (default: prediction.probabilities, probabilities "
-            "or score)",
+            help=f"scores in the {arm}'s file (default: what moecl predict writes, or score)",
         )
     add_fields(parser)
     parser.add_argument(

@@ -13,8 +13,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=path,
         metavar="FILE",
-        help="the test samples: what moecl predict wrote, or a CSV file (.csv), with scores and "
-        "gold labels",
+        help="the test samples: what moecl predict wrote, or another system's JSON lines or table "
+        "(.csv, .tsv) with scores",
     )
     add_choice(parser)
     parser.add_argument(
@@ -27,8 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score",
         metavar="FIELD",
-        help="probabilities by label, or one number (default: prediction.probabilities, "
-        "probabilities or score)",
+        help="probabilities by label, or one number (default: what moecl predict writes, or score)",
     )
     add_fields(parser)
     parser.add_argument(

@@ -70,18 +70,16 @@ def fit_plain_scores(scores: NDArray[np.float64], gold: NDArray[np.int64]) -> Ca
     """The logistic curve under which gold labels are likeliest.
 
     The targets are Platt's, (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), so that scores which part the
-    labels without an error have a finite curve.
+    labels without an error have a finite curve. Where a few samples have a curve that falls, by
+    chance, the labels part at the mean of the scores.
 
     Args:
       scores: any finite numbers, higher where the second label is likelier, `[N]`.
       gold: 0 or 1, `[N]`.
-
-    Raises:
-      UserError: higher scores do not go with the second label.
     """
     middle, spread = float(np.mean(scores)), float(np.std(scores))
     if spread == 0.0:
-        raise UserError("all scores of the validation samples are the same, so they tell nothing")
+        return Calibration(shift=middle)
     standard = (scores - middle) / spread
     ones = float(np.sum(gold))
     targets = np.where(gold == 1, (ones + 1) / (ones + 2), 1 / (len(gold) - ones + 2))
@@ -94,11 +92,25 @@ def fit_plain_scores(scores: NDArray[np.float64], gold: NDArray[np.int64]) -> Ca
 
     slope, offset = scipy.optimize.minimize(loss, np.array([1.0, 0.0]), jac=True).x
     if slope <= 0.0:
-        raise UserError(
-            "higher scores do not go with the positive label in the validation samples; "
-            "name the label that high scores stand for with --positive, or turn the scores around"
-        )
+        return Calibration(spread, middle)
     return Calibration(float(spread / slope), float(middle - spread * offset / slope))
+
+
+def check_plain_scores(scores: NDArray[np.float64], gold: NDArray[np.int64]) -> None:
+    """Refuses scores that are not higher, in the mean, where the second label is true.
+
+    Args:
+      scores: plain scores, `[N]`.
+      gold: 0 or 1, both of them present, `[N]`.
+
+    Raises:
+      UserError: says what to do.
+    """
+    if np.mean(scores[gold == 1]) <= np.mean(scores[gold == 0]):
+        raise UserError(
+            "scores are not higher for the positive label in the validation samples; name the "
+            "label that high scores stand for with --positive, or turn the scores around"
+        )
 
 
 def _logarithms(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

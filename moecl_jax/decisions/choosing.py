@@ -52,7 +52,12 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from moecl_jax.decisions.calibration import Calibration, fit_plain_scores, fit_temperature
+from moecl_jax.decisions.calibration import (
+    Calibration,
+    check_plain_scores,
+    fit_plain_scores,
+    fit_temperature,
+)
 from moecl_jax.decisions.samples import Samples
 from moecl_jax.decisions.thresholds import GUARANTEED, PLAIN, Thresholds, best_labels
 from moecl_jax.errors import UserError
@@ -153,6 +158,7 @@ class Validation:
         self._nothing = _why_nothing(samples)
         if self._nothing is None:
             if samples.scores.ndim == 1:
+                check_plain_scores(samples.scores, gold)
                 self.calibration = fit_plain_scores(samples.scores[learned], gold[learned])
             elif temperature:
                 self.calibration = fit_temperature(samples.scores[learned], gold[learned])

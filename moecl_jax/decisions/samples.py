@@ -15,12 +15,16 @@ from moecl_jax.outside import parse_json, shortened
 from moecl_jax.writing import named
 
 # Where scores stand if no field is named, and then gold labels. `moecl predict` writes its own
-# under `prediction`, or wrote them beside the user's fields; another system has a score.
+# under `prediction`, in tables as `prediction_...`; version 0.1 wrote them beside the user's
+# fields, with a prediction as `label`. Another system has a score.
 _FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prediction.probabilities", ("gold", "label")),
+    ("prediction_probabilities", ("gold", "label")),
     ("probabilities", ("gold",)),
     ("score", ("gold", "label")),
 )
+_ERRORS = ("error", "prediction.error", "prediction_error")
+_LONGEST_CELL = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +108,17 @@ def read_samples(
 ) -> Samples:
     """Reads what a system has written of some samples.
 
-    A file whose name ends in `.csv` has a header and a sample a row; any other has a JSON object a
-    line. A field `a.b` is the field `b` of the object `a`. Lines with an `error` are left out.
+    A file whose name ends in `.csv` or `.tsv` has a header and a sample a row; any other has a JSON
+    object a line. A field `a.b` is the field `b` of the object `a`. Lines with an error in place of
+    an answer are left out.
 
-    The scores of a sample are an object with the probability of each label, or one number: the
-    probability of the positive label if all numbers of the file are from 0 to 1, a plain score
-    otherwise.
+    The scores of a sample are an object with the probability of each label (as JSON in a cell), or
+    one number: the probability of the positive label if all numbers of the file are from 0 to 1, a
+    plain score otherwise.
 
     Args:
       path: the file.
-      score: field of the scores; by default `prediction.probabilities`, `probabilities` or
-        `score`, the first that is there.
+      score: field of the scores; by default what `moecl predict` writes, or `score`.
       gold: field of the gold label; by default `gold`, else `label` where that is no prediction. A
         file without it has none.
       id: field of the sample's name; by default its line's number, where it has none.
@@ -127,10 +131,11 @@ def read_samples(
       UserError: a line is broken, or lines do not fit together; says which.
     """
     path = Path(path)
+    errors = _ERRORS if score is None else (*_ERRORS, score.replace("probabilities", "error"))
     records, left_out = [], 0
     with named(path):
         for number, record in _records(path):
-            if "error" in record and record["error"] not in (None, ""):
+            if any(name != score and _field(record, name) is not None for name in errors):
                 left_out += 1
             else:
                 records.append((number, record))
@@ -173,14 +178,9 @@ def read_samples(
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The lines of a file that are not empty, with their numbers."""
-    if path.suffix.lower() == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            try:
-                for record in reader:
-                    yield reader.line_num, {k: v for k, v in record.items() if v not in (None, "")}
-            except (csv.Error, ValueError) as error:
-                raise UserError(f"{path}, line {reader.line_num + 1}: {one_line(error)}") from error
+    ending = path.suffix.lower()
+    if ending in (".csv", ".tsv"):
+        yield from _rows(path, tabs=ending == ".tsv")
         return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -193,6 +193,23 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object")
             yield number, record
+
+
+def _rows(path: Path, *, tabs: bool) -> list[tuple[int, Mapping[str, Any]]]:
+    before = csv.field_size_limit(_LONGEST_CELL)  # it is the whole process's
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = (
+                csv.DictReader(stream, restkey="", delimiter="\t", quoting=csv.QUOTE_NONE)
+                if tabs
+                else csv.DictReader(stream, restkey="")
+            )
+            try:
+                return [(reader.line_num, {k: v for k, v in row.items() if v}) for row in reader]
+            except (csv.Error, ValueError) as error:
+                raise UserError(f"{path}, line {reader.line_num + 1}: {one_line(error)}") from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:
@@ -241,6 +258,11 @@ def _name(label: Any) -> str:
 
 
 def _scores(value: Any, place: str, field: str) -> dict[str, float] | float:
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise UserError(f"{place}: {field}: no JSON: {one_line(error)}") from error
     if isinstance(value, dict):
         return {str(label): _number(number, place, field) for label, number in value.items()}
     return _number(value, place, field)

@@ -124,18 +124,19 @@ class Thresholds:
                 "write it again with moecl strip"
             )
         try:
+            values = [content["thresholds"][label] for label in content["labels"]]
             return cls(
                 labels=tuple(content["labels"]),
-                values=tuple(content["thresholds"][label] for label in content["labels"]),
+                values=tuple(None if value is None else float(value) for value in values),
                 reasons=content["reasons"],
                 target=content["target_precision"],
                 confidence=content["confidence"],
                 rule=content["rule"],
-                calibration=Calibration(content["temperature"], content["shift"]),
+                calibration=Calibration(float(content["temperature"]), content["shift"]),
                 samples=content["validation_samples"],
             )
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: lacks a part: {one_line(error)}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: a part is missing or wrong: {one_line(error)}") from error
 
     def _as_array(self, scores: Sequence[Mapping[str, float]] | ArrayLike) -> NDArray[np.float64]:
         if isinstance(scores, Sequence) and any(isinstance(row, Mapping) for row in scores):

@@ -207,10 +207,21 @@ def test_plain_scores_that_part_the_labels_have_a_finite_curve():
 
 def test_plain_scores_that_tell_nothing_are_refused():
     gold = np.arange(20) % 2
-    with pytest.raises(UserError, match=r"all scores.*the same"):
-        fit_plain_scores(np.full(20, 3.0), gold)
-    with pytest.raises(UserError, match="--positive"):
-        fit_plain_scores(-np.arange(20.0), (np.arange(20) >= 10).astype(np.int64))
+    ids = [str(number) for number in range(20)]
+    for scores in (np.full(20, 3.0), -5.0 * gold):
+        with pytest.raises(UserError, match="--positive"):
+            choose(Samples(ids, LABELS, scores, gold), 0.9)
+
+
+def test_a_few_plain_scores_that_fall_by_chance_are_parted_at_their_mean():
+    found = fit_plain_scores(np.array([1.0, 3.0]), np.array([1, 0]))
+    assert (found.shift, found.temperature) == (2.0, 1.0)
+    assert fit_plain_scores(np.full(3, 7.0), np.array([1, 0, 0])).shift == 7.0
+    # Whichever samples are learned on, small sets give thresholds or reasons, and no error.
+    scores = np.append(np.arange(10.0), np.arange(6.0, 16.0))
+    samples = Samples([str(n) for n in range(20)], LABELS, scores, np.arange(20) // 10)
+    plain = [choose(samples, 0.8, rule=PLAIN, seed=seed).values for seed in range(30)]
+    assert any(None not in values for values in plain)
 
 
 @pytest.mark.slow

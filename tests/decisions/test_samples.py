@@ -1,5 +1,6 @@
 """Samples from files: the forms that are read, and messages about those that are not."""
 
+import csv
 import json
 
 import numpy as np
@@ -66,6 +67,38 @@ def test_csv_and_scores_that_are_no_probabilities(tmp_path):
     found = read_samples(path)
     assert (found.ids, found.labels) == (["a", "b"], ("0", "1"))
     np.testing.assert_array_equal(found.scores, [-3.5, 12.0])
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_tables_of_predict(ending, tmp_path):
+    path = tmp_path / f"f.{ending}"
+    rows = [
+        ["id", "label", "text", "prediction", "prediction_probabilities", "prediction_error"],
+        ["a", "ham", "x" * 200_000, "spam", '{"ham": 0.25, "spam": 0.75}', ""],
+        ["b", "ham", "", "", "", "no text"],
+        ["c", "spam", "a, b", "spam", '{"ham": 0.5, "spam": 0.5}', ""],
+    ]
+    with path.open("w", newline="") as file:
+        if ending == "csv":
+            csv.writer(file).writerows(rows)
+        else:
+            file.writelines("\t".join(row) + "\n" for row in rows)
+    found = read_samples(path)
+    assert (found.ids, found.labels, found.left_out) == (["a", "c"], ("ham", "spam"), 1)
+    np.testing.assert_array_equal(found.scores, [[0.25, 0.75], [0.5, 0.5]])
+    np.testing.assert_array_equal(found.gold, [0, 1])
+    path.write_text("score,label\n{,x\n" if ending == "csv" else "score\tlabel\n{\tx\n")
+    with pytest.raises(UserError, match="line 2: score: no JSON"):
+        read_samples(path)
+
+
+def test_errors_of_predict_are_left_out_by_any_name(tmp_path):
+    good = {"label": "ham", "mine": {"label": "ham", "probabilities": spam(0.5)}}
+    lines = [{"label": "ham", "mine": {"error": "no text"}}, good]
+    found = read_samples(write(tmp_path / "f.jsonl", *lines), score="mine.probabilities")
+    assert (found.ids, found.left_out) == (["2"], 1)
+    lines = [{"prediction": {"error": "no text"}}, {"label": "ham", "prediction": good["mine"]}]
+    assert read_samples(write(tmp_path / "f.jsonl", *lines)).left_out == 1
 
 
 def test_gold_labels_may_be_missing_and_ids_too(tmp_path):

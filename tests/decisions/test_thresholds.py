@@ -8,6 +8,7 @@ from scored import thresholds
 
 from moecl_jax.decisions import PLAIN, Thresholds
 from moecl_jax.decisions.calibration import Calibration
+from moecl_jax.decisions.thresholds import _digest
 from moecl_jax.errors import UserError
 
 
@@ -94,6 +95,11 @@ def test_a_file_that_is_no_longer_the_same_is_refused(tmp_path):
     ):
         path.write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=message):
+            Thresholds.load(path)
+    for name, value in (("labels", None), ("thresholds", {"ham": 0.1}), ("temperature", "hot")):
+        changed = {key: content[key] for key in content if key != "digest"} | {name: value}
+        path.write_text(json.dumps(changed | {"digest": _digest(changed)}))
+        with pytest.raises(UserError, match="a part is missing or wrong"):
             Thresholds.load(path)
     path.write_text("{")
     with pytest.raises(UserError, match="no JSON"):
