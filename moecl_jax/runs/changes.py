@@ -17,10 +17,9 @@ from typing import Any
 
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import inside, parse_json
-from moecl_jax.runs.names import CHANGE_NAME
+from moecl_jax.runs.names import CHANGE_NAME, CHECKPOINTS_FOLDER
 from moecl_jax.writing import write_json
 
-FOLDER = "checkpoints"
 REMOVED = ".removed"
 PREPARED = ".prepared"
 
@@ -80,7 +79,7 @@ def finish(workdir: Path) -> None:
             f"{path} is broken: {one_line(error)}. It says what is left to do of a rollback or a "
             "removal; restore the workdir from a copy."
         ) from error
-    away = workdir / FOLDER / REMOVED
+    away = workdir / CHECKPOINTS_FOLDER / REMOVED
     away.mkdir(parents=True, exist_ok=True)
     for place, gone in enumerate(removed):
         _move(gone, away / f"{number}_{place}")
@@ -90,7 +89,7 @@ def finish(workdir: Path) -> None:
             os.rename(new, old)
     for file, whole in files.items():
         write_json(file, whole)
-    for folder in (away, workdir / FOLDER / PREPARED):
+    for folder in (away, workdir / CHECKPOINTS_FOLDER / PREPARED):
         shutil.rmtree(folder, ignore_errors=True)
     path.unlink()
 

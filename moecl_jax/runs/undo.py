@@ -17,9 +17,10 @@ import jax
 from moecl_jax.data.sources.none import Removed
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed
-from moecl_jax.runs.changes import FOLDER, PREPARED, Change
+from moecl_jax.runs.changes import PREPARED, Change
 from moecl_jax.runs.checkpoint import IN_PROGRESS, TaskCheckpoints
 from moecl_jax.runs.names import (
+    CHECKPOINTS_FOLDER,
     CONFIG_NAME,
     DATA_NAME,
     FINISHED_NAME,
@@ -134,13 +135,15 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
             "from"
         )
     lines = [f"{workdir} goes back to the end of task '{to}', {index + 1} of {len(names)}"]
-    lines += [f"  deleted: {FOLDER}/{name}, with expert, head and features" for name in there]
+    lines += [
+        f"  deleted: {CHECKPOINTS_FOLDER}/{name}, with expert, head and features" for name in there
+    ]
     if inside is not None:
         lines.append(f"  deleted: the training of '{inside['task']}' up to step {inside['step']}")
     if (workdir / RESULTS_NAME).exists():
         lines.append(f"  deleted: {RESULTS_NAME}, which is of all tasks")
     lines.append("  'moecl train' trains the later tasks again, or others in their place")
-    removed = [f"{FOLDER}/{name}" for name in (*there, IN_PROGRESS)]
+    removed = [f"{CHECKPOINTS_FOLDER}/{name}" for name in (*there, IN_PROGRESS)]
     files: dict[str, object] = {FINISHED_NAME: list(names[: index + 1])}
     traces = [task.name for task in tasks[index + 1 :] if task.removed]
     if traces:
@@ -161,7 +164,7 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
     remembered = method.without_task(memory, index) is not memory
     later = range(index + 1, count) if remembered else ()
     prepared = {
-        place: f"{FOLDER}/{PREPARED}/{place:03d}"
+        place: f"{CHECKPOINTS_FOLDER}/{PREPARED}/{place:03d}"
         for place in (index, *filter(checkpoints.has_shared, later))
     }
 
@@ -177,11 +180,13 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
     trace = _trace_of(tasks[index], {*settings.tasks, *settings.definitions})
     names = [trace.name if name == task else name for name in settings.tasks]
     after = TaskCheckpoints(workdir, names)
-    placed = {f"{FOLDER}/{after.path(place).name}": prepared[place] for place in prepared}
+    placed = {
+        f"{CHECKPOINTS_FOLDER}/{after.path(place).name}": prepared[place] for place in prepared
+    }
     own, features = checkpoints.path(index), checkpoints.features_path(count - 1)
     removed = [own, *([] if count - 1 in prepared else [features])]
     lines = [f"'{task}', task {index + 1} of {len(names)}, is removed from {workdir}"]
-    lines.append(f"  deleted: {FOLDER}/{own.name}, with expert, head and features")
+    lines.append(f"  deleted: {CHECKPOINTS_FOLDER}/{own.name}, with expert, head and features")
     if remembered:
         lines.append("  deleted: what the method's memory holds of it alone")
     if method.examples.joined:
