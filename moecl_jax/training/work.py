@@ -93,8 +93,9 @@ class _Plan:
             learned = range(count) if joint else [place]
             texts = [e for task in learned for e in self.tasks[task].splits["train"]]
             current = place == finished or joint
-            epochs = self.settings.epochs
-            epoch_steps = max(1, -(-len(texts) // self.settings.batch.size))
+            settings = self.settings.for_task(self.tasks[place].name)
+            epochs = settings.epochs
+            epoch_steps = max(1, -(-len(texts) // settings.batch.size))
             rest = epochs - steps / epoch_steps if current else epochs
             self.found[TRAIN] += max(0.0, rest) * text_size(texts) * len(texts)
             for task in learned:
