@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from records import read
-from streams import CLASSES, tiny_config
+from streams import tiny_config
 
 from moecl_jax.cli.main import main
+from moecl_jax.testing import write_task
 
 pytestmark = pytest.mark.slow
 
+TASKS = ("two", "deux", "zwei")
 RIGHT = 0.9  # share of a task's test texts
 
 
@@ -20,6 +23,9 @@ class Run:
     def __init__(self, folder):
         self.folder, self.workdir = folder, folder / "run"
         config = tiny_config(folder, epochs=10, checkpoint_every=100, lora__dropout=0.0)
+        for name in TASKS[1:]:
+            with config.unlocked():
+                config.definitions[name] = ConfigDict(write_task(folder / "data", name, 2))
         self.config = folder / "config.json"
         self.config.write_text(config.to_json(), encoding="utf-8")
 
@@ -49,12 +55,12 @@ def test_every_prediction_on_the_way_is_right(tmp_path, capsys):
     run = Run(tmp_path)
     run.train("two")
     two = run.answers("two")
-    run.train("two", "five")
-    run.answers("five")
+    run.train("two", "deux")
+    run.answers("deux")
     assert labels_of(run.answers("two")[0]) == labels_of(two[0])
 
     # A task whose labels are wrong is trained, and undone.
-    data = tmp_path / "data" / "fourteen_train.jsonl"
+    data = tmp_path / "data" / "zwei_train.jsonl"
     good = data.read_text(encoding="utf-8")
     lines = [json.loads(line) for line in good.splitlines()]
     labels = [line["label"] for line in lines]
@@ -62,40 +68,40 @@ def test_every_prediction_on_the_way_is_right(tmp_path, capsys):
         {**line, "label": label} for line, label in zip(lines, labels[1:] + labels[:1], strict=True)
     ]
     data.write_text("".join(json.dumps(line) + "\n" for line in wrong), encoding="utf-8")
-    run.train(*CLASSES)
-    with pytest.raises(AssertionError, match="fourteen"):
-        run.answers("fourteen")
-    two, five = run.answers("two"), run.answers("five")
-    run("rollback", "--to=five", "--yes")
-    assert run.answers("two")[0] == two[0] and run.answers("five")[0] == five[0]
+    run.train(*TASKS)
+    with pytest.raises(AssertionError, match="zwei"):
+        run.answers("zwei")
+    two, deux = run.answers("two"), run.answers("deux")
+    run("rollback", "--to=deux", "--yes")
+    assert run.answers("two")[0] == two[0] and run.answers("deux")[0] == deux[0]
 
     # It is trained again with the right ones, and other values than the others were.
     data.write_text(good, encoding="utf-8")
-    run.train(*CLASSES, epochs=20, task_settings__fourteen__optimizer__learning_rate=0.02)
-    fourteen = run.answers("fourteen")
-    assert run.answers("two")[0] == two[0] and run.answers("five")[0] == five[0]
+    run.train(*TASKS, epochs=20, task_settings__zwei__optimizer__learning_rate=0.02)
+    zwei = run.answers("zwei")
+    assert run.answers("two")[0] == two[0] and run.answers("deux")[0] == deux[0]
 
     # One task goes, and the data of another.
     run("remove", "--task=two", "--yes")
-    assert run.answers("five")[0] == five[0] and run.answers("fourteen")[0] == fourteen[0]
-    assert {line["task"] for line in run.answers("five")[1]} <= {"five", "fourteen"}
+    assert run.answers("deux")[0] == deux[0] and run.answers("zwei")[0] == zwei[0]
+    assert {line["task"] for line in run.answers("deux")[1]} <= {"deux", "zwei"}
     capsys.readouterr()
     source = tmp_path / "data" / "two_test.jsonl"
     arguments = ["--task=two", f"--input={source}", f"--output={tmp_path / 'out.jsonl'}"]
     assert main(["predict", f"--workdir={run.workdir}", *arguments]) == 1
     assert "there is no task 'two'" in capsys.readouterr().err
-    (tmp_path / "data" / "five_train.jsonl").unlink()
+    (tmp_path / "data" / "deux_train.jsonl").unlink()
 
     # It is learned anew at the end.
-    run.train("five", "fourteen", "two", epochs=10)
-    for task, before in (("five", five), ("fourteen", fourteen)):
+    run.train("deux", "zwei", "two", epochs=10)
+    for task, before in (("deux", deux), ("zwei", zwei)):
         assert labels_of(run.answers(task)[0]) == labels_of(before[0])
     run.answers("two")
     results = json.loads((run.workdir / "results.json").read_text(encoding="utf-8"))
-    assert results["tasks"] == ["two-removed", "five", "fourteen", "two"]
+    assert results["tasks"] == ["two-removed", "deux", "zwei", "two"]
     assert results["accuracy_matrix"][3][0] is None
     assert min(results["accuracy_matrix"][3][1:]) >= RIGHT
-    values = results["task_settings"]["fourteen"]
+    values = results["task_settings"]["zwei"]
     assert values == {"optimizer.learning_rate": 0.02, "epochs": 20}
     assert main(["compare", f"--workdir={run.workdir}"]) == 0
     assert "two-removed" in capsys.readouterr().out
