@@ -116,7 +116,8 @@ def test_a_cut_prompt_is_told(trained, tmp_path, capsys):
     folder, _, _ = trained
     source = tmp_path / "in.jsonl"
     write(source, [{"text": "w11 " * 40}, {"text": "w11 w40"}])
-    assert ["truncated" in line for line in generate(folder, source)] == [True, False]
+    lines = generate(folder, source)
+    assert ["truncated" in line["prediction"] for line in lines] == [True, False]
     arguments = [f"--workdir={folder / 'run'}", "--task=repeat", f"--prompt={'w11 ' * 40}"]
     assert main(["generate", *arguments]) == 0
     assert "note: the prompt was cut to its first 20 tokens" in capsys.readouterr().err
