@@ -8,21 +8,27 @@ from labellers import FakeLabeller
 
 from moecl_jax.service.app import make_app
 from moecl_jax.service.engine import Engine
-from moecl_jax.service.keys import Holder, Keys, Role
+from moecl_jax.service.keys import Holder, Keys, Role, require
 from moecl_jax.service.limits import Limits
+from moecl_jax.service.reload import Reloader, add_reload
+from moecl_jax.service.review_routes import add_routes
+from moecl_jax.service.reviews import ReviewStore
 
 schemathesis = pytest.importorskip("schemathesis")
 pytestmark = pytest.mark.slow
 
 KEY = "k" * 16
-CASES = int(os.environ.get("MOECL_OPENAPI_CASES", "150"))
+CASES = int(os.environ.get("MOECL_OPENAPI_CASES", "100"))
 
 
 @pytest.fixture(scope="module")
-def schema():
+def schema(tmp_path_factory):
     engine = Engine(FakeLabeller(), limits=Limits(texts=4, text_characters=50))
     engine.start()
     app = make_app(engine, Keys({KEY: Holder("batch", Role.ADMIN)}))
+    accuracies = dict.fromkeys(engine.labeller.tasks, 0.9)
+    add_reload(app, Reloader(engine, lambda: FakeLabeller("second"), lambda _: accuracies))
+    add_routes(app, ReviewStore(tmp_path_factory.mktemp("reviews") / "reviews.db"), engine, require)
     yield schemathesis.openapi.from_asgi("/openapi.json", app)
     engine.close()
 
