@@ -28,9 +28,11 @@ def schema(tmp_path_factory):
     app = make_app(engine, Keys({KEY: Holder("batch", Role.ADMIN)}))
     accuracies = dict.fromkeys(engine.labeller.tasks, 0.9)
     add_reload(app, Reloader(engine, lambda: FakeLabeller("second"), lambda _: accuracies))
-    add_routes(app, ReviewStore(tmp_path_factory.mktemp("reviews") / "reviews.db"), engine, require)
+    store = ReviewStore(tmp_path_factory.mktemp("reviews") / "reviews.db")
+    add_routes(app, store, engine, require)
     yield schemathesis.openapi.from_asgi("/openapi.json", app)
     engine.close()
+    store.close()
 
 
 @pytest.mark.parametrize("mode", schemathesis.GenerationMode)

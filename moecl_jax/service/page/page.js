@@ -12,6 +12,7 @@ const get = (id) => document.getElementById(id);
 let item = null; // the text on the screen
 let tasks = {}; // the progress of each task, by its name
 let named = false; // whether the service knows the reviewer by their key
+let asked = 0; // how often the progress was asked for
 let busy = false; // whether something is being sent; keys do nothing meanwhile
 
 function remembered(name, fallback) {
@@ -63,11 +64,25 @@ async function alone(action) {
 async function fetchNext() {
   const given = { task: get("task").value, reviewer: reviewer(), opinion: wantsOpinion() };
   showItem((await ask(`next?${query(given)}`)).item);
-  await fetchProgress();
+  fetchProgress();
 }
 
+// Fetches the figures beside the text; nobody waits for them.
 async function fetchProgress() {
-  const progress = await ask("progress");
+  const aside = document.querySelector("aside");
+  const mine = (asked += 1);
+  aside.setAttribute("aria-busy", "true");
+  try {
+    const progress = await ask("progress");
+    if (mine === asked) showProgress(progress);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error; // the text's own request says why
+  } finally {
+    if (mine === asked) aside.removeAttribute("aria-busy");
+  }
+}
+
+function showProgress(progress) {
   tasks = progress.tasks;
   named = progress.named;
   get("name").disabled = named;
@@ -124,7 +139,7 @@ function undo() {
       if (!(error instanceof Refused && error.status === 404)) throw error;
       say(word("no_undo"));
     }
-    await fetchProgress();
+    fetchProgress();
   });
 }
 
@@ -261,7 +276,7 @@ async function addTexts() {
     }
     get("content").value = get("file").value = "";
     if (item === null) await alone(fetchNext);
-    else await fetchProgress();
+    else fetchProgress();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     message.textContent = word("failed", { detail: error.message });
@@ -326,7 +341,7 @@ function listen() {
     language: () => {
       remember("language", currentLanguage() === "en" ? "zh" : "en");
       changeLanguage(remembered("language"));
-      alone(fetchProgress);
+      fetchProgress();
     },
   })) get(id).addEventListener("click", action);
   for (const id of ["add", "export"]) {
