@@ -10,6 +10,7 @@ from moecl_jax.service.app import make_app
 from moecl_jax.service.engine import Engine
 from moecl_jax.service.keys import Holder, Keys, Role, require
 from moecl_jax.service.limits import Limits
+from moecl_jax.service.reload import Reloader, add_reload
 from moecl_jax.service.review_routes import add_routes
 from moecl_jax.service.reviews import ReviewStore
 
@@ -17,7 +18,7 @@ schemathesis = pytest.importorskip("schemathesis")
 pytestmark = pytest.mark.slow
 
 KEY = "k" * 16
-CASES = int(os.environ.get("MOECL_OPENAPI_CASES", "150"))
+CASES = int(os.environ.get("MOECL_OPENAPI_CASES", "100"))
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,8 @@ def schema(tmp_path_factory):
     engine = Engine(FakeLabeller(), limits=Limits(texts=4, text_characters=50))
     engine.start()
     app = make_app(engine, Keys({KEY: Holder("batch", Role.ADMIN)}))
+    accuracies = dict.fromkeys(engine.labeller.tasks, 0.9)
+    add_reload(app, Reloader(engine, lambda: FakeLabeller("second"), lambda _: accuracies))
     store = ReviewStore(tmp_path_factory.mktemp("reviews") / "reviews.db")
     add_routes(app, store, engine, require)
     yield schemathesis.openapi.from_asgi("/openapi.json", app)
