@@ -197,11 +197,12 @@ def _text(
     name = path.stem
     first = guesses[0].task
     command, lines = ("generate", "prompts") if first.free_form else ("predict", "texts")
+    ending = first.source if first.source in ("csv", "tsv") else "jsonl"
     commands = [
         f"moecl check   --config={path}",
         f"moecl train   --config={path} --workdir=runs/{name}",
-        f"moecl {command} --workdir=runs/{name} --task={first.name} --input={lines}.jsonl "
-        "--output=answers.jsonl",
+        f"moecl {command} --workdir=runs/{name} --task={first.name} --input={lines}.{ending} "
+        f"--output=answers.{ending}",
     ]
     title = f"{', '.join(guess.task.name for guess in guesses)}: written by 'moecl new'."
     chinese = any(guess.language == "Chinese" for guess in guesses)

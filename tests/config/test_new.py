@@ -77,7 +77,7 @@ def test_its_docstring_says_what_was_guessed_and_what_to_do_next(base: str) -> N
     for line in (
         "moecl check   --config=my.py",
         "moecl train   --config=my.py --workdir=runs/my",
-        "moecl predict --workdir=runs/my --task=comments --input=",
+        "moecl predict --workdir=runs/my --task=comments --input=texts.csv --output=answers.csv",
         "task comments: train 40 rows of comments.csv",
         "text: comment (English template)",
         "label: toxic",
