@@ -229,5 +229,6 @@ def test_what_is_passed_in_python_is_checked() -> None:
 
 def test_sources_are_found_by_being_there() -> None:
     assert list(SOURCES) == [
-        *("json", "jsonl", "csv", "tsv", "huggingface", "memory", "none", "quickstart"),
+        *("json", "jsonl", "csv", "tsv", "huggingface", "memory", "none"),
+        *("removed", "quickstart"),
     ]

@@ -30,6 +30,7 @@ RULES = (
     Rule(r"bash launch/demo\.sh", elsewhere="tests/training/test_quickstart_stream.py::"),
     Rule(r"bash launch/test\.sh", elsewhere=".ci/run"),
     Rule(r"pip install .*", elsewhere="launch/setup.sh"),
+    Rule(r"moecl .*\bcomments\b.*", elsewhere="tests/config/test_new.py::"),
     Rule(
         r"(moecl train --config=configs/quickstart\.py .*)",
         rf"""\1 {SMALL} --config.tasks="('sms_spam', 'trec')" """,

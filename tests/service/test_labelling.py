@@ -117,13 +117,14 @@ def test_texts_of_both_tasks_share_a_batch_that_is_full(labeller, texts, monkeyp
 
 
 def test_a_batch_begins_with_the_text_that_waits_longest(labeller):
-    read = labeller.read([("w1 " * 100, "two"), *[("w1 w2", "two")] * 50, ("w3 " * 100, "five")])
+    short, long = [("w1 w2", "two")] * 50, ("w3 " * 100, "five")
+    read = labeller.read([("w1 " * 100, "two"), *short[:10], long, *short])
     places = labeller.next_batch([each.prompt for each in read])
     assert places[0] == 0
-    assert 51 in places  # another long text of another task
-    places = labeller.next_batch([each.prompt for each in read[1:]])
+    assert 11 in places  # another long text of another task
+    places = labeller.next_batch([each.prompt for each in labeller.read([*short, long])])
     assert places[0] == 0
-    assert 50 not in places
+    assert 50 not in places  # enough others have waited longer
     assert len(places) > 5
 
 

@@ -50,7 +50,7 @@ def test_the_command_prints_null_for_what_is_not_known(trained, monkeypatch, cap
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: unknown)
     assert main(["evaluate", f"--workdir={trained[0] / 'run'}"]) == 0
     entry = json.loads(capsys.readouterr().out)["tasks"]["two"]
-    keys = ("accuracy", "scored_accuracy", "log_likelihood")
+    keys = ("accuracy", "scored_accuracy", "log_likelihood", "classification")
     assert entry == {"examples": 48, **dict.fromkeys(keys)}
 
 

@@ -36,7 +36,7 @@ def clouds(counts, width, seed=0):
 def features_of(samples):
     known = TaskFeatures.blank(samples[0].shape[1])
     for index, sample in enumerate(samples):
-        known = known.add(f"task {index}", sample.astype(np.float32))
+        known = known.joined(TaskFeatures.of(f"task {index}", sample.astype(np.float32)))
     return known
 
 
