@@ -54,6 +54,11 @@ class ExamplePolicy:
     joined: int = 0
     joint: bool = False
 
+    @property
+    def reads_past(self) -> bool:
+        """Whether later tasks' training reads examples of finished ones."""
+        return self.joint or self.joined > 0
+
     def stored(
         self,
         memory: Any,  # noqa: ARG002

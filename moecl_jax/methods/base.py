@@ -140,6 +140,10 @@ class TaskStart:
     inputs: Callable[[], Tree] = dict
 
 
+Loss = Callable[[Tree, Batch], jax.Array]
+"""The instruction loss of a task's own tree and a batch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskEnd:
     """What a method may ask when a task is finished.
@@ -161,6 +165,11 @@ class TaskEnd:
         without dropout: arrays `[n, L, ...]` by name, the examples in any order.
       queries: gives the mean frozen word embedding of the prompt of each training example, in any
         order, `[n, D]` float32.
+      over_kept: given a task's own tree, a function, a number of batches and one of rounds, the
+        tree after so many rounds of the function. It is given the tree, the `Loss` of a finished
+        task without dropout, and so many batches, along a leading axis, of those of the task's
+        examples that `examples` keeps. The tasks take turns, the ended one among them. The function
+        is compiled. A round with a result that is not finite changes nothing.
     """
 
     index: int
@@ -173,6 +182,9 @@ class TaskEnd:
     inputs: Callable[[], Tree] = dict
     reports: Callable[[str], Mapping[str, np.ndarray]] = lambda _: {}
     queries: Callable[[], np.ndarray] = lambda: np.zeros((0, 0), np.float32)
+    over_kept: Callable[[Tree, Callable[[Tree, Loss, Batch], Tree], int, int], Tree] = (
+        lambda own, *_: own
+    )
 
 
 class Method(abc.ABC):
@@ -225,6 +237,16 @@ class Method(abc.ABC):
         """A task's own tree before it is trained; empty as a default. `key` is the task's."""
         del key, sizes
         return {}
+
+    def start_expert(self, expert: Tree, memory: Tree) -> Tree:
+        """What a task's own tree starts as, by the memory; as a default the fresh one.
+
+        Args:
+          expert: what `init_expert` gave.
+          memory: memory of the moment; `{}` where there is none.
+        """
+        del memory
+        return expert
 
     def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """The memory before the first of `task_count` tasks; empty as a default."""

@@ -28,7 +28,9 @@ from moecl_jax.methods.adversarial import (
     with_statistics,
     without_statistics,
 )
+from moecl_jax.data.rehearsal import ExamplePolicy
 from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, TaskStart, Traits
+from moecl_jax.methods.meta import Meta
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.shared_expert import WAYS, unpacked
 from moecl_jax.models.config import DecoderConfig
@@ -48,6 +50,7 @@ class Options(Section):
       directions: number of directions of a projection's inputs that are held where `shared` is
         projected.
       adversarial: the adversarial part.
+      meta: how a new task's expert starts.
     """
 
     KEY: ClassVar[str] = "moe_cl"
@@ -56,6 +59,7 @@ class Options(Section):
     frozen_after: int = setting(1, least=1, most=1_000_000)
     directions: int = setting(64, least=0, most=65_536)
     adversarial: Adversarial = Adversarial()
+    meta: Meta = Meta()
 
 
 class MoeCl(Method):
@@ -100,10 +104,23 @@ class MoeCl(Method):
         """The task's expert."""
         return self.new_expert(key, sizes, attention=self.lora.task_attention)
 
+    @property
+    def examples(self) -> ExamplePolicy:
+        """The task's own; some are kept where experts' starting value is learned."""
+        return self.options.meta.examples
+
+    def start_expert(self, expert: Tree, memory: Tree) -> Tree:
+        """The fresh expert, or the value that was learned."""
+        return self.options.meta.start(expert, memory)
+
     def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
-        """What the shared expert's way keeps, and statistics of the discriminator's input."""
+        """What the shared expert's way keeps, and statistics of the discriminator's input.
+
+        Beside them the experts' starting value, where it is learned.
+        """
         shapes = jax.eval_shape(lambda: self.new_expert(jax.random.key(0), sizes))
-        memory = self.shared_expert.init_memory(shapes)
+        own = jax.eval_shape(lambda: self.init_expert(jax.random.key(0), sizes))
+        memory = {**self.shared_expert.init_memory(shapes), **self.options.meta.memory(own)}
         if self.options.adversarial.remembers:
             memory = {**memory, "statistics": no_statistics(sizes, task_count)}
         return memory
@@ -156,7 +173,8 @@ class MoeCl(Method):
             expert = {"task": expert, "gate": shared["gate"]}
             expert |= {} if kept is None else {"shared": kept}
         carried, kept_memory = way.carried_on(acting, memory, end)
-        memory = {**memory, **kept_memory}
+        fresh = self.init_expert(end.key, end.sizes)
+        memory = {**memory, **kept_memory, **self.options.meta.learned(fresh, memory, end)}
         if self.options.adversarial.remembers:
             pooled = end.reports("adversarial")["shared_pooled"]
             memory["statistics"] = with_statistics(memory["statistics"], pooled, end.index)
@@ -165,7 +183,11 @@ class MoeCl(Method):
         )
 
     def without_task(self, memory: Tree, index: int) -> Tree:
-        """The statistics of the task's features go; in the shared expert it cannot be told."""
+        """The statistics of the task's features go, and the experts' starting value.
+
+        In the shared expert it cannot be told.
+        """
+        memory = self.options.meta.forgotten(memory)
         if not self.options.adversarial.remembers:
             return memory
         return {**memory, "statistics": without_statistics(memory["statistics"], index)}

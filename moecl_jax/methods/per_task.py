@@ -5,19 +5,34 @@ a classification head, where all tasks share one). This is the per-task tuning t
 (arXiv 2509.18133) compares with.
 """
 
-from typing import ClassVar
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 
-from moecl_jax.methods.base import Method, Traits
+from moecl_jax.data.rehearsal import ExamplePolicy
+from moecl_jax.methods.base import Method, TaskEnd, Traits
+from moecl_jax.methods.meta import Meta
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Hyper-parameters of the method.
+
+    Attributes:
+      meta: how a new task's expert starts.
+    """
+
+    meta: Meta = Meta()
 
 
 class PerTask(Method):
     """One LoRA expert a task: L = L_SFT."""
 
     name: ClassVar[str] = "per_task"
+    Options: ClassVar[type[Any]] = Options
     traits = Traits(expert_per_task=True, settled=True)
 
     def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
@@ -28,6 +43,32 @@ class PerTask(Method):
     def init_expert(self, key: jax.Array, sizes: DecoderConfig) -> Tree:
         """The task's expert."""
         return self.new_expert(key, sizes)
+
+    @property
+    def examples(self) -> ExamplePolicy:
+        """The task's own; some are kept where experts' starting value is learned."""
+        return self.options.meta.examples
+
+    def start_expert(self, expert: Tree, memory: Tree) -> Tree:
+        """The fresh expert, or the value that was learned."""
+        return self.options.meta.start(expert, memory)
+
+    def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
+        """Nothing, or the experts' starting value."""
+        del task_count
+        shapes = jax.eval_shape(lambda: self.init_expert(jax.random.key(0), sizes))
+        return self.options.meta.memory(shapes)
+
+    def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
+        """Learns the experts' starting value, where that is asked for."""
+        memory, fresh = parameters.memory, self.init_expert(end.key, end.sizes)
+        learned = self.options.meta.learned(fresh, memory, end)
+        return parameters.replace(memory={**memory, **learned})
+
+    def without_task(self, memory: Tree, index: int) -> Tree:
+        """The starting value goes: the task was among those that it was learned on."""
+        del index
+        return self.options.meta.forgotten(memory)
 
     def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
         """The task's expert."""

@@ -120,14 +120,16 @@ class StartingValues:
           last_head: head of the task finished last, with which a shared head goes on.
           memory: the memory as it is now; empty as a default.
         """
+        known = {} if memory is None else memory
         expert = self.method.init_expert(self._key(_EXPERT, task_index), self.sizes)
+        expert = self.method.start_expert(expert, known)
         head: Tree = {}
         if self.head == "classification" and self.shared_head and last_head is not None:
             head = _padded(last_head, self.classes)
         elif self.head == "classification":
             key = self._key(_HEAD, 0 if self.shared_head else task_index)
             head = init_head(key, self.sizes.width, self.classes)
-        return TaskParameters(shared, expert, head, {} if memory is None else memory)
+        return TaskParameters(shared, expert, head, known)
 
     def task(self, state: StreamState, name: str, index: int) -> TaskParameters:
         """The parameters that answer for a task: its finished ones, or those it starts from.

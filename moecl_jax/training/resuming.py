@@ -60,8 +60,7 @@ def goes_on(workdir: Path, now: DataRecord, begun: Sequence[str], *, accept: boo
 
 def may_be_without_data(method: Method, store: Store) -> list[str]:
     """Names of the finished tasks, unless the method trains later tasks on their examples too."""
-    policy = method.examples
-    return [] if policy.joint or policy.joined else store.finished_names()
+    return [] if method.examples.reads_past else store.finished_names()
 
 
 def add_known_sizes(

@@ -170,6 +170,7 @@ class TaskTraining:
         self.steps, self.evaluator = steps, steps.evaluator
         self.settings, self.method = self.evaluator.settings, self.evaluator.method
         self.index, self.task, self.store, self.log = index, steps.tasks[index], store, log
+        self.stream = stream
         self.earlier_steps = earlier_steps
         self.policy = self.method.examples
         self.examples = self._own_examples()
@@ -237,6 +238,7 @@ class TaskTraining:
             inputs=functools.partial(self._inputs, parameters),
             reports=functools.partial(self._reports, parameters),
             queries=self._queries,
+            over_kept=functools.partial(self._over_kept, parameters),
         )
 
     def _start(self, parameters: TaskParameters) -> TaskStart:
@@ -306,6 +308,16 @@ class TaskTraining:
             rows = self.steps.query_step(self.evaluator.model.params, batch)
             found.append(np.asarray(rows)[batch.weights > 0])
         return np.concatenate(found)
+
+    def _over_kept(self, parameters: TaskParameters, *arguments: Any) -> Tree:
+        """A tree after rounds of a function over finished tasks' kept examples: see `TaskEnd`."""
+        kept = self.steps.stored(parameters.memory, self.index + 1)
+        heads = {
+            place: self.evaluator.starting.task(self.stream, self.evaluator.names[place], place)
+            for place in {place for place, _ in kept} - {self.index}
+        }
+        owners = {**heads, self.index: parameters}
+        return over_kept(self.steps, parameters, kept, owners, *arguments)
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""
