@@ -89,7 +89,7 @@ class Meta(Section):
         return {"meta": {"expert": blank(expert), "held": jnp.zeros((), bool)}} if self.on else {}
 
     def start(self, expert: Tree, memory: Tree) -> Tree:
-        """What a task's expert starts as: the learned value if there is one, or the fresh expert."""
+        """What a task's expert starts as: the learned value, or else the fresh expert."""
         if "meta" not in memory:
             return expert
         kept = memory["meta"]

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from moecl_jax.data.rehearsal import ExamplePolicy
 from moecl_jax.methods.adversarial import (
     INIT_DEVIATION,
     Adversarial,
@@ -28,7 +29,6 @@ from moecl_jax.methods.adversarial import (
     with_statistics,
     without_statistics,
 )
-from moecl_jax.data.rehearsal import ExamplePolicy
 from moecl_jax.methods.base import LossInputs, Method, Penalty, TaskEnd, TaskStart, Traits
 from moecl_jax.methods.meta import Meta
 from moecl_jax.methods.parameters import TaskParameters, Tree

@@ -28,6 +28,7 @@ from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator, text_size
 from moecl_jax.training.figures import show_epoch
+from moecl_jax.training.kept import Kept, Update, compiled_round, over_kept
 from moecl_jax.training.moments import (
     by_example,
     mean_moments,
@@ -67,7 +68,7 @@ class TrainingSteps:
       cutter: cuts batches into pieces.
       moments_step: the compiled `moments.moments_step`.
       query_step: the compiled `forward.prompt_query`.
-      gradient_steps: the compiled `steps.gradient_step` by the function that it computes.
+      asked_steps: compiled `steps.gradient_step` and `kept.kept_round` by the method's function.
     """
 
     evaluator: Evaluator
@@ -78,7 +79,7 @@ class TrainingSteps:
     cutter: Cutter
     moments_step: jax.stages.Wrapped
     query_step: jax.stages.Wrapped
-    gradient_steps: dict[Any, Callable[..., Tree]] = dataclasses.field(default_factory=dict)
+    asked_steps: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def compile(
@@ -264,7 +265,7 @@ class TaskTraining:
         """The mean over examples of a function of the gradients: see `TaskEnd`."""
         count = min(count, len(self.examples))
         generator = np.random.default_rng((self.settings.seed, self.index, *b"importance"))
-        steps = self.steps.gradient_steps
+        steps = self.steps.asked_steps
         if transform not in steps:
             context = self.evaluator.context
             steps[transform] = jax.jit(
@@ -309,15 +310,18 @@ class TaskTraining:
             found.append(np.asarray(rows)[batch.weights > 0])
         return np.concatenate(found)
 
-    def _over_kept(self, parameters: TaskParameters, *arguments: Any) -> Tree:
+    def _over_kept(
+        self, parameters: TaskParameters, own: Tree, update: Update, count: int, rounds: int
+    ) -> Tree:
         """A tree after rounds of a function over finished tasks' kept examples: see `TaskEnd`."""
-        kept = self.steps.stored(parameters.memory, self.index + 1)
-        heads = {
-            place: self.evaluator.starting.task(self.stream, self.evaluator.names[place], place)
-            for place in {place for place, _ in kept} - {self.index}
-        }
-        owners = {**heads, self.index: parameters}
-        return over_kept(self.steps, parameters, kept, owners, *arguments)
+        stored = self.steps.stored(parameters.memory, self.index + 1)
+        begun = functools.partial(self.evaluator.starting.task, self.stream)
+        heads = {i: begun(self.evaluator.names[i], i).head for i, _ in stored}
+        heads[self.index] = parameters.head
+        compiled = compiled_round(self.evaluator.context, update)
+        step = self.steps.asked_steps.setdefault(update, compiled)
+        kept = Kept(self.steps.cutter, stored, parameters, heads, (self.settings.seed, self.index))
+        return over_kept(kept, step, own, count, rounds)
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""
