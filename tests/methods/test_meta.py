@@ -49,7 +49,8 @@ def test_the_outer_gradient_equals_one_worked_out_by_hand(kind, count, expected)
 def test_maml_goes_through_the_decoder_s_inner_steps():
     context = context_of("lm", PerTask)
     parameters = random_parameters(context)
-    batches = [batch_of(random_examples(3, seed)) for seed in range(2)]
+    examples = [random_examples([3, 5, 4], seed) for seed in range(2)]
+    batches = [batch_of(each, "lm", training=True) for each in examples]
     stack = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
     def loss(own, batch):
