@@ -18,6 +18,7 @@ COMMANDS = (
     "new",
     "check",
     "train",
+    "online",
     "status",
     "sweep",
     "rollback",

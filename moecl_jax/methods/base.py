@@ -248,6 +248,13 @@ class Method(abc.ABC):
         del memory
         return expert
 
+    def trainable(self, expert: Tree) -> Tree:
+        """A task's own tree as it is trained, of one that is finished maybe; itself as a default.
+
+        For learning that goes on with a finished task.
+        """
+        return expert
+
     def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """The memory before the first of `task_count` tasks; empty as a default."""
         del sizes, task_count

@@ -113,6 +113,10 @@ class MoeCl(Method):
         """The fresh expert, or the value that was learned."""
         return self.options.meta.start(expert, memory)
 
+    def trainable(self, expert: Tree) -> Tree:
+        """The task's expert alone: it is trained with the newest shared expert and gate."""
+        return expert.get("task", expert)
+
     def init_memory(self, sizes: DecoderConfig, task_count: int) -> Tree:
         """What the shared expert's way keeps, and statistics of the discriminator's input.
 

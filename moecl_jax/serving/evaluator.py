@@ -163,7 +163,12 @@ class Evaluator:
         return Scoring(layout, shapes)
 
     def scores(
-        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+        self,
+        parameters: TaskParameters,
+        index: int,
+        examples: Sequence[TokenizedExample],
+        *,
+        one_shape: bool = False,
     ) -> Scores:
         """Scores of examples that are asked as a task's.
 
@@ -171,6 +176,8 @@ class Evaluator:
           parameters: parameters that answer.
           index: place of the task.
           examples: n of them.
+          one_shape: whether all batches have one shape, so that an example's scores do not depend
+            on those beside it.
         """
         return score(
             self._evaluation_step,
@@ -178,7 +185,7 @@ class Evaluator:
             self.model.params,
             examples,
             self.answers[index],
-            self.scoring,
+            self.scoring.of_one_shape if one_shape else self.scoring,
             class_count=len(self.tasks[index].labels),
         )
 

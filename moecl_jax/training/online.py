@@ -1,0 +1,557 @@
+"""Online learning: one pass over examples in the order of their arrival, without task boundaries.
+
+Each example is scored with the parameters of the moment, and learned after that. So the share of
+right answers is the prequential accuracy (Gama, Sebastião and Rodrigues 2013, "On evaluating stream
+learning algorithms", Machine Learning 90): no test set is needed. An example's task is given or
+found by its text. Each task has an optimizer state of its own; shared trees are common.
+
+    after n examples of a task, floor(budget n) steps have been taken on it, each on its newest
+    batch.size examples; so a budget of 1 / batch.size learns each example once
+
+What a workdir holds of its finished tasks stays as it is. What is learned online lies beside it, in
+`online/`, and is trained and answered with from there.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from moecl_jax import reporting, stopping
+from moecl_jax.data.shapes import Need
+from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.errors import UserError
+from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.outside import parse_json, shortened
+from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.features import TaskFeatures
+from moecl_jax.runs.log import plain
+from moecl_jax.runs.workdir import claimed
+from moecl_jax.serving.arrivals import Arrivals
+from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.gold import gold_label
+from moecl_jax.serving.prompts import PromptReader, choosing_reader, reader_of_task
+from moecl_jax.serving.session import labelled, open_stream
+from moecl_jax.settings import Section, setting
+from moecl_jax.training.drift import Drift, bounded
+from moecl_jax.training.online_log import OnlineLog, Tally
+from moecl_jax.training.pieces import Cutter
+from moecl_jax.training.steps import (
+    TrainState,
+    copied,
+    init_train_state,
+    make_optimizer,
+    no_sums,
+    summed,
+    train_piece,
+)
+
+FOLDER = "online"
+"""The folder in a workdir of what is learned online."""
+_POLL_SECONDS = 0.5  # between two looks at a file that may grow
+_ROUNDING = 1e-9  # of a budget such as 1/3
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSettings(Section):
+    """How arriving examples are learned.
+
+    Attributes:
+      task: task of the examples that name none by their field "task"; empty to find each text's.
+      budget: optimizer steps an example; 0 stands for 1 / batch.size, which learns each one once.
+      on_drift: what a risen loss does: note (it is noted), or expert (the task begins a new expert,
+        and the one before is set aside).
+      delta: probability that ADWIN sees a drift where there is none.
+    """
+
+    KEY: ClassVar[str] = "online"
+    task: str = ""
+    budget: float = setting(0.0, least=0, most=1000)
+    on_drift: str = setting("note", choices=("note", "expert"))
+    delta: float = setting(0.002, above=0, below=1)
+
+
+@dataclasses.dataclass
+class _Track:
+    """What is known of one task.
+
+    Attributes:
+      place: place of the task in the stream.
+      drift: watches its loss.
+      window: its newest examples, at most a batch.
+      arrived: number of its examples since its expert began.
+      steps: number of steps since then.
+      experts: number of experts that were begun for it online.
+      state: its training; None before its first step. The shared trees are left out.
+    """
+
+    place: int
+    drift: Drift
+    window: collections.deque[TokenizedExample]
+    arrived: int = 0
+    steps: int = 0
+    experts: int = 0
+    state: TrainState | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrived:
+    """A line that can be scored."""
+
+    line: int
+    place: int
+    example: TokenizedExample
+    gold: int | None
+
+
+class Online:
+    """Learns in a workdir from lines as they arrive."""
+
+    def __init__(self, workdir: Path, options: OnlineSettings):
+        """Opens the workdir, and goes on where an earlier pass over the same stream stopped.
+
+        Args:
+          workdir: folder of a training.
+          options: how it is learned.
+
+        Raises:
+          UserError: it is no workdir, an option does not fit its method, or the pass was begun with
+            other options.
+        """
+        evaluator, store = open_stream(workdir)
+        size = evaluator.settings.batch.size
+        settings = evaluator.settings.changed({"batch": {"evaluation_size": size}})
+        self.evaluator = Evaluator(evaluator.model, evaluator.method, evaluator.tasks, settings)
+        self.options, self.settings, self.method = options, settings, evaluator.method
+        _check(self.evaluator, options)
+        self.budget = options.budget or 1 / size
+        self.stream, _ = store.restore()
+        self.features: TaskFeatures | None = None
+        if self.method.traits.expert_per_task:
+            self.features = store.restore_features(self.stream)
+        placement = evaluator.model.placement
+        self.shared: Tree = placement.put(copied(self.stream.shared))
+        self.stream = dataclasses.replace(self.stream, shared={})
+        self.tracks: dict[int, _Track] = {}
+        self.aside: dict[str, Any] = {}  # experts before a drift, by the task's name and a number
+        self.lines = self.offset = self.skipped = 0
+        self._readers: dict[int | None, PromptReader] = {}
+        self._optimizer = make_optimizer(
+            settings.optimizer.weight_decay, settings.optimizer.clip_norm
+        )
+        step = functools.partial(
+            train_piece, context=self.evaluator.context, optimizer=self._optimizer
+        )
+        self._step = jax.jit(step, donate_argnums=(0, 1))
+        self._cutter = cutter_of(self.evaluator)
+        self.checkpoints = TaskCheckpoints(workdir / FOLDER)
+        self.checkpoints.tidy()
+        self.tally = Tally()
+        self._restore(self.checkpoints.in_progress_record())
+        self.log = OnlineLog(workdir / FOLDER, self.lines)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps on all tasks' newest experts."""
+        return sum(track.steps for track in self.tracks.values())
+
+    def run(self, source: Path, *, follow: bool = False) -> Tally:
+        """Learns from an input to its end.
+
+        Args:
+          source: a file of JSON lines, or "-" for standard input.
+          follow: whether a file is waited on to grow, until a stop is requested.
+
+        Raises:
+          UserError: the input is not the one that was begun with, or nothing can be written.
+          Stopped: that was requested; all that was learned is saved.
+        """
+        begun, saved = time.perf_counter(), self.lines
+        piped = str(source) == "-"
+        if self.lines:
+            where = f"expecting line {self.lines + 1} next" if piped else "where it stopped"
+            reporting.current().message(f"going on after line {self.lines}, {where}")
+        try:
+            with Arrivals(source, 0 if piped else self.offset) as arrivals:
+                while not stopping.requested():
+                    group = self._next_group(arrivals)
+                    if group:
+                        self._work(group)
+                        self.offset += sum(len(line) for line in group)
+                    elif arrivals.ended or not (piped or follow):
+                        break
+                    elif not piped:
+                        time.sleep(_POLL_SECONDS)
+                    if self.lines - saved >= self.settings.checkpoint_every:
+                        self._save()
+                        saved = self.lines
+        finally:
+            if self.lines > saved:
+                self._save()
+        self.tally.seconds += time.perf_counter() - begun
+        if stopping.requested():
+            raise stopping.Stopped
+        return self.tally
+
+    def parameters(self, place: int) -> TaskParameters:
+        """What answers for the task in a place of the stream now."""
+        track = self.tracks.get(place)
+        if track is None or track.state is None:
+            stream = dataclasses.replace(self.stream, shared=self.shared)
+            return self.evaluator.starting.task(stream, self.evaluator.names[place], place)
+        return track.state.answering.replace(shared=self.shared)
+
+    def _next_group(self, arrivals: Arrivals) -> list[bytes]:
+        """Lines that are there, at most a batch, so that a pipe is answered while it is fed."""
+        group: list[bytes] = []
+        while len(group) < self.settings.batch.size and (line := arrivals.next()) is not None:
+            group.append(line)
+        return group
+
+    def _work(self, group: Sequence[bytes]) -> None:
+        """Scores and learns lines; those between two steps are scored together."""
+        read = [self._read(line, number) for number, line in enumerate(group, self.lines + 1)]
+        waiting: list[_Arrived] = []
+        counts: dict[int, int] = collections.Counter()
+        for number, arrived in enumerate(read, self.lines + 1):
+            if isinstance(arrived, str):
+                self.log.add({"line": number, "error": arrived})
+                self.tally.bad += 1
+                continue
+            waiting.append(arrived)
+            if arrived.gold is None:
+                continue
+            counts[arrived.place] += 1
+            track = self._track(arrived.place)
+            if self._due(track, counts[arrived.place]):
+                self._score_and_learn(waiting)
+                waiting, counts = [], collections.Counter()
+        self._score_and_learn(waiting)
+        self.lines += len(group)
+        self.log.flush()
+
+    def _read(self, line: bytes, number: int) -> _Arrived | str:
+        """A line's example, or what is wrong with it."""
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            return f"no JSON: {error}"
+        if not isinstance(record, Mapping):
+            return f"expected an object, not {shortened(record)}"
+        try:
+            reader = self._reader(record.get("task") or self.options.task or None)
+        except UserError as error:
+            return str(error)
+        [(added, prompt)] = reader.read([record])
+        if prompt is None:
+            return str(added["error"])
+        task = self.evaluator.tasks[prompt.task]
+        value, gold = record.get(task.label_field), None
+        if value is not None and value != "":
+            label = gold_label(value, [task])
+            if label is None:
+                return f"{shortened(value)} is no label of task '{task.name}'"
+            gold = task.labels.index(label)
+        example = TokenizedExample(prompt.ids, 0 if gold is None else gold)
+        return _Arrived(number, prompt.task, example, gold)
+
+    def _reader(self, name: Any) -> PromptReader:
+        """Reads the texts of a task, or finds each text's where none is named."""
+        names = self.evaluator.names
+        if name is None and len(names) == 1:
+            name = names[0]
+        place = None if name is None else self.evaluator.index(str(name))
+        if place not in self._readers:
+            if place is not None:
+                _check_task(self.evaluator, place)
+                self._readers[place] = reader_of_task(self.evaluator, place)
+            elif self.features is None or not self.features.names:
+                raise UserError(
+                    'no task is named, and none can be found by the text here; add "task" to the '
+                    f"line, or name one by --task: {', '.join(names)}"
+                )
+            else:
+                self._readers[place] = choosing_reader(self.evaluator, self.features)
+        return self._readers[place]
+
+    def _score_and_learn(self, group: Sequence[_Arrived]) -> None:
+        """Scores examples with the parameters of now, and then takes the steps that are due."""
+        scores: dict[int, np.ndarray] = {}
+        for place in sorted({arrived.place for arrived in group}):
+            own = [arrived for arrived in group if arrived.place == place]
+            examples = [arrived.example for arrived in own]
+            found = self.evaluator.scores(self.parameters(place), place, examples, one_shape=True)
+            count = len(self.evaluator.tasks[place].labels)
+            rows = found.scores[:, :count].astype(np.float64)
+            scores |= {arrived.line: row for arrived, row in zip(own, rows, strict=True)}
+        for arrived in group:
+            self._note(arrived, scores[arrived.line])
+
+    def _note(self, arrived: _Arrived, row: np.ndarray) -> None:
+        """Writes what an example was answered, and learns it."""
+        task = self.evaluator.tasks[arrived.place]
+        answer = labelled(task.labels, row)
+        line: dict[str, Any] = {"line": arrived.line, "task": task.name}
+        if "error" in answer:
+            self.log.add({**line, "error": answer["error"]})
+            self.tally.bad += 1
+            return
+        line |= {"label": answer["label"], "probability": max(answer["probabilities"].values())}
+        if arrived.gold is None:
+            self.log.add(line)
+            return
+        track = self._track(arrived.place)
+        gold, best = task.labels[arrived.gold], answer["label"]
+        loss = float(np.logaddexp.reduce(row) - row[arrived.gold])
+        self.tally.add(task.name, right=gold == best)
+        line |= {"gold": gold, "right": gold == best, "loss": loss, "expert": track.experts}
+        if track.drift.rises(bounded(loss, len(task.labels))):
+            line["drift"] = True
+            self.tally.drifts.append({"line": arrived.line, "task": task.name})
+            if self.options.on_drift == "expert":
+                self._begin_expert(track)
+        self.log.add(line)
+        track.window.append(arrived.example)
+        while self._due(track, 1):
+            self._learn(track)
+        track.arrived += 1
+
+    def _due(self, track: _Track, more: int) -> bool:
+        """Whether a step is due after so many more examples of a task."""
+        return math.floor((track.arrived + more) * self.budget + _ROUNDING) > track.steps
+
+    def _learn(self, track: _Track) -> None:
+        """A step on a task's newest examples."""
+        if track.state is None:
+            track.state = self._begun(track, self._first_expert(track.place))
+        active = track.state.active.replace(shared=self.shared)
+        state = dataclasses.replace(track.state, active=active)
+        sums = self.evaluator.model.placement.put(no_sums(active))
+        rate, frozen = (
+            np.float32(self.settings.optimizer.learning_rate),
+            self.evaluator.model.params,
+        )
+        parts = []
+        for batch, piece in self._cutter.cut(track.place, list(track.window)):
+            state, sums, metrics = self._step(state, sums, frozen, batch, piece, rate)
+            parts.append(metrics)
+        self.skipped += bool(summed(parts)["skipped"])
+        self.shared = state.active.shared
+        track.state = dataclasses.replace(state, active=state.active.replace(shared={}))
+        track.steps += 1
+        self.tally.steps += 1
+
+    def _track(self, place: int) -> _Track:
+        if place not in self.tracks:
+            window: Any = collections.deque(maxlen=self.settings.batch.size)
+            self.tracks[place] = _Track(place, Drift(self.options.delta), window)
+        return self.tracks[place]
+
+    def _first_expert(self, place: int) -> TaskParameters:
+        """The parameters with which a task's training begins: those of the finished task, if any."""
+        parameters = self.parameters(place)
+        return parameters.replace(expert=self.method.trainable(parameters.expert))
+
+    def _begun(self, track: _Track, parameters: TaskParameters) -> TrainState:
+        """The training of a task's expert from these parameters."""
+        starting = self.evaluator.starting
+        key = starting.training_key(track.place)
+        if track.experts:
+            key = jax.random.fold_in(key, track.experts)
+        state = init_train_state(
+            self.method, self._optimizer, parameters, key, starting.task_start(track.place)
+        )
+        state = dataclasses.replace(state, active=state.active.replace(shared={}))
+        return self.evaluator.model.placement.put(state)
+
+    def _begin_expert(self, track: _Track) -> None:
+        """Sets a task's expert aside, and begins a new one with an optimizer state of its own."""
+        name, starting = self.evaluator.names[track.place], self.evaluator.starting
+        if track.state is not None:
+            active = track.state.active
+            self.aside[f"{name}/{track.experts}"] = {"expert": active.expert, "head": active.head}
+        track.experts += 1
+        memory = self.stream.memory if track.state is None else track.state.memory
+        fresh = starting.begin(self.shared, track.place, self.stream.last_head, memory)
+        key = jax.random.fold_in(starting.training_key(track.place), track.experts)
+        expert = self.method.init_expert(key, starting.sizes)
+        expert = self.method.start_expert(expert, memory)
+        track.state = self._begun(track, fresh.replace(expert=expert))
+        track.window.clear()
+        track.arrived = track.steps = 0
+
+    def _save(self) -> None:
+        """Saves all that was learned, after what was logged up to it."""
+        self.log.flush()
+        record = {
+            "step": self.lines,
+            "offset": self.offset,
+            "skipped": self.skipped,
+            "tally": dataclasses.asdict(self.tally),
+            "tracks": [
+                {
+                    "task": self.evaluator.names[track.place],
+                    "arrived": track.arrived,
+                    "steps": track.steps,
+                    "experts": track.experts,
+                    "begun": track.state is not None,
+                    "watched": len(track.drift.losses),
+                    "window": [
+                        {"ids": example.prompt.tolist(), "label": example.label}
+                        for example in track.window
+                    ],
+                }
+                for track in self.tracks.values()
+            ],
+            "aside": list(self.aside),
+            **self._facts(),
+        }
+        tree = self.evaluator.model.placement.host(self._tree())
+        self.checkpoints.save_in_progress(tree, plain(record))
+
+    def _facts(self) -> dict[str, Any]:
+        """What a pass that goes on must have in common with the one before."""
+        return {
+            "fingerprint": self.evaluator.model.fingerprint,
+            "tasks": self.evaluator.names,
+            "finished": list(self.stream.finished),
+            "options": dataclasses.asdict(self.options),
+            "batch_size": self.settings.batch.size,
+            "learning_rate": self.settings.optimizer.learning_rate,
+        }
+
+    def _tree(self) -> dict[str, Any]:
+        """The arrays that are saved."""
+        begun = [track for track in self.tracks.values() if track.state is not None]
+        return {
+            "shared": self.shared,
+            "states": {
+                self.evaluator.names[track.place]: {
+                    "active": track.state.active,
+                    "optimizer_state": track.state.optimizer_state,
+                    "step": track.state.step,
+                }
+                for track in begun
+                if track.state is not None
+            },
+            "losses": {
+                self.evaluator.names[track.place]: np.array(track.drift.losses, np.float32)
+                for track in self.tracks.values()
+                if track.drift.losses
+            },
+            "aside": self.aside,
+        }
+
+    def _restore(self, record: Mapping[str, Any] | None) -> None:
+        """Goes on from a state that was saved."""
+        if record is None:
+            return
+        now = plain(self._facts())
+        for key, value in now.items():
+            if record[key] != value:
+                raise UserError(
+                    f"{self.checkpoints.folder.parent} was begun with {key} = {record[key]}, and "
+                    f"now it is {value}. Go on with the values of then, or move the folder away to "
+                    "begin anew"
+                )
+        self.lines, self.offset = int(record["step"]), int(record["offset"])
+        self.skipped, self.tally = int(record["skipped"]), Tally(**record["tally"])
+        for saved in record["tracks"]:
+            self._restore_track(saved)
+        for name in record["aside"]:
+            fresh = self._first_expert(self.evaluator.index(name.rpartition("/")[0]))
+            self.aside[name] = {"expert": fresh.expert, "head": fresh.head}
+        template = self._tree()
+        for saved in record["tracks"]:
+            if saved["watched"]:
+                template["losses"][saved["task"]] = np.zeros(saved["watched"], np.float32)
+        tree = self.checkpoints.restore_in_progress(template)
+        put = self.evaluator.model.placement.put
+        self.shared, self.aside = put(tree["shared"]), tree["aside"]
+        for track in self.tracks.values():
+            name = self.evaluator.names[track.place]
+            track.drift = Drift(self.options.delta, tree["losses"].get(name, ()))
+            if track.state is not None:
+                track.state = put(dataclasses.replace(track.state, **tree["states"][name]))
+
+    def _restore_track(self, saved: Mapping[str, Any]) -> None:
+        """The track of a task as a record has it, its arrays blank."""
+        track = self._track(self.evaluator.index(saved["task"]))
+        track.arrived, track.steps = saved["arrived"], saved["steps"]
+        track.experts = saved["experts"]
+        for kept in saved["window"]:
+            example = TokenizedExample(np.array(kept["ids"], np.int32), kept["label"])
+            track.window.append(example)
+        if saved["begun"]:
+            track.state = self._begun(track, self._first_expert(track.place))
+
+
+def learn_online(
+    workdir: Path, source: Path, options: OnlineSettings, *, follow: bool = False
+) -> Tally:
+    """Learns in a workdir from lines as they arrive, or goes on doing so.
+
+    Args:
+      workdir: folder of a training, whatever is finished in it.
+      source: a file of JSON lines, or "-" for standard input.
+      options: how it is learned.
+      follow: whether a file is waited on to grow, until a stop is requested.
+
+    Returns:
+      What was counted since the pass began; `online/online.jsonl` has each example.
+
+    Raises:
+      UserError: something does not fit; says what and what to do.
+    """
+    with claimed(workdir), stopping.heeding():
+        return Online(workdir, options).run(source, follow=follow)
+
+
+def cutter_of(evaluator: Evaluator) -> Cutter:
+    """Cuts batches of examples that are not known yet, in a few shapes of up to the longest."""
+    settings = evaluator.settings
+    size, parts = settings.batch.size, settings.batch.accumulation_steps
+    layout = evaluator.layout(-(-size // parts))
+    answer = max((len(ids) for labels in evaluator.answers for ids in labels), default=1)
+    longest = settings.data.max_length
+    lengths = sorted({max(longest // part, min(longest, 2 * answer)) for part in (1, 2, 4, 8)})
+    batches = [[Need(length, answer, answer)] * layout.batch_size for length in lengths]
+    shapes = layout.planner.choose([*batches, [Need(longest, answer, answer)]], 10**6)
+    return Cutter(evaluator, (), layout, shapes, parts)
+
+
+def _check(evaluator: Evaluator, options: OnlineSettings) -> None:
+    """Refuses what an online pass cannot do with a method."""
+    method = evaluator.method
+    if options.task:
+        _check_task(evaluator, evaluator.index(options.task))
+    if method.traits.reads_moments:
+        raise UserError(
+            f"method '{method.name}' asks for the inputs of all examples of a task before it "
+            "trains, and online they are not there yet; take a workdir of another method"
+        )
+    if options.on_drift == "expert" and not method.traits.expert_per_task:
+        raise UserError(
+            f"--on-drift=expert: method '{method.name}' keeps no expert a task, of which a new one "
+            "could begin; take --on-drift=note, or a workdir of per_task or moe_cl"
+        )
+    if method.examples.joined or method.examples.joint:
+        reporting.current().message(
+            f"note: examples of other tasks, which method '{method.name}' trains on too, do not "
+            "join online batches"
+        )
+
+
+def _check_task(evaluator: Evaluator, place: int) -> None:
+    """Refuses a task without labels, or one that was removed."""
+    task = evaluator.tasks[place]
+    if task.free_form or task.removed:
+        what = "answers in free text" if task.free_form else "was removed"
+        raise UserError(f"task '{task.name}' {what}; online learning scores labels")

@@ -1,0 +1,96 @@
+"""What an online pass writes and counts: a line an example, accuracies, and where drift was found."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moecl_jax.runs.log import plain
+
+LOG_NAME = "online.jsonl"
+RECENT = 200
+"""Number of the newest labelled examples of which the accuracy is told beside that of all."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was counted since a pass began.
+
+    Attributes:
+      right: by the task's name, whether each of its newest labelled examples was answered rightly
+        before it was learned, at most `RECENT` of them.
+      counts: by the task's name, its labelled examples and how many were answered rightly.
+      drifts: `line` and `task` of each rise of the loss that was found.
+      bad: number of lines that could not be used.
+      steps: number of steps.
+      seconds: seconds of work, those of waiting included.
+    """
+
+    right: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    counts: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    drifts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    bad: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, task: str, *, right: bool) -> None:
+        """Counts a labelled example."""
+        of_task = self.right.setdefault(task, [])
+        of_task.append(int(right))
+        del of_task[:-RECENT]
+        count = self.counts.setdefault(task, [0, 0])
+        count[0] += 1
+        count[1] += right
+
+    @property
+    def accuracy(self) -> float | None:
+        """The prequential accuracy over all tasks; None without a labelled example."""
+        total = sum(count for count, _ in self.counts.values())
+        return sum(right for _, right in self.counts.values()) / total if total else None
+
+    def __str__(self) -> str:
+        """The figures as lines."""
+        lines = []
+        for task, (count, right) in self.counts.items():
+            recent = self.right[task]
+            lines.append(
+                f"{task}: {count} learned, accuracy before learning {100 * right / count:.1f}, "
+                f"of the newest {len(recent)} {100 * sum(recent) / len(recent):.1f}"
+            )
+        for drift in self.drifts:
+            lines.append(f"the loss of {drift['task']} has risen: line {drift['line']}")
+        lines.append(f"steps: {self.steps}; lines that could not be used: {self.bad}")
+        return "\n".join(lines)
+
+
+class OnlineLog:
+    """The file with a line for each example."""
+
+    def __init__(self, folder: Path, lines: int):
+        """Opens the file, less what is about to be written again.
+
+        Args:
+          folder: gets the file.
+          lines: number of input lines that a pass goes on after.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / LOG_NAME
+        kept = 0
+        if self.path.exists():
+            with self.path.open("rb") as stream:
+                for line in stream:
+                    if not line.endswith(b"\n") or json.loads(line)["line"] > lines:
+                        break
+                    kept += len(line)
+            with self.path.open("r+b") as stream:
+                stream.truncate(kept)
+        self._stream = self.path.open("ab")
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Writes the line of an example."""
+        self._stream.write(json.dumps(plain(line), allow_nan=False).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Hands all lines to the operating system."""
+        self._stream.flush()
