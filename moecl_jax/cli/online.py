@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-drift",
         choices=("note", "expert"),
         default="note",
-        help="what is done where the loss has risen: note it, or begin a new expert (default: note)",
+        help="what a risen loss does: it is noted (default), or a new expert begins",
     )
     parser.add_argument(
         "--delta",

@@ -25,22 +25,18 @@ import jax
 import numpy as np
 
 from moecl_jax import reporting, stopping
-from moecl_jax.data.shapes import Need
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 from moecl_jax.methods.parameters import TaskParameters, Tree
-from moecl_jax.outside import parse_json, shortened
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.workdir import claimed
 from moecl_jax.serving.arrivals import Arrivals
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.gold import gold_label
-from moecl_jax.serving.prompts import PromptReader, choosing_reader, reader_of_task
 from moecl_jax.serving.session import labelled, open_stream
 from moecl_jax.settings import Section, setting
 from moecl_jax.training.drift import Drift, bounded
+from moecl_jax.training.online_lines import Arrived, LineReader
 from moecl_jax.training.online_log import OnlineLog, Tally
 from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.steps import (
@@ -101,16 +97,6 @@ class _Track:
     state: TrainState | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Arrived:
-    """A line that can be scored."""
-
-    line: int
-    place: int
-    example: TokenizedExample
-    gold: int | None
-
-
 class Online:
     """Learns in a workdir from lines as they arrive."""
 
@@ -133,16 +119,15 @@ class Online:
         _check(self.evaluator, options)
         self.budget = options.budget or 1 / size
         self.stream, _ = store.restore()
-        self.features: TaskFeatures | None = None
-        if self.method.traits.expert_per_task:
-            self.features = store.restore_features(self.stream)
+        knows = self.method.traits.expert_per_task
+        features = store.restore_features(self.stream) if knows else None
+        self._lines = LineReader(self.evaluator, features, options.task)
         placement = evaluator.model.placement
         self.shared: Tree = placement.put(copied(self.stream.shared))
         self.stream = dataclasses.replace(self.stream, shared={})
         self.tracks: dict[int, _Track] = {}
-        self.aside: dict[str, Any] = {}  # experts before a drift, by the task's name and a number
+        self.aside: dict[str, Any] = {}  # experts before a drift, by a number and the task's name
         self.lines = self.offset = self.skipped = 0
-        self._readers: dict[int | None, PromptReader] = {}
         self._optimizer = make_optimizer(
             settings.optimizer.weight_decay, settings.optimizer.clip_norm
         )
@@ -150,17 +135,12 @@ class Online:
             train_piece, context=self.evaluator.context, optimizer=self._optimizer
         )
         self._step = jax.jit(step, donate_argnums=(0, 1))
-        self._cutter = cutter_of(self.evaluator)
+        self._cutter = Cutter.of_unknown(self.evaluator)
         self.checkpoints = TaskCheckpoints(workdir / FOLDER)
         self.checkpoints.tidy()
         self.tally = Tally()
         self._restore(self.checkpoints.in_progress_record())
         self.log = OnlineLog(workdir / FOLDER, self.lines)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps on all tasks' newest experts."""
-        return sum(track.steps for track in self.tracks.values())
 
     def run(self, source: Path, *, follow: bool = False) -> Tally:
         """Learns from an input to its end.
@@ -173,31 +153,26 @@ class Online:
           UserError: the input is not the one that was begun with, or nothing can be written.
           Stopped: that was requested; all that was learned is saved.
         """
-        begun, saved = time.perf_counter(), self.lines
-        piped = str(source) == "-"
+        saved, piped = self.lines, str(source) == "-"
+        self._since = time.perf_counter()
         if self.lines:
             where = f"expecting line {self.lines + 1} next" if piped else "where it stopped"
             reporting.current().message(f"going on after line {self.lines}, {where}")
-        try:
-            with Arrivals(source, 0 if piped else self.offset) as arrivals:
-                while not stopping.requested():
-                    group = self._next_group(arrivals)
-                    if group:
-                        self._work(group)
-                        self.offset += sum(len(line) for line in group)
-                    elif arrivals.ended or not (piped or follow):
-                        break
-                    elif not piped:
-                        time.sleep(_POLL_SECONDS)
-                    if self.lines - saved >= self.settings.checkpoint_every:
-                        self._save()
-                        saved = self.lines
-        finally:
-            if self.lines > saved:
-                self._save()
-        self.tally.seconds += time.perf_counter() - begun
-        if stopping.requested():
-            raise stopping.Stopped
+        with Arrivals(source, 0 if piped else self.offset) as arrivals:
+            while not stopping.requested():
+                group = self._next_group(arrivals)
+                if group:
+                    self._work(group)
+                elif arrivals.ended or not (piped or follow):
+                    break
+                elif not piped:
+                    time.sleep(_POLL_SECONDS)
+                if self.lines - saved >= self.settings.checkpoint_every:
+                    self._save()
+                    saved = self.lines
+        if self.lines > saved:
+            self._save()
+        stopping.check()
         return self.tally
 
     def parameters(self, place: int) -> TaskParameters:
@@ -217,72 +192,36 @@ class Online:
 
     def _work(self, group: Sequence[bytes]) -> None:
         """Scores and learns lines; those between two steps are scored together."""
-        read = [self._read(line, number) for number, line in enumerate(group, self.lines + 1)]
-        waiting: list[_Arrived] = []
-        counts: dict[int, int] = collections.Counter()
-        for number, arrived in enumerate(read, self.lines + 1):
-            if isinstance(arrived, str):
-                self.log.add({"line": number, "error": arrived})
-                self.tally.bad += 1
-                continue
-            waiting.append(arrived)
-            if arrived.gold is None:
-                continue
-            counts[arrived.place] += 1
-            track = self._track(arrived.place)
-            if self._due(track, counts[arrived.place]):
-                self._score_and_learn(waiting)
-                waiting, counts = [], collections.Counter()
-        self._score_and_learn(waiting)
+        waiting: list[Arrived] = []
+        for number, read in enumerate(self._lines.read(group, self.lines + 1), self.lines + 1):
+            if isinstance(read, Arrived):
+                waiting.append(read)
+            else:
+                self._answer(waiting)
+                waiting = []
+                self._refuse({"line": number}, read)
+        self._answer(waiting)
         self.lines += len(group)
+        self.offset += sum(map(len, group))
         self.log.flush()
 
-    def _read(self, line: bytes, number: int) -> _Arrived | str:
-        """A line's example, or what is wrong with it."""
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            return f"no JSON: {error}"
-        if not isinstance(record, Mapping):
-            return f"expected an object, not {shortened(record)}"
-        try:
-            reader = self._reader(record.get("task") or self.options.task or None)
-        except UserError as error:
-            return str(error)
-        [(added, prompt)] = reader.read([record])
-        if prompt is None:
-            return str(added["error"])
-        task = self.evaluator.tasks[prompt.task]
-        value, gold = record.get(task.label_field), None
-        if value is not None and value != "":
-            label = gold_label(value, [task])
-            if label is None:
-                return f"{shortened(value)} is no label of task '{task.name}'"
-            gold = task.labels.index(label)
-        example = TokenizedExample(prompt.ids, 0 if gold is None else gold)
-        return _Arrived(number, prompt.task, example, gold)
+    def _answer(self, group: Sequence[Arrived]) -> None:
+        """Scores examples and learns each; after a change of parameters the rest is scored anew."""
+        while group:
+            count = self._until_step(group)
+            group = [*self._answered(group[:count]), *group[count:]]
 
-    def _reader(self, name: Any) -> PromptReader:
-        """Reads the texts of a task, or finds each text's where none is named."""
-        names = self.evaluator.names
-        if name is None and len(names) == 1:
-            name = names[0]
-        place = None if name is None else self.evaluator.index(str(name))
-        if place not in self._readers:
-            if place is not None:
-                _check_task(self.evaluator, place)
-                self._readers[place] = reader_of_task(self.evaluator, place)
-            elif self.features is None or not self.features.names:
-                raise UserError(
-                    'no task is named, and none can be found by the text here; add "task" to the '
-                    f"line, or name one by --task: {', '.join(names)}"
-                )
-            else:
-                self._readers[place] = choosing_reader(self.evaluator, self.features)
-        return self._readers[place]
+    def _until_step(self, group: Sequence[Arrived]) -> int:
+        """Number of the first examples that are scored before the next step."""
+        counts: dict[int, int] = collections.Counter()
+        for number, arrived in enumerate(group, 1):
+            counts[arrived.place] += arrived.gold is not None
+            if self._due(self._track(arrived.place), counts[arrived.place]):
+                return number
+        return len(group)
 
-    def _score_and_learn(self, group: Sequence[_Arrived]) -> None:
-        """Scores examples with the parameters of now, and then takes the steps that are due."""
+    def _answered(self, group: Sequence[Arrived]) -> Sequence[Arrived]:
+        """Scores examples with the parameters of now; those that are left after a change of them."""
         scores: dict[int, np.ndarray] = {}
         for place in sorted({arrived.place for arrived in group}):
             own = [arrived for arrived in group if arrived.place == place]
@@ -291,27 +230,28 @@ class Online:
             count = len(self.evaluator.tasks[place].labels)
             rows = found.scores[:, :count].astype(np.float64)
             scores |= {arrived.line: row for arrived, row in zip(own, rows, strict=True)}
-        for arrived in group:
-            self._note(arrived, scores[arrived.line])
+        for number, arrived in enumerate(group, 1):
+            if self._note(arrived, scores[arrived.line]):
+                return group[number:]
+        return ()
 
-    def _note(self, arrived: _Arrived, row: np.ndarray) -> None:
-        """Writes what an example was answered, and learns it."""
-        task = self.evaluator.tasks[arrived.place]
+    def _note(self, arrived: Arrived, row: np.ndarray) -> bool:
+        """Writes what an example was answered, and learns it; whether parameters have changed."""
+        task, track = self.evaluator.tasks[arrived.place], self._track(arrived.place)
         answer = labelled(task.labels, row)
         line: dict[str, Any] = {"line": arrived.line, "task": task.name}
         if "error" in answer:
-            self.log.add({**line, "error": answer["error"]})
-            self.tally.bad += 1
-            return
+            self._refuse(line, answer["error"])
+            return False
         line |= {"label": answer["label"], "probability": max(answer["probabilities"].values())}
         if arrived.gold is None:
             self.log.add(line)
-            return
-        track = self._track(arrived.place)
-        gold, best = task.labels[arrived.gold], answer["label"]
+            return False
+        gold, steps, experts = task.labels[arrived.gold], self.tally.steps, track.experts
         loss = float(np.logaddexp.reduce(row) - row[arrived.gold])
-        self.tally.add(task.name, right=gold == best)
-        line |= {"gold": gold, "right": gold == best, "loss": loss, "expert": track.experts}
+        right = gold == answer["label"]
+        self.tally.add(task.name, right=right)
+        line |= {"gold": gold, "right": right, "loss": loss, "expert": track.experts}
         if track.drift.rises(bounded(loss, len(task.labels))):
             line["drift"] = True
             self.tally.drifts.append({"line": arrived.line, "task": task.name})
@@ -322,6 +262,12 @@ class Online:
         while self._due(track, 1):
             self._learn(track)
         track.arrived += 1
+        return (steps, experts) != (self.tally.steps, track.experts)
+
+    def _refuse(self, line: dict[str, Any], problem: str) -> None:
+        """Writes why a line could not be used."""
+        self.log.add({**line, "error": problem})
+        self.tally.bad += 1
 
     def _due(self, track: _Track, more: int) -> bool:
         """Whether a step is due after so many more examples of a task."""
@@ -355,7 +301,7 @@ class Online:
         return self.tracks[place]
 
     def _first_expert(self, place: int) -> TaskParameters:
-        """The parameters with which a task's training begins: those of the finished task, if any."""
+        """The parameters with which a task's training begins; those it has, if it is finished."""
         parameters = self.parameters(place)
         return parameters.replace(expert=self.method.trainable(parameters.expert))
 
@@ -376,7 +322,10 @@ class Online:
         name, starting = self.evaluator.names[track.place], self.evaluator.starting
         if track.state is not None:
             active = track.state.active
-            self.aside[f"{name}/{track.experts}"] = {"expert": active.expert, "head": active.head}
+            self.aside[f"{track.experts:03d}_{name}"] = {
+                "expert": active.expert,
+                "head": active.head,
+            }
         track.experts += 1
         memory = self.stream.memory if track.state is None else track.state.memory
         fresh = starting.begin(self.shared, track.place, self.stream.last_head, memory)
@@ -389,7 +338,11 @@ class Online:
 
     def _save(self) -> None:
         """Saves all that was learned, after what was logged up to it."""
+        now = time.perf_counter()
+        self.tally.seconds += now - self._since
+        self._since = now
         self.log.flush()
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         record = {
             "step": self.lines,
             "offset": self.offset,
@@ -431,6 +384,7 @@ class Online:
         """The arrays that are saved."""
         begun = [track for track in self.tracks.values() if track.state is not None]
         return {
+            "lines": np.asarray(self.lines, np.int32),
             "shared": self.shared,
             "states": {
                 self.evaluator.names[track.place]: {
@@ -466,7 +420,7 @@ class Online:
         for saved in record["tracks"]:
             self._restore_track(saved)
         for name in record["aside"]:
-            fresh = self._first_expert(self.evaluator.index(name.rpartition("/")[0]))
+            fresh = self._first_expert(self.evaluator.index(name.partition("_")[2]))
             self.aside[name] = {"expert": fresh.expert, "head": fresh.head}
         template = self._tree()
         for saved in record["tracks"]:
@@ -514,24 +468,9 @@ def learn_online(
         return Online(workdir, options).run(source, follow=follow)
 
 
-def cutter_of(evaluator: Evaluator) -> Cutter:
-    """Cuts batches of examples that are not known yet, in a few shapes of up to the longest."""
-    settings = evaluator.settings
-    size, parts = settings.batch.size, settings.batch.accumulation_steps
-    layout = evaluator.layout(-(-size // parts))
-    answer = max((len(ids) for labels in evaluator.answers for ids in labels), default=1)
-    longest = settings.data.max_length
-    lengths = sorted({max(longest // part, min(longest, 2 * answer)) for part in (1, 2, 4, 8)})
-    batches = [[Need(length, answer, answer)] * layout.batch_size for length in lengths]
-    shapes = layout.planner.choose([*batches, [Need(longest, answer, answer)]], 10**6)
-    return Cutter(evaluator, (), layout, shapes, parts)
-
-
 def _check(evaluator: Evaluator, options: OnlineSettings) -> None:
     """Refuses what an online pass cannot do with a method."""
     method = evaluator.method
-    if options.task:
-        _check_task(evaluator, evaluator.index(options.task))
     if method.traits.reads_moments:
         raise UserError(
             f"method '{method.name}' asks for the inputs of all examples of a task before it "
@@ -547,11 +486,3 @@ def _check(evaluator: Evaluator, options: OnlineSettings) -> None:
             f"note: examples of other tasks, which method '{method.name}' trains on too, do not "
             "join online batches"
         )
-
-
-def _check_task(evaluator: Evaluator, place: int) -> None:
-    """Refuses a task without labels, or one that was removed."""
-    task = evaluator.tasks[place]
-    if task.free_form or task.removed:
-        what = "answers in free text" if task.free_form else "was removed"
-        raise UserError(f"task '{task.name}' {what}; online learning scores labels")

@@ -1,4 +1,4 @@
-"""What an online pass writes and counts: a line an example, accuracies, and where drift was found."""
+"""What an online pass writes and counts: a line an example, accuracies, drifts."""
 
 import dataclasses
 import json

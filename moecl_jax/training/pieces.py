@@ -67,6 +67,19 @@ class Cutter:
             evaluator, examples, layout, layout.planner.choose(cut, count) if cut else (), parts
         )
 
+    @classmethod
+    def of_unknown(cls, evaluator: Evaluator) -> "Cutter":
+        """Cuts batches of examples that are not known yet, in a few shapes up to the longest."""
+        settings = evaluator.settings
+        parts = settings.batch.accumulation_steps
+        layout = evaluator.layout(-(-settings.batch.size // parts))
+        answer = max((len(ids) for labels in evaluator.answers for ids in labels), default=1)
+        longest = settings.data.max_length
+        lengths = sorted({max(longest // part, min(longest, 2 * answer)) for part in (1, 2, 4, 8)})
+        needs = [Need(length, answer, answer) for length in lengths]
+        batches = [[need] * layout.batch_size for need in needs] + [[needs[-1]]]
+        return cls(evaluator, (), layout, layout.planner.choose(batches, 10**6), parts)
+
     def cut(self, index: int, examples: Sequence[TokenizedExample]) -> list[tuple[Batch, Piece]]:
         """The pieces of a batch of a task: their arrays, and what the step is told of each."""
         answers, layout = self.evaluator.answers[index], self.layout
