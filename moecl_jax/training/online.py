@@ -221,7 +221,7 @@ class Online:
         return len(group)
 
     def _answered(self, group: Sequence[Arrived]) -> Sequence[Arrived]:
-        """Scores examples with the parameters of now; those that are left after a change of them."""
+        """Scores examples with the parameters of now; gives those left after a change of them."""
         scores: dict[int, np.ndarray] = {}
         for place in sorted({arrived.place for arrived in group}):
             own = [arrived for arrived in group if arrived.place == place]

@@ -1,0 +1,298 @@
+"""Online learning: what it reduces to, the order of scoring and learning, drift, and going on."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from streams import assert_bit_equal, evaluator_of, restored, tiny_settings
+
+from moecl_jax import stopping
+from moecl_jax.cli import main as cli
+from moecl_jax.data.batching import epoch_order
+from moecl_jax.errors import UserError
+from moecl_jax.runs.workdir import save_settings
+from moecl_jax.serving.arrivals import Arrivals
+from moecl_jax.training.drift import Drift
+from moecl_jax.training.online import Online, OnlineSettings, learn_online
+from moecl_jax.training.trainer import train
+
+pytest.importorskip("river")
+
+TWO = ("two", "five")
+SIZE = 8  # examples of a batch
+STEPS = 12  # of both tasks: 48 examples each
+
+
+def settings_of(folder, method="sequential_lora", **changes):
+    values = {"tasks": TWO, "epochs": 1, "selection": "last", **changes}
+    return tiny_settings(folder, method=method, **values)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with a workdir of each method in which nothing was trained, and its stream."""
+    made = {}
+
+    def workdir_of(method="sequential_lora", **changes):
+        folder = tmp_path_factory.mktemp(method)
+        settings = settings_of(folder, method, **changes)
+        (folder / "run").mkdir()
+        save_settings(settings, folder / "run")
+        if "lines" not in made:
+            made["lines"] = lines_of(settings)
+        (folder / "stream.jsonl").write_text("".join(made["lines"]), encoding="utf-8")
+        return folder / "run"
+
+    return workdir_of
+
+
+def lines_of(settings):
+    """The training examples of a stream as lines, in the order of a training of one epoch."""
+    lines = []
+    for index, task in enumerate(evaluator_of(settings).load()):
+        examples = task.splits["train"]
+        for place in epoch_order(settings.seed, index, 0, len(examples)):
+            example = examples[place]
+            label = task.definition.labels[example.label]
+            record = {"text": example.text, "label": label, "task": task.name}
+            lines.append(json.dumps(record) + "\n")
+    return lines
+
+
+def stream_of(workdir):
+    return workdir.parent / "stream.jsonl"
+
+
+def logged(workdir):
+    text = (workdir / "online" / "online.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same_pass(ours, theirs):
+    """Fails unless what two passes have logged, counted and learned is the same, bit for bit."""
+    options = OnlineSettings()
+    assert logged(ours) == logged(theirs)
+    first, second = Online(ours, options), Online(theirs, options)
+    first.tally.seconds = second.tally.seconds = 0.0
+    assert first.tally == second.tally
+    assert_bit_equal(first._tree(), second._tree())
+
+
+@pytest.mark.parametrize("method", ["sequential_lora", "per_task"])
+def test_a_pass_task_by_task_that_learns_each_once_is_the_training_of_one_epoch(
+    begun, tmp_path, method
+):
+    workdir = begun(method)
+    tally = learn_online(workdir, stream_of(workdir), OnlineSettings())
+    assert tally.steps == STEPS and tally.bad == 0
+    assert tally.counts.keys() == set(TWO)
+    train(settings_of(workdir.parent, method), tmp_path / "trained")
+    evaluator, state, _ = restored(tmp_path / "trained")
+    online = Online(workdir, OnlineSettings())
+    untrained = evaluator.starting.stream(2)
+    for place, name in enumerate(TWO):
+        ours = online.parameters(place)
+        theirs = evaluator.starting.task(state, name, place)
+        before = evaluator.starting.task(untrained, name, place)
+        for tree in ("shared", "expert"):
+            found, expected, first = (getattr(each, tree) for each in (ours, theirs, before))
+            for a, b, start in zip(*map(jax.tree.leaves, (found, expected, first)), strict=True):
+                np.testing.assert_allclose(a, b, atol=2e-5, rtol=0)
+                assert np.abs(np.asarray(b) - np.asarray(start)).max() > 1e-2
+
+
+def test_each_example_is_scored_before_it_is_learned(begun):
+    workdir = begun()
+    learn_online(workdir, stream_of(workdir), OnlineSettings(budget=1.0))
+    evaluator = evaluator_of(settings_of(workdir.parent))
+    parameters = evaluator.starting.task(evaluator.starting.stream(2), "two", 0)
+    settings = evaluator.settings
+    order = epoch_order(settings.seed, 0, 0, 48)
+    example = evaluator.load()[0].splits["train"][order[0]]
+    scores = evaluator.scores(parameters, 0, [example]).scores[0][:2].astype(np.float64)
+    first, second, *_ = logged(workdir)
+    expected = np.logaddexp.reduce(scores) - scores[example.label]
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+    assert first["right"] == (scores.argmax() == example.label)
+    fresh = Online(begun(), OnlineSettings())  # the second one by what the first has taught
+    read = fresh._lines.read(stream_of(workdir).read_bytes().splitlines()[:2], 1)
+    fresh._answer(read)
+    fresh.log.flush()
+    untaught = logged(fresh.log.path.parent.parent)[1]
+    assert second["loss"] != pytest.approx(untaught["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [(0.05, 2 * 2), (0.0, STEPS), (0.5, 2 * 24), (1 / 3, 2 * 16)]
+)
+def test_the_budget_is_of_steps_an_example(begun, budget, steps):
+    workdir = begun()
+    tally = learn_online(workdir, stream_of(workdir), OnlineSettings(budget=budget))
+    assert tally.steps == steps
+
+
+@pytest.mark.parametrize("method", ["sequential_lora", "moe_cl"])
+def test_a_pass_over_a_file_that_grows_is_that_over_the_whole_bit_for_bit(begun, method):
+    whole, parts = begun(method), begun(method)
+    learn_online(whole, stream_of(whole), OnlineSettings())
+    content = stream_of(parts).read_bytes()
+    ends = [content.index(b"\n", share) + 1 for share in (700, 3000)]
+    growing = parts.parent / "growing.jsonl"
+    for end in (ends[0], ends[1] - 20, len(content)):  # once in the middle of a line
+        growing.write_bytes(content[:end])
+        learn_online(parts, growing, OnlineSettings())
+    assert_same_pass(whole, parts)
+
+
+def test_a_pass_that_was_stopped_or_killed_goes_on_bit_for_bit(begun, monkeypatch):
+    whole, parts = begun(), begun()
+    learn_online(whole, stream_of(whole), OnlineSettings())
+    learn, taken = Online._learn, []
+
+    def stopping_learn(self, track):
+        taken.append(track)
+        if len(taken) == 4:
+            stopping.request()  # it ends after the group
+        if len(taken) == 9:
+            raise RuntimeError("killed")
+        learn(self, track)
+
+    monkeypatch.setattr(Online, "_learn", stopping_learn)
+    with pytest.raises(stopping.Stopped):
+        learn_online(parts, stream_of(parts), OnlineSettings())
+    assert 0 < len(logged(parts)) < 96
+    with pytest.raises(RuntimeError, match="killed"):
+        learn_online(parts, stream_of(parts), OnlineSettings())
+    learn_online(parts, stream_of(parts), OnlineSettings())
+    monkeypatch.undo()
+    assert_same_pass(whole, parts)
+
+
+def test_a_drift_begins_a_new_expert_and_sets_the_old_one_aside(begun, monkeypatch):
+    rises = Drift.rises
+
+    def at_20(self, loss):
+        rises(self, loss)
+        return len(self.losses) == 20
+
+    monkeypatch.setattr(Drift, "rises", at_20)
+    options = OnlineSettings(on_drift="expert", task="two")
+    whole, parts = begun("per_task"), begun("per_task")
+    tally = learn_online(whole, stream_of(whole), options)
+    assert tally.drifts == [{"line": 20, "task": "two"}, {"line": 68, "task": "five"}]
+    lines = logged(whole)
+    assert [line["line"] for line in lines if line.get("drift")] == [20, 68]
+    assert [line["expert"] for line in lines[:48]] == [0] * 20 + [1] * 28
+    online = Online(whole, options)
+    assert list(online.aside) == ["000_two", "000_five"]
+    fresh = online.evaluator.starting.task(online.stream, "two", 0).expert
+    for name, kept in online.aside["000_two"]["expert"].items():  # two steps from its start
+        assert np.any(kept["b"] != 0) and np.any(kept["a"] != fresh[name]["a"])
+    content = stream_of(whole).read_bytes().splitlines(keepends=True)
+    for count in (21, 70, 96):
+        stream_of(parts).write_bytes(b"".join(content[:count]))
+        learn_online(parts, stream_of(parts), options)
+    assert logged(parts) == lines
+    assert_bit_equal(Online(parts, options)._tree(), online._tree())
+
+
+def test_a_line_without_a_label_is_answered_and_a_bad_one_says_why(begun):
+    workdir = begun()
+    good = json.loads(stream_of(workdir).read_text(encoding="utf-8").splitlines()[0])
+    bare = {key: value for key, value in good.items() if key != "label"}
+    lines = [
+        json.dumps(bare),
+        "{",
+        json.dumps({**good, "label": "w33"}),
+        json.dumps({**good, "task": "six"}),
+        json.dumps(bare | {"task": ""}),
+        json.dumps({"task": "two"}),
+        json.dumps(good),
+    ]
+    stream_of(workdir).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tally = learn_online(workdir, stream_of(workdir), OnlineSettings())
+    assert (tally.bad, tally.counts["two"][0]) == (5, 1)
+    answered, *bad, learned = logged(workdir)
+    assert answered.keys() == {"line", "task", "label", "probability"}
+    assert learned["line"] == 7 and learned["gold"] == good["label"]
+    for line, part in zip(
+        bad,
+        (
+            "no JSON",
+            "'w33' is no label of task 'two'",
+            "no task 'six'",
+            "name one by --task",
+            "text",
+        ),
+        strict=True,
+    ):
+        assert part in line["error"]
+
+
+def test_the_task_of_a_text_is_found(tmp_path):
+    settings = settings_of(tmp_path, "per_task")
+    workdir = tmp_path / "run"
+    train(settings, workdir)
+    lines = [json.loads(line) for line in lines_of(settings)[36:60]]
+    without = [{"text": line["text"], "label": line["label"]} for line in lines]
+    stream = tmp_path / "stream.jsonl"
+    stream.write_text("".join(json.dumps(line) + "\n" for line in without), encoding="utf-8")
+    _, before, _ = restored(workdir)
+    learn_online(workdir, stream, OnlineSettings())
+    found = [line.get("task") for line in logged(workdir)]
+    right = sum(name == line["task"] for name, line in zip(found, lines, strict=True))
+    assert right > 12
+    _, after, _ = restored(workdir)  # what was finished stays as it was
+    assert_bit_equal(dict(before.finished), dict(after.finished))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("sequential_lora", {"on_drift": "expert"}, "'sequential_lora' keeps no expert a task"),
+        ("inf_lora", {}, "'inf_lora' asks for the inputs of all examples"),
+        ("per_task", {"task": "six"}, "there is no task 'six'"),
+    ],
+)
+def test_what_cannot_be_done_online_is_refused(begun, method, options, message):
+    with pytest.raises(UserError, match=message):
+        Online(begun(method), OnlineSettings(**options))
+
+
+def test_a_pass_goes_on_with_its_own_options_and_file_alone(begun):
+    workdir = begun()
+    learn_online(workdir, stream_of(workdir), OnlineSettings())
+    with pytest.raises(UserError, match=r"was begun with options = .* Go on with the values of"):
+        Online(workdir, OnlineSettings(budget=0.5))
+    short = workdir.parent / "short.jsonl"
+    short.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"has 3 bytes, and \d+ of it were read before"):
+        learn_online(workdir, short, OnlineSettings())
+
+
+def test_lines_of_a_pipe_are_given_as_they_come(monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    with Arrivals(Path("-")) as arrivals:
+        assert arrivals.next() is None and not arrivals.ended
+        os.write(writer, b"one\ntw")
+        assert arrivals.next() == b"one\n"
+        assert arrivals.next() is None
+        os.write(writer, b"o")
+        os.close(writer)
+        assert arrivals.next() == b"two" and arrivals.ended
+        assert arrivals.next() is None
+
+
+def test_the_command_learns_and_prints(begun, capsys):
+    workdir = begun()
+    command = ["online", f"--workdir={workdir}", f"--input={stream_of(workdir)}"]
+    assert cli.main(command) == 0
+    output = capsys.readouterr().out
+    assert f"steps: {STEPS}; lines that could not be used: 0" in output
+    assert "two: 48 learned, accuracy before learning " in output
+    assert str(workdir / "online" / "online.jsonl") in output
