@@ -128,6 +128,7 @@ class Online:
         self.tracks: dict[int, _Track] = {}
         self.aside: dict[str, Any] = {}  # experts before a drift, by a number and the task's name
         self.lines = self.offset = self.skipped = 0
+        self._since = time.perf_counter()
         self._optimizer = make_optimizer(
             settings.optimizer.weight_decay, settings.optimizer.clip_norm
         )
@@ -154,7 +155,6 @@ class Online:
           Stopped: that was requested; all that was learned is saved.
         """
         saved, piped = self.lines, str(source) == "-"
-        self._since = time.perf_counter()
         if self.lines:
             where = f"expecting line {self.lines + 1} next" if piped else "where it stopped"
             reporting.current().message(f"going on after line {self.lines}, {where}")
@@ -162,16 +162,17 @@ class Online:
             while not stopping.requested():
                 group = self._next_group(arrivals)
                 if group:
-                    self._work(group)
+                    self.learn(group)
+                    self.offset = arrivals.offset
                 elif arrivals.ended or not (piped or follow):
                     break
                 elif not piped:
                     time.sleep(_POLL_SECONDS)
                 if self.lines - saved >= self.settings.checkpoint_every:
-                    self._save()
+                    self.save()
                     saved = self.lines
         if self.lines > saved:
-            self._save()
+            self.save()
         stopping.check()
         return self.tally
 
@@ -190,10 +191,19 @@ class Online:
             group.append(line)
         return group
 
-    def _work(self, group: Sequence[bytes]) -> None:
-        """Scores and learns lines; those between two steps are scored together."""
+    def learn(self, lines: Sequence[bytes | Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Scores each line and learns it after that; those between two steps are scored together.
+
+        Args:
+          lines: records, or JSON lines, with the fields of a task's text, its label field, and
+            maybe `task`. Without a label a text is answered alone.
+
+        Returns:
+          What the log has of each: `line`, `task`, `label` and `probability` of the answer; with a
+          label also `gold`, `right`, `loss`, `expert` and maybe `drift`; or an `error`.
+        """
         waiting: list[Arrived] = []
-        for number, read in enumerate(self._lines.read(group, self.lines + 1), self.lines + 1):
+        for number, read in enumerate(self._lines.read(lines, self.lines + 1), self.lines + 1):
             if isinstance(read, Arrived):
                 waiting.append(read)
             else:
@@ -201,9 +211,8 @@ class Online:
                 waiting = []
                 self._refuse({"line": number}, read)
         self._answer(waiting)
-        self.lines += len(group)
-        self.offset += sum(map(len, group))
-        self.log.flush()
+        self.lines += len(lines)
+        return self.log.flush()
 
     def _answer(self, group: Sequence[Arrived]) -> None:
         """Scores examples and learns each; after a change of parameters the rest is scored anew."""
@@ -336,7 +345,7 @@ class Online:
         track.window.clear()
         track.arrived = track.steps = 0
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Saves all that was learned, after what was logged up to it."""
         now = time.perf_counter()
         self.tally.seconds += now - self._since

@@ -51,11 +51,11 @@ class LineReader:
         if task:
             self._reader(task)
 
-    def read(self, lines: Sequence[bytes], first: int) -> list[Arrived | str]:
+    def read(self, lines: Sequence[bytes | Mapping[str, Any]], first: int) -> list[Arrived | str]:
         """The example of each line, or what is wrong with it.
 
         Args:
-          lines: lines with their ends.
+          lines: JSON lines, or records.
           first: number of the first one.
         """
         records = [_record(line) for line in lines]
@@ -112,10 +112,10 @@ class LineReader:
         return choosing_reader(self.evaluator, self.features)
 
 
-def _record(line: bytes) -> Mapping[str, Any] | str:
+def _record(line: bytes | Mapping[str, Any]) -> Mapping[str, Any] | str:
     """The object of a line, or what is wrong with it."""
     try:
-        record = parse_json(line)
+        record = parse_json(line) if isinstance(line, bytes) else line
     except ValueError as error:
         return f"no JSON: {error}"
     if not isinstance(record, Mapping) or not record:

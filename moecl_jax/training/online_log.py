@@ -86,11 +86,16 @@ class OnlineLog:
             with self.path.open("r+b") as stream:
                 stream.truncate(kept)
         self._stream = self.path.open("ab")
+        self._waiting: list[dict[str, Any]] = []
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Writes the line of an example."""
-        self._stream.write(json.dumps(plain(line), allow_nan=False).encode() + b"\n")
+        """Takes the line of an example."""
+        self._waiting.append(plain(line))
 
-    def flush(self) -> None:
-        """Hands all lines to the operating system."""
+    def flush(self) -> list[dict[str, Any]]:
+        """Writes the lines that were taken since the last call, and gives them."""
+        written, self._waiting = self._waiting, []
+        for line in written:
+            self._stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._stream.flush()
+        return written

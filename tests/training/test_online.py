@@ -119,10 +119,7 @@ def test_each_example_is_scored_before_it_is_learned(begun):
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
     assert first["right"] == (scores.argmax() == example.label)
     fresh = Online(begun(), OnlineSettings())  # the second one by what the first has taught
-    read = fresh._lines.read(stream_of(workdir).read_bytes().splitlines()[:2], 1)
-    fresh._answer(read)
-    fresh.log.flush()
-    untaught = logged(fresh.log.path.parent.parent)[1]
+    _, untaught = fresh.learn(stream_of(workdir).read_bytes().splitlines()[:2])
     assert second["loss"] != pytest.approx(untaught["loss"], rel=1e-4)
 
 
@@ -276,16 +273,17 @@ def test_a_pass_goes_on_with_its_own_options_and_file_alone(begun):
 
 def test_lines_of_a_pipe_are_given_as_they_come(monkeypatch):
     reader, writer = os.pipe()
-    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
-    with Arrivals(Path("-")) as arrivals:
-        assert arrivals.next() is None and not arrivals.ended
-        os.write(writer, b"one\ntw")
-        assert arrivals.next() == b"one\n"
-        assert arrivals.next() is None
-        os.write(writer, b"o")
-        os.close(writer)
-        assert arrivals.next() == b"two" and arrivals.ended
-        assert arrivals.next() is None
+    with os.fdopen(reader) as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        with Arrivals(Path("-")) as arrivals:
+            assert arrivals.next() is None and not arrivals.ended
+            os.write(writer, b"one\ntw")
+            assert arrivals.next() == b"one\n"
+            assert arrivals.next() is None
+            os.write(writer, b"o")
+            os.close(writer)
+            assert arrivals.next() == b"two" and arrivals.ended
+            assert arrivals.next() is None
 
 
 def test_the_command_learns_and_prints(begun, capsys):

@@ -1,0 +1,114 @@
+"""A stream of texts whose task changes three times without notice, learned online in several ways.
+
+    python launch/online_stream.py FOLDER [--examples=500] [--model=SmolLM2-135M]
+
+FOLDER gets the stream, of so many training examples each of the demo's tasks trec, sms_spam,
+movie_reviews and product_reviews, in this order and as one task with the labels of all. A line does
+not say where it is from. Each way learns it in a workdir of its own; a way that is done is not done
+again. Prints where drift was found, and the accuracy before and after each change: of the 100
+examples before it, the first 100 after it, and the last 100 of its part.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from moecl_jax.config.default import from_config, get_config
+from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.examples import load_examples
+from moecl_jax.errors import UserError
+from moecl_jax.runs.workdir import save_settings
+from moecl_jax.training.online import OnlineSettings, learn_online
+
+PARTS = ("trec", "sms_spam", "movie_reviews", "product_reviews")
+WAYS = {
+    "sequential_lora": ("sequential_lora", OnlineSettings()),
+    "per_task, note": ("per_task", OnlineSettings()),
+    "per_task, expert": ("per_task", OnlineSettings(on_drift="expert")),
+    "moe_cl, expert": ("moe_cl", OnlineSettings(on_drift="expert")),
+}
+SPAN = 100  # examples of which an accuracy is told
+
+
+def write_stream(folder: Path, count: int) -> dict[str, object]:
+    """Writes the stream and gives the definition of its task."""
+    lines, labels = [], dict[str, None]()
+    for number, name in enumerate(PARTS):
+        task = CATALOG[name]
+        labels |= dict.fromkeys(task.labels)
+        found = load_examples(task, seed=0, vocabulary_size=2**31).train
+        if len(found) < count:
+            raise SystemExit(f"{name} has {len(found)} examples; take --examples={len(found)}")
+        order = np.random.default_rng((0, number)).permutation(len(found))[:count]
+        for place in order:
+            record = {"text": found[place].text, "label": task.labels[found[place].label]}
+            lines.append(json.dumps(record) + "\n")
+    (folder / "stream.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {
+        "source": "jsonl",
+        "path": str(folder),
+        "train": "stream.jsonl",
+        "labels": tuple(labels),
+        "template": "Text: {text}\nLabel:",
+    }
+
+
+def workdir_of(folder: Path, way: str, definition: dict[str, object], model: str) -> Path:
+    """A workdir in which nothing was trained yet."""
+    method, _ = WAYS[way]
+    workdir = folder / way.replace(", ", "-")
+    config = get_config()
+    with config.unlocked():
+        config.model.path = model or config.model.path
+        config.method, config.tasks = method, ("stream",)
+        config.definitions = {"stream": definition}
+        config.data.max_length = config.batch.row_length = 96
+        config.optimizer.learning_rate, config.optimizer.clip_norm = 1e-3, 1.0
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_settings(from_config(config), workdir)
+    return workdir
+
+
+def shown(workdir: Path, count: int) -> str:
+    """The row of a way: accuracies about each change, overall, and lines of drift."""
+    text = (workdir / "online" / "online.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    right = np.array([line["right"] for line in lines], float)
+    span = min(SPAN, count)
+    cells = []
+    for change in range(count, len(right), count):
+        spans = (slice(change - span, change), slice(change, change + span))
+        ends = slice(change + count - span, change + count)
+        cells.append(" / ".join(f"{100 * right[each].mean():.0f}" for each in (*spans, ends)))
+    drifts = ", ".join(str(line["line"]) for line in lines if line.get("drift")) or "none"
+    return " | ".join([*cells, f"{100 * right.mean():.1f}", drifts])
+
+
+def main() -> None:
+    """Learns the stream in each way and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--examples", type=int, default=500, help="examples of each part")
+    parser.add_argument("--model", default="", help="the frozen LLM (default: the config's)")
+    parser.add_argument("--ways", default=";".join(WAYS), help="which ways, parted by ';'")
+    arguments = parser.parse_args()
+    folder, count = arguments.folder.absolute(), arguments.examples
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        definition = write_stream(folder, count)
+        changes = [count * part for part in range(1, len(PARTS))]
+        heads = [f"at {change}: before / after / end" for change in changes]
+        print(f"| way | {' | '.join(heads)} | all | drift found at |", flush=True)
+        print(f"| --- |{' --- |' * (len(heads) + 2)}", flush=True)
+        for way in arguments.ways.split(";"):
+            workdir = workdir_of(folder, way, definition, arguments.model)
+            tally = learn_online(workdir, folder / "stream.jsonl", WAYS[way][1])
+            print(f"| {way} | {shown(workdir, count)} | {tally.seconds:.0f} s", flush=True)
+    except UserError as error:
+        raise SystemExit(f"online_stream: error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
