@@ -127,7 +127,7 @@ class Online:
         self.stream = dataclasses.replace(self.stream, shared={})
         self.tracks: dict[int, _Track] = {}
         self.aside: dict[str, Any] = {}  # experts before a drift, by a number and the task's name
-        self.lines = self.offset = self.skipped = 0
+        self.lines = self.offset = 0
         self._since = time.perf_counter()
         self._optimizer = make_optimizer(
             settings.optimizer.weight_decay, settings.optimizer.clip_norm
@@ -224,7 +224,9 @@ class Online:
         """Number of the first examples that are scored before the next step."""
         counts: dict[int, int] = collections.Counter()
         for number, arrived in enumerate(group, 1):
-            counts[arrived.place] += arrived.gold is not None
+            if arrived.gold is None:
+                continue
+            counts[arrived.place] += 1
             if self._due(self._track(arrived.place), counts[arrived.place]):
                 return number
         return len(group)
@@ -246,7 +248,7 @@ class Online:
 
     def _note(self, arrived: Arrived, row: np.ndarray) -> bool:
         """Writes what an example was answered, and learns it; whether parameters have changed."""
-        task, track = self.evaluator.tasks[arrived.place], self._track(arrived.place)
+        task = self.evaluator.tasks[arrived.place]
         answer = labelled(task.labels, row)
         line: dict[str, Any] = {"line": arrived.line, "task": task.name}
         if "error" in answer:
@@ -256,6 +258,7 @@ class Online:
         if arrived.gold is None:
             self.log.add(line)
             return False
+        track = self._track(arrived.place)
         gold, steps, experts = task.labels[arrived.gold], self.tally.steps, track.experts
         loss = float(np.logaddexp.reduce(row) - row[arrived.gold])
         right = gold == answer["label"]
@@ -289,15 +292,12 @@ class Online:
         active = track.state.active.replace(shared=self.shared)
         state = dataclasses.replace(track.state, active=active)
         sums = self.evaluator.model.placement.put(no_sums(active))
-        rate, frozen = (
-            np.float32(self.settings.optimizer.learning_rate),
-            self.evaluator.model.params,
-        )
-        parts = []
+        rate, parts = np.float32(self.settings.optimizer.learning_rate), []
+        frozen = self.evaluator.model.params
         for batch, piece in self._cutter.cut(track.place, list(track.window)):
             state, sums, metrics = self._step(state, sums, frozen, batch, piece, rate)
             parts.append(metrics)
-        self.skipped += bool(summed(parts)["skipped"])
+        self.tally.skipped += bool(summed(parts)["skipped"])
         self.shared = state.active.shared
         track.state = dataclasses.replace(state, active=state.active.replace(shared={}))
         track.steps += 1
@@ -355,7 +355,6 @@ class Online:
         record = {
             "step": self.lines,
             "offset": self.offset,
-            "skipped": self.skipped,
             "tally": dataclasses.asdict(self.tally),
             "tracks": [
                 {
@@ -425,7 +424,7 @@ class Online:
                     "begin anew"
                 )
         self.lines, self.offset = int(record["step"]), int(record["offset"])
-        self.skipped, self.tally = int(record["skipped"]), Tally(**record["tally"])
+        self.tally = Tally(**record["tally"])
         for saved in record["tracks"]:
             self._restore_track(saved)
         for name in record["aside"]:

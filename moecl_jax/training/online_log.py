@@ -24,6 +24,7 @@ class Tally:
       drifts: `line` and `task` of each rise of the loss that was found.
       bad: number of lines that could not be used.
       steps: number of steps.
+      skipped: number of those that changed nothing, as something was not finite.
       seconds: seconds of work, those of waiting included.
     """
 
@@ -32,6 +33,7 @@ class Tally:
     drifts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     bad: int = 0
     steps: int = 0
+    skipped: int = 0
     seconds: float = 0.0
 
     def add(self, task: str, *, right: bool) -> None:
@@ -60,6 +62,8 @@ class Tally:
             )
         for drift in self.drifts:
             lines.append(f"the loss of {drift['task']} has risen: line {drift['line']}")
+        if self.skipped:
+            lines.append(f"steps that were not finite and changed nothing: {self.skipped}")
         lines.append(f"steps: {self.steps}; lines that could not be used: {self.bad}")
         return "\n".join(lines)
 
