@@ -316,15 +316,20 @@ class Online:
 
     def _begun(self, track: _Track, parameters: TaskParameters) -> TrainState:
         """The training of a task's expert from these parameters."""
-        starting = self.evaluator.starting
-        key = starting.training_key(track.place)
-        if track.experts:
-            key = jax.random.fold_in(key, track.experts)
+        starting, key = self.evaluator.starting, self._keys(track)[0]
         state = init_train_state(
             self.method, self._optimizer, parameters, key, starting.task_start(track.place)
         )
         state = dataclasses.replace(state, active=state.active.replace(shared={}))
         return self.evaluator.model.placement.put(state)
+
+    def _keys(self, track: _Track) -> tuple[jax.Array, jax.Array]:
+        """Keys of the training of a task's newest expert, and of its first values."""
+        key = self.evaluator.starting.training_key(track.place)
+        if not track.experts:
+            return key, key  # that of a training; first values are those of the stream
+        training, values = jax.random.split(jax.random.fold_in(key, track.experts))
+        return training, values
 
     def _begin_expert(self, track: _Track) -> None:
         """Sets a task's expert aside, and begins a new one with an optimizer state of its own."""
@@ -338,8 +343,7 @@ class Online:
         track.experts += 1
         memory = self.stream.memory if track.state is None else track.state.memory
         fresh = starting.begin(self.shared, track.place, self.stream.last_head, memory)
-        key = jax.random.fold_in(starting.training_key(track.place), track.experts)
-        expert = self.method.init_expert(key, starting.sizes)
+        expert = self.method.init_expert(self._keys(track)[1], starting.sizes)
         expert = self.method.start_expert(expert, memory)
         track.state = self._begun(track, fresh.replace(expert=expert))
         track.window.clear()
