@@ -15,16 +15,18 @@ from moecl_jax.methods.base import Method, TaskEnd, Traits
 from moecl_jax.methods.meta import Meta
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.models.config import DecoderConfig
+from moecl_jax.settings import Section
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Hyper-parameters of the method.
 
     Attributes:
       meta: how a new task's expert starts.
     """
 
+    KEY: ClassVar[str] = "per_task"
     meta: Meta = Meta()
 
 

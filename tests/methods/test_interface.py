@@ -63,7 +63,9 @@ def test_a_field_that_is_a_section_has_its_own_name_in_a_config():
     sections = to_sections(MoeCl, options)
     adversarial = {"objective": "confusion", "alpha": 0.3, "reduction": "sum", "past": "none"}
     own = {"shared": "moving", "snapshot_dtype": "float32", "frozen_after": 1, "directions": 64}
-    assert sections == {"moe_cl": own, "adversarial": adversarial}
+    meta = {"kind": "none", "support": 0, "inner_steps": 4, "outer_steps": 100}
+    meta |= {"inner_rate": 0.1, "learning_rate": 0.1}
+    assert sections == {"moe_cl": own, "adversarial": adversarial, "meta": meta}
     assert from_sections(MoeCl, sections) == options
     assert MoeCl(shared="moving", adversarial=adversarial).options == options
     partly = from_sections(MoeCl, {"adversarial": {"alpha": 2}})
