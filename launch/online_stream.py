@@ -38,7 +38,17 @@ def write_stream(folder: Path, count: int) -> dict[str, object]:
     for number, name in enumerate(PARTS):
         task = CATALOG[name]
         labels |= dict.fromkeys(task.labels)
-        found = load_examples(task, seed=0, vocabulary_size=2**31).train
+        found = load_examples(
+            task,
+            seed=0,
+            vocabulary_size=2**31,
+            validation_from="train",
+            validation_fraction=0.0,
+            train_examples=0,
+            validation_examples=1,
+            test_examples=1,
+            on_bad_example="skip",
+        ).train
         if len(found) < count:
             raise SystemExit(f"{name} has {len(found)} examples; take --examples={len(found)}")
         order = np.random.default_rng((0, number)).permutation(len(found))[:count]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 _requested = threading.Event()
 _heeding = threading.Event()
+_deferring = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,8 +34,18 @@ def check() -> None:
     Raises:
       Stopped: it was.
     """
-    if _requested.is_set():
+    if _requested.is_set() and not _deferring.is_set():
         raise Stopped
+
+
+@contextlib.contextmanager
+def deferring() -> Iterator[None]:
+    """Lets `check` pass until the context is left, for short work that must not end halfway."""
+    _deferring.set()
+    try:
+        yield
+    finally:
+        _deferring.clear()
 
 
 def heeded() -> bool:

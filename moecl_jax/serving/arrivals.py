@@ -60,6 +60,11 @@ class Arrivals:
         """Closes the input."""
         os.close(self._file)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the beginning of a line is there, without its end."""
+        return bool(self._rest)
+
     def next(self) -> bytes | None:
         """The next line with its end; None if no whole line is there now.
 

@@ -5,7 +5,6 @@ too few for so many batches, they begin again.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -112,8 +111,3 @@ def over_kept(kept: Kept, step: Round, own: Tree, count: int, rounds: int) -> Tr
             "finite, and changed nothing; lower the learning rates of these rounds"
         )
     return model.placement.host(own)
-
-
-def compiled_round(context: StepContext, update: Update) -> Any:
-    """The compiled `kept_round` of a function."""
-    return jax.jit(functools.partial(kept_round, context=context, update=update))

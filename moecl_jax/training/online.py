@@ -15,7 +15,6 @@ What a workdir holds of its finished tasks stays as it is. What is learned onlin
 import collections
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ import jax
 import numpy as np
 
 from moecl_jax import reporting, stopping
-from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.runs.checkpoint import TaskCheckpoints
@@ -38,6 +36,7 @@ from moecl_jax.settings import Section, setting
 from moecl_jax.training.drift import Drift, bounded
 from moecl_jax.training.online_lines import Arrived, LineReader
 from moecl_jax.training.online_log import OnlineLog, Tally
+from moecl_jax.training.online_track import Track
 from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.steps import (
     TrainState,
@@ -52,7 +51,6 @@ from moecl_jax.training.steps import (
 FOLDER = "online"
 """The folder in a workdir of what is learned online."""
 _POLL_SECONDS = 0.5  # between two looks at a file that may grow
-_ROUNDING = 1e-9  # of a budget such as 1/3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,29 +70,6 @@ class OnlineSettings(Section):
     budget: float = setting(0.0, least=0, most=1000)
     on_drift: str = setting("note", choices=("note", "expert"))
     delta: float = setting(0.002, above=0, below=1)
-
-
-@dataclasses.dataclass
-class _Track:
-    """What is known of one task.
-
-    Attributes:
-      place: place of the task in the stream.
-      drift: watches its loss.
-      window: its newest examples, at most a batch.
-      arrived: number of its examples since its expert began.
-      steps: number of steps since then.
-      experts: number of experts that were begun for it online.
-      state: its training; None before its first step. The shared trees are left out.
-    """
-
-    place: int
-    drift: Drift
-    window: collections.deque[TokenizedExample]
-    arrived: int = 0
-    steps: int = 0
-    experts: int = 0
-    state: TrainState | None = None
 
 
 class Online:
@@ -125,7 +100,7 @@ class Online:
         placement = evaluator.model.placement
         self.shared: Tree = placement.put(copied(self.stream.shared))
         self.stream = dataclasses.replace(self.stream, shared={})
-        self.tracks: dict[int, _Track] = {}
+        self.tracks: dict[int, Track] = {}
         self.aside: dict[str, Any] = {}  # experts before a drift, by a number and the task's name
         self.lines = self.offset = 0
         self._since = time.perf_counter()
@@ -162,7 +137,8 @@ class Online:
             while not stopping.requested():
                 group = self._next_group(arrivals)
                 if group:
-                    self.learn(group)
+                    with stopping.deferring():  # of half a group nothing could be saved
+                        self.learn(group)
                     self.offset = arrivals.offset
                 elif arrivals.ended or not (piped or follow):
                     break
@@ -171,9 +147,14 @@ class Online:
                 if self.lines - saved >= self.settings.checkpoint_every:
                     self.save()
                     saved = self.lines
+            unfinished = arrivals.unfinished
         if self.lines > saved:
             self.save()
         stopping.check()
+        if unfinished:
+            reporting.current().message(
+                f"note: the last line of {source} has no end yet, and waits for it"
+            )
         return self.tally
 
     def parameters(self, place: int) -> TaskParameters:
@@ -227,7 +208,7 @@ class Online:
             if arrived.gold is None:
                 continue
             counts[arrived.place] += 1
-            if self._due(self._track(arrived.place), counts[arrived.place]):
+            if self._track(arrived.place).due(counts[arrived.place], self.budget):
                 return number
         return len(group)
 
@@ -271,7 +252,7 @@ class Online:
                 self._begin_expert(track)
         self.log.add(line)
         track.window.append(arrived.example)
-        while self._due(track, 1):
+        while track.due(1, self.budget):
             self._learn(track)
         track.arrived += 1
         return (steps, experts) != (self.tally.steps, track.experts)
@@ -281,11 +262,7 @@ class Online:
         self.log.add({**line, "error": problem})
         self.tally.bad += 1
 
-    def _due(self, track: _Track, more: int) -> bool:
-        """Whether a step is due after so many more examples of a task."""
-        return math.floor((track.arrived + more) * self.budget + _ROUNDING) > track.steps
-
-    def _learn(self, track: _Track) -> None:
+    def _learn(self, track: Track) -> None:
         """A step on a task's newest examples."""
         if track.state is None:
             track.state = self._begun(track, self._first_expert(track.place))
@@ -303,10 +280,10 @@ class Online:
         track.steps += 1
         self.tally.steps += 1
 
-    def _track(self, place: int) -> _Track:
+    def _track(self, place: int) -> Track:
         if place not in self.tracks:
-            window: Any = collections.deque(maxlen=self.settings.batch.size)
-            self.tracks[place] = _Track(place, Drift(self.options.delta), window)
+            drift, size = Drift(self.options.delta), self.settings.batch.size
+            self.tracks[place] = Track(place, drift, collections.deque(maxlen=size))
         return self.tracks[place]
 
     def _first_expert(self, place: int) -> TaskParameters:
@@ -314,7 +291,7 @@ class Online:
         parameters = self.parameters(place)
         return parameters.replace(expert=self.method.trainable(parameters.expert))
 
-    def _begun(self, track: _Track, parameters: TaskParameters) -> TrainState:
+    def _begun(self, track: Track, parameters: TaskParameters) -> TrainState:
         """The training of a task's expert from these parameters."""
         starting, key = self.evaluator.starting, self._keys(track)[0]
         state = init_train_state(
@@ -323,7 +300,7 @@ class Online:
         state = dataclasses.replace(state, active=state.active.replace(shared={}))
         return self.evaluator.model.placement.put(state)
 
-    def _keys(self, track: _Track) -> tuple[jax.Array, jax.Array]:
+    def _keys(self, track: Track) -> tuple[jax.Array, jax.Array]:
         """Keys of the training of a task's newest expert, and of its first values."""
         key = self.evaluator.starting.training_key(track.place)
         if not track.experts:
@@ -331,7 +308,7 @@ class Online:
         training, values = jax.random.split(jax.random.fold_in(key, track.experts))
         return training, values
 
-    def _begin_expert(self, track: _Track) -> None:
+    def _begin_expert(self, track: Track) -> None:
         """Sets a task's expert aside, and begins a new one with an optimizer state of its own."""
         name, starting = self.evaluator.names[track.place], self.evaluator.starting
         if track.state is not None:
@@ -361,18 +338,7 @@ class Online:
             "offset": self.offset,
             "tally": dataclasses.asdict(self.tally),
             "tracks": [
-                {
-                    "task": self.evaluator.names[track.place],
-                    "arrived": track.arrived,
-                    "steps": track.steps,
-                    "experts": track.experts,
-                    "begun": track.state is not None,
-                    "watched": len(track.drift.losses),
-                    "window": [
-                        {"ids": example.prompt.tolist(), "label": example.label}
-                        for example in track.window
-                    ],
-                }
+                {"task": self.evaluator.names[track.place], **track.record()}
                 for track in self.tracks.values()
             ],
             "aside": list(self.aside),
@@ -450,11 +416,7 @@ class Online:
     def _restore_track(self, saved: Mapping[str, Any]) -> None:
         """The track of a task as a record has it, its arrays blank."""
         track = self._track(self.evaluator.index(saved["task"]))
-        track.arrived, track.steps = saved["arrived"], saved["steps"]
-        track.experts = saved["experts"]
-        for kept in saved["window"]:
-            example = TokenizedExample(np.array(kept["ids"], np.int32), kept["label"])
-            track.window.append(example)
+        track.count_on(saved)
         if saved["begun"]:
             track.state = self._begun(track, self._first_expert(track.place))
 

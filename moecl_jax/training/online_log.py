@@ -89,7 +89,6 @@ class OnlineLog:
                     kept += len(line)
             with self.path.open("r+b") as stream:
                 stream.truncate(kept)
-        self._stream = self.path.open("ab")
         self._waiting: list[dict[str, Any]] = []
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -99,7 +98,7 @@ class OnlineLog:
     def flush(self) -> list[dict[str, Any]]:
         """Writes the lines that were taken since the last call, and gives them."""
         written, self._waiting = self._waiting, []
-        for line in written:
-            self._stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._stream.flush()
+        with self.path.open("ab") as stream:
+            for line in written:
+                stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         return written

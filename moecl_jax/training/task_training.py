@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -27,8 +26,8 @@ from moecl_jax.progress import TRAIN, Stage
 from moecl_jax.runs.log import MetricsLog
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator, text_size
+from moecl_jax.training.asked import Asked
 from moecl_jax.training.figures import show_epoch
-from moecl_jax.training.kept import Kept, Update, compiled_round, over_kept
 from moecl_jax.training.moments import (
     by_example,
     mean_moments,
@@ -44,7 +43,6 @@ from moecl_jax.training.steps import (
     Sums,
     TrainState,
     copied,
-    gradient_step,
     init_train_state,
     no_sums,
     summed,
@@ -68,7 +66,7 @@ class TrainingSteps:
       cutter: cuts batches into pieces.
       moments_step: the compiled `moments.moments_step`.
       query_step: the compiled `forward.prompt_query`.
-      asked_steps: compiled `steps.gradient_step` and `kept.kept_round` by the method's function.
+      asked_steps: compiled steps of `asked.Asked`, by the method's function.
     """
 
     evaluator: Evaluator
@@ -230,16 +228,25 @@ class TaskTraining:
     def end(self, parameters: TaskParameters) -> TaskEnd:
         """What the method may ask of the task's end with the selected parameters."""
         examples = self.task.splits["train"]
+        asked = Asked(
+            self.steps.cutter,
+            self.steps.asked_steps,
+            self.index,
+            self.examples,
+            self.stream,
+            parameters,
+            functools.partial(self.steps.stored, parameters.memory, self.index + 1),
+        )
         return dataclasses.replace(
             self.evaluator.starting.task_end(self.index),
+            over_kept=asked.over_kept,
             past=self.steps.past(self.index),
             labels=np.array([example.label for example in examples], np.int32),
             losses=lambda: -self._log_likelihoods(parameters),
-            mean_of_gradients=functools.partial(self._mean_of_gradients, parameters),
+            mean_of_gradients=asked.mean_of_gradients,
             inputs=functools.partial(self._inputs, parameters),
             reports=functools.partial(self._reports, parameters),
             queries=self._queries,
-            over_kept=functools.partial(self._over_kept, parameters),
         )
 
     def _start(self, parameters: TaskParameters) -> TaskStart:
@@ -258,25 +265,6 @@ class TaskTraining:
         if self.settings.head == "classification":
             scores = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
         return scores[np.arange(len(examples)), [example.label for example in examples]]
-
-    def _mean_of_gradients(
-        self, parameters: TaskParameters, count: int, transform: Callable[[jax.Array], jax.Array]
-    ) -> Tree:
-        """The mean over examples of a function of the gradients: see `TaskEnd`."""
-        count = min(count, len(self.examples))
-        generator = np.random.default_rng((self.settings.seed, self.index, *b"importance"))
-        steps = self.steps.asked_steps
-        if transform not in steps:
-            context = self.evaluator.context
-            steps[transform] = jax.jit(
-                functools.partial(gradient_step, context=context, transform=transform)
-            )
-        parameters, total = self.placement.put(parameters), None
-        for place in generator.permutation(len(self.examples))[:count]:
-            batch = self.steps.cutter.alone(self.index, self.examples[place])
-            found = steps[transform](parameters, self.evaluator.model.params, batch)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
-        return self.placement.host(jax.tree.map(lambda leaf: leaf / count, total))
 
     def _inputs(self, parameters: TaskParameters) -> Tree:
         """Second moments of the projections' inputs: see `TaskStart`."""
@@ -309,19 +297,6 @@ class TaskTraining:
             rows = self.steps.query_step(self.evaluator.model.params, batch)
             found.append(np.asarray(rows)[batch.weights > 0])
         return np.concatenate(found)
-
-    def _over_kept(
-        self, parameters: TaskParameters, own: Tree, update: Update, count: int, rounds: int
-    ) -> Tree:
-        """A tree after rounds of a function over finished tasks' kept examples: see `TaskEnd`."""
-        stored = self.steps.stored(parameters.memory, self.index + 1)
-        begun = functools.partial(self.evaluator.starting.task, self.stream)
-        heads = {i: begun(self.evaluator.names[i], i).head for i, _ in stored}
-        heads[self.index] = parameters.head
-        compiled = compiled_round(self.evaluator.context, update)
-        step = self.steps.asked_steps.setdefault(update, compiled)
-        kept = Kept(self.steps.cutter, stored, parameters, heads, (self.settings.seed, self.index))
-        return over_kept(kept, step, own, count, rounds)
 
     def _own_examples(self) -> list[TokenizedExample]:
         """What an epoch passes over."""

@@ -47,7 +47,7 @@ def test_the_outer_gradient_equals_one_worked_out_by_hand(kind, count, expected)
 
 
 def test_maml_goes_through_the_decoder_s_inner_steps():
-    context = context_of("lm", PerTask)
+    context, frozen = context_of("lm", PerTask), frozen_params()
     parameters = random_parameters(context)
     examples = [random_examples([3, 5, 4], seed) for seed in range(2)]
     batches = [batch_of(each, "lm", training=True) for each in examples]
@@ -55,17 +55,17 @@ def test_maml_goes_through_the_decoder_s_inner_steps():
 
     def loss(own, batch):
         chosen = parameters.replace(expert=own)
-        hidden, _ = forward(chosen, frozen_params(), batch, context, seeds=None)
-        logits = output_logits(chosen, hidden, frozen_params(), batch, context)
+        hidden, _ = forward(chosen, frozen, batch, context, seeds=None)
+        logits = output_logits(chosen, hidden, frozen, batch, context)
         return instruction_loss(logits, batch, context)
 
     @jax.jit
     def after(own):
-        return loss(adapted(own, loss, jax.tree.map(lambda x: x[:1], stack), 0.3), batches[1])
+        return loss(adapted(own, loss, jax.tree.map(lambda x: x[:1], stack), 1.0), batches[1])
 
     theta = parameters.expert
-    gradient = jax.jit(lambda own: outer_gradient("maml", own, loss, stack, 0.3))(theta)
-    first_order = jax.jit(lambda own: outer_gradient("fomaml", own, loss, stack, 0.3))(theta)
+    gradient = jax.jit(lambda own: outer_gradient("maml", own, loss, stack, 1.0))(theta)
+    first_order = jax.jit(lambda own: outer_gradient("fomaml", own, loss, stack, 1.0))(theta)
     keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(theta)))
     direction = jax.tree.unflatten(
         jax.tree.structure(theta),
