@@ -1,12 +1,14 @@
 """A stream of texts whose task changes three times without notice, learned online in several ways.
 
-    python launch/online_stream.py FOLDER [--examples=500] [--model=SmolLM2-135M]
+    python launch/online_stream.py FOLDER [--examples=500] [--model=SmolLM2-135M | --tiny]
 
 FOLDER gets the stream, of so many training examples each of the demo's tasks trec, sms_spam,
 movie_reviews and product_reviews, in this order and as one task with the labels of all. A line does
-not say where it is from. Each way learns it in a workdir of its own; a way that is done is not done
-again. Prints where drift was found, and the accuracy before and after each change: of the 100
-examples before it, the first 100 after it, and the last 100 of its part.
+not say where it is from. With --tiny a random LLM of 2 layers learns made-up texts of five labels,
+where a word tells the label, and from part to part another one; this takes minutes. Each way learns
+the stream in a workdir of its own; a way that is done is not done again. Prints where drift was
+found, and the accuracy before and after each change: of the 100 examples before it, the first 100
+after it, and the last 100 of its part.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.examples import load_examples
 from moecl_jax.errors import UserError
 from moecl_jax.runs.workdir import save_settings
+from moecl_jax.testing import write_model, write_task
 from moecl_jax.training.online import OnlineSettings, learn_online
 
 PARTS = ("trec", "sms_spam", "movie_reviews", "product_reviews")
@@ -29,15 +32,16 @@ WAYS = {
     "per_task, expert": ("per_task", OnlineSettings(on_drift="expert")),
     "moe_cl, expert": ("moe_cl", OnlineSettings(on_drift="expert")),
 }
+Row = tuple[str, str]
+CLASSES = 5  # of made-up texts
 SPAN = 100  # examples of which an accuracy is told
 
 
-def write_stream(folder: Path, count: int) -> dict[str, object]:
-    """Writes the stream and gives the definition of its task."""
-    lines, labels = [], dict[str, None]()
+def demo_parts(count: int) -> list[list[Row]]:
+    """Text and label of the training examples of each part."""
+    parts = []
     for number, name in enumerate(PARTS):
         task = CATALOG[name]
-        labels |= dict.fromkeys(task.labels)
         found = load_examples(
             task,
             seed=0,
@@ -52,20 +56,40 @@ def write_stream(folder: Path, count: int) -> dict[str, object]:
         if len(found) < count:
             raise SystemExit(f"{name} has {len(found)} examples; take --examples={len(found)}")
         order = np.random.default_rng((0, number)).permutation(len(found))[:count]
-        for place in order:
-            record = {"text": found[place].text, "label": task.labels[found[place].label]}
-            lines.append(json.dumps(record) + "\n")
+        parts.append([(found[place].text, task.labels[found[place].label]) for place in order])
+    return parts
+
+
+def tiny_parts(folder: Path, count: int) -> list[list[Row]]:
+    """As `demo_parts`, of made-up texts; in each part a word tells the next label."""
+    parts = []
+    for number, name in enumerate(PARTS):
+        write_task(folder / "parts", name, CLASSES, examples=count)
+        text = (folder / "parts" / f"{name}_train.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        order = np.random.default_rng((0, number)).permutation(count)
+        shifted = [(int(row["label"][1:]) + number) % CLASSES for row in rows]
+        parts.append([(rows[place]["text"], f"w{shifted[place]}") for place in order])
+    return parts
+
+
+def write_stream(folder: Path, parts: list[list[Row]], template: str) -> dict[str, object]:
+    """Writes the stream and gives the definition of its task."""
+    rows = [row for part in parts for row in part]
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows]
     (folder / "stream.jsonl").write_text("".join(lines), encoding="utf-8")
     return {
         "source": "jsonl",
         "path": str(folder),
         "train": "stream.jsonl",
-        "labels": tuple(labels),
-        "template": "Text: {text}\nLabel:",
+        "labels": tuple(dict.fromkeys(label for _, label in rows)),
+        "template": template,
     }
 
 
-def workdir_of(folder: Path, way: str, definition: dict[str, object], model: str) -> Path:
+def workdir_of(
+    folder: Path, way: str, definition: dict[str, object], model: str, *, tiny: bool
+) -> Path:
     """A workdir in which nothing was trained yet."""
     method, _ = WAYS[way]
     workdir = folder / way.replace(", ", "-")
@@ -74,8 +98,9 @@ def workdir_of(folder: Path, way: str, definition: dict[str, object], model: str
         config.model.path = model or config.model.path
         config.method, config.tasks = method, ("stream",)
         config.definitions = {"stream": definition}
-        config.data.max_length = config.batch.row_length = 96
-        config.optimizer.learning_rate, config.optimizer.clip_norm = 1e-3, 1.0
+        config.data.max_length = config.batch.row_length = 64
+        config.optimizer.learning_rate = 1e-2 if tiny else 1e-3
+        config.optimizer.clip_norm = 1.0
     workdir.mkdir(parents=True, exist_ok=True)
     save_settings(from_config(config), workdir)
     return workdir
@@ -102,18 +127,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--examples", type=int, default=500, help="examples of each part")
     parser.add_argument("--model", default="", help="the frozen LLM (default: the config's)")
+    parser.add_argument("--tiny", action="store_true", help="a random LLM and made-up texts")
     parser.add_argument("--ways", default=";".join(WAYS), help="which ways, parted by ';'")
     arguments = parser.parse_args()
     folder, count = arguments.folder.absolute(), arguments.examples
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        definition = write_stream(folder, count)
+        if arguments.tiny:
+            arguments.model = str(write_model(folder / "model"))
+            definition = write_stream(folder, tiny_parts(folder, count), "{text} answer")
+        else:
+            definition = write_stream(folder, demo_parts(count), "Text: {text}\nLabel:")
         changes = [count * part for part in range(1, len(PARTS))]
         heads = [f"at {change}: before / after / end" for change in changes]
         print(f"| way | {' | '.join(heads)} | all | drift found at |", flush=True)
         print(f"| --- |{' --- |' * (len(heads) + 2)}", flush=True)
         for way in arguments.ways.split(";"):
-            workdir = workdir_of(folder, way, definition, arguments.model)
+            workdir = workdir_of(folder, way, definition, arguments.model, tiny=arguments.tiny)
             tally = learn_online(workdir, folder / "stream.jsonl", WAYS[way][1])
             print(f"| {way} | {shown(workdir, count)} | {tally.seconds:.0f} s", flush=True)
     except UserError as error:

@@ -46,6 +46,7 @@ def test_the_outer_gradient_equals_one_worked_out_by_hand(kind, count, expected)
     assert updated == pytest.approx(1 - 0.1 * expected)
 
 
+@pytest.mark.slow
 def test_maml_goes_through_the_decoder_s_inner_steps():
     context, frozen = context_of("lm", PerTask), frozen_params()
     parameters = random_parameters(context)
@@ -134,9 +135,9 @@ def settings_of(folder, method, kind, **changes):
     return tiny_settings(folder, method=method, meta__kind=kind, **values)
 
 
-@pytest.mark.parametrize("method", ["per_task", "moe_cl"])
-def test_without_inner_steps_experts_start_with_b_0(run, method):
-    plain, without = run(method, "none"), run(method, "fomaml", meta__inner_steps=0)
+def test_without_inner_steps_experts_start_with_b_0(run):
+    plain = run("per_task", "none")
+    without = run("per_task", "fomaml", meta__inner_steps=0)
     assert logged(plain[1]) == logged(without[1])
     (_, ours, _), (_, theirs, _) = restored(plain[1]), restored(without[1])
     assert_bit_equal(dict(ours.finished), dict(theirs.finished))
@@ -146,8 +147,7 @@ def test_without_inner_steps_experts_start_with_b_0(run, method):
     ("method", "kind", "head"),
     [
         ("per_task", "reptile", "lm"),
-        ("moe_cl", "fomaml", "classification"),
-        pytest.param("moe_cl", "maml", "lm", marks=pytest.mark.slow),
+        pytest.param("moe_cl", "fomaml", "classification", marks=pytest.mark.slow),
     ],
 )
 def test_the_second_task_starts_from_what_was_learned_on_the_first(run, method, kind, head):
