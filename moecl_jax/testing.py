@@ -95,7 +95,14 @@ def _words() -> tokenizers.Tokenizer:
 
 
 def write_task(
-    folder: Path, name: str, classes: int, *, examples: int = 48, length: int = 6, seed: int = 0
+    folder: Path,
+    name: str,
+    classes: int,
+    *,
+    examples: int = 48,
+    length: int = 6,
+    seed: int = 0,
+    shift: int = 0,
 ) -> dict[str, object]:
     """Writes a task whose label is told by one word of the text, and returns its definition.
 
@@ -106,6 +113,7 @@ def write_task(
       examples: number of examples in each split.
       length: words of a text.
       seed: seed of the texts.
+      shift: label c is told by the word of label c + shift, so that tasks contradict each other.
 
     Returns:
       The fields of a `moecl_jax.data.task.Task`.
@@ -117,7 +125,8 @@ def write_task(
         lines = []
         for index in range(examples):
             label = index % classes
-            text = _new_text(rng, seen, label + classes, range(2 * classes, WORDS), length)
+            telling = (label + shift) % classes + classes
+            text = _new_text(rng, seen, telling, range(2 * classes, WORDS), length)
             lines.append(json.dumps({"text": text, "label": f"w{label}"}))
         path = folder / f"{name}_{split}.jsonl"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
