@@ -27,8 +27,8 @@ from moecl_jax import reporting, stopping
 from moecl_jax.errors import UserError
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.log import plain
-from moecl_jax.runs.workdir import claimed
 from moecl_jax.serving.arrivals import Arrivals
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import labelled, open_stream
