@@ -5,13 +5,14 @@
 FOLDER gets the stream, of so many training examples each of the demo's tasks trec, sms_spam,
 movie_reviews and product_reviews, in this order and as one task with the labels of all. A line does
 not say where it is from. With --tiny a random LLM of 2 layers learns made-up texts of five labels,
-where a word tells the label, and from part to part another one; this takes minutes. Each way learns
+where a word tells the label, and from part to part another one, by a step an example. Each way learns
 the stream in a workdir of its own; a way that is done is not done again. Prints where drift was
 found, and the accuracy before and after each change: of the 100 examples before it, the first 100
 after it, and the last 100 of its part.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def tiny_parts(folder: Path, count: int) -> list[list[Row]]:
     """As `demo_parts`, of made-up texts; in each part a word tells another label."""
     parts = []
     for number, name in enumerate(PARTS):
-        write_task(folder / "parts", name, CLASSES, examples=count, shift=number)
+        write_task(folder / "parts", name, CLASSES, examples=count, length=3, shift=number)
         text = (folder / "parts" / f"{name}_train.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines()]
         order = np.random.default_rng((0, number)).permutation(count)
@@ -143,7 +144,8 @@ def main() -> None:
         print(f"| --- |{' --- |' * (len(heads) + 2)}", flush=True)
         for way in arguments.ways.split(";"):
             workdir = workdir_of(folder, way, definition, arguments.model, tiny=arguments.tiny)
-            tally = learn_online(workdir, folder / "stream.jsonl", WAYS[way][1])
+            options = dataclasses.replace(WAYS[way][1], budget=1.0 if arguments.tiny else 0.0)
+            tally = learn_online(workdir, folder / "stream.jsonl", options)
             print(f"| {way} | {shown(workdir, count)} | {tally.seconds:.0f} s", flush=True)
     except UserError as error:
         raise SystemExit(f"online_stream: error: {error}") from error

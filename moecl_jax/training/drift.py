@@ -5,9 +5,10 @@ SDM) keeps the newest values as long as no two parts of them differ in their mea
 chance explains, and else drops the older part. Its bound is for values between 0 and 1, so a loss
 of C labels counts as
 
-    min(1, loss / (2 ln C))
+    min(1, loss / ln C)
 
-in which guessing is 1/2. A mean that has fallen is learning and no drift.
+in which guessing is 1. A mean that has fallen is learning and no drift. river's ADWIN looks after
+every 32 values.
 """
 
 import math
@@ -50,8 +51,8 @@ class Drift:
 
 
 def bounded(loss: float, classes: int) -> float:
-    """A loss in nats among so many labels as a number between 0 and 1, rounded to float32."""
-    return float(np.float32(min(1.0, loss / (2 * math.log(max(classes, 2))))))
+    """A loss in nats against that of guessing among so many labels, at most 1, as float32."""
+    return float(np.float32(min(1.0, loss / math.log(max(classes, 2)))))
 
 
 def _adwin(delta: float) -> Any:

@@ -18,9 +18,9 @@ class Tally:
     """What was counted since a pass began.
 
     Attributes:
-      right: by the task's name, whether each of its newest labelled examples was answered rightly
-        before it was learned, at most `RECENT` of them.
-      counts: by the task's name, its labelled examples and how many were answered rightly.
+      right: whether each of a task's newest labelled examples was answered rightly before it was
+        learned, at most `RECENT` of them, by the task's name.
+      counts: number of a task's labelled examples and of those answered rightly, by its name.
       drifts: `line` and `task` of each rise of the loss that was found.
       bad: number of lines that could not be used.
       steps: number of steps.

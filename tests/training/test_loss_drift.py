@@ -21,10 +21,11 @@ def found(drift, losses):
 
 
 def test_a_loss_counts_against_guessing():
-    assert bounded(math.log(4), 4) == 0.5
+    assert bounded(math.log(2), 4) == 0.5
+    assert bounded(math.log(4), 4) == 1.0
     assert bounded(0.0, 4) == 0.0
     assert bounded(100.0, 4) == 1.0
-    assert bounded(math.log(2), 1) == 0.5
+    assert bounded(math.log(2), 1) == 1.0
 
 
 def test_a_rise_is_found_once_and_soon():
