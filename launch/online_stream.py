@@ -5,10 +5,10 @@
 FOLDER gets the stream, of so many training examples each of the demo's tasks trec, sms_spam,
 movie_reviews and product_reviews, in this order and as one task with the labels of all. A line does
 not say where it is from. With --tiny a random LLM of 2 layers learns made-up texts of five labels,
-where a word tells the label, and from part to part another one, by a step an example. Each way learns
-the stream in a workdir of its own; a way that is done is not done again. Prints where drift was
-found, and the accuracy before and after each change: of the 100 examples before it, the first 100
-after it, and the last 100 of its part.
+where a word tells the label, and from part to part another one, with a step an example. Each way
+learns the stream in a workdir of its own; a way that is done is not done again. Prints where drift
+was found, and the accuracy before and after each change: of the 100 examples before it, the first
+100 after it, and the last 100 of its part.
 """
 
 import argparse
