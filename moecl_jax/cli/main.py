@@ -36,6 +36,7 @@ COMMANDS = (
     "ab",
     "compare",
     "report",
+    "advise",
     "cache",
 )
 _FLAG = re.compile(r"--?[A-Za-z]")
