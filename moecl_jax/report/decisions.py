@@ -294,7 +294,7 @@ def _first_changed(comparison: Comparison) -> list[tuple[str, Table]]:
         return []
     shown = f"the first {len(lines)} of " if len(lines) < len(outcome.changed) else ""
     caption = f"rule {GUARANTEED}: {shown}{len(outcome.changed)} samples; all are in the CSV file"
-    table = Table(["id", "gold", *_ARMS], [[Cell(text) for text in line] for line in lines])
+    table = Table(["id", "gold", *_ARMS], [[Cell(text, "name") for text in line] for line in lines])
     return [(caption, table)]
 
 

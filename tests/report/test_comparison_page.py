@@ -78,6 +78,16 @@ def test_page_and_markdown_have_the_figures_and_escape_names(comparison):
     assert "new\\|x.jsonl" in markdown
     assert not re.search(r"<script|src=|@import|url\(|http-equiv", html)
     assert "--paper" in html  # the report's style sheet
+    style, _, body = html.partition("</style>")
+    used = {name for names in re.findall(r'class="([^"]+)"', body) for name in names.split()}
+    assert [name for name in used if f".{name}" not in style] == []
+
+
+def test_labels_of_changed_samples_do_not_break_the_markdown(comparison):
+    markdown = ComparisonPage(comparison, FILES).markdown()
+    [row, *_] = re.findall(r"^\| `text .*", markdown, re.M)
+    assert row.count("`") == 8
+    assert "`spam & <eggs>`" in markdown
 
 
 def test_each_rule_has_a_picture_with_both_arms(comparison):
