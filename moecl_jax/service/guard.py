@@ -20,8 +20,9 @@ _MOST_DISCARDED = 16  # times the largest body
 class Guard:
     """ASGI middleware that refuses requests early, reads bodies whole, and counts answers.
 
-    A service without keys is there for its own machine alone. It refuses other names of hosts, by
-    which a page of another site could reach it through a browser (DNS rebinding).
+    A service without keys is there for its own machine alone. It refuses what a page of another
+    site makes a browser send: requests that name another host (DNS rebinding), and requests other
+    than GET, such as a POST without a body, of which the browser says that they are of that site.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Guard:
           Refused: the request is not let in.
           _Gone: the client has gone.
         """
-        if not self.keys and _host(headers) not in _LOCAL_NAMES:
-            raise Refused(421, "a service without keys is reached as localhost alone")
+        if not self.keys:
+            _refuse_other_sites(scope["method"], headers)
         if scope["path"].startswith("/v1/"):
             if self.keys.holder_of(headers.get("authorization")) is None:
                 raise Unauthorized
@@ -126,6 +127,22 @@ class Unauthorized(Refused):
 
 class _Gone(Exception):
     """The client closed the connection before its request was complete."""
+
+
+def _refuse_other_sites(method: str, headers: Headers) -> None:
+    """Refuses a request that a page of another site may have made."""
+    if _host(headers) not in _LOCAL_NAMES:
+        raise Refused(421, "a service without keys is reached as localhost alone")
+    if method in ("GET", "HEAD"):
+        return  # changes nothing, and its answer cannot be read there
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:  # not a browser, or an old one
+        host = headers.get("host", "").lower()
+        own = origin is None or origin.partition("://")[2].lower() == host
+    if not own:
+        raise Refused(403, "a service without keys does not answer pages of other sites")
 
 
 def _host(headers: Headers) -> str:

@@ -139,6 +139,27 @@ def test_without_keys_only_this_machine_is_answered(engine, host, status):
     assert ask(engine, json={"texts": "s"}, host=host).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("sent", "keys", "status"),
+    [
+        ({"origin": "http://localhost:8000"}, NO_KEYS, 200),
+        ({"origin": "http://localhost:9000"}, NO_KEYS, 403),
+        ({"origin": "https://evil.example"}, NO_KEYS, 403),
+        ({"origin": "null"}, NO_KEYS, 403),
+        ({"origin": "null", "sec-fetch-site": "same-origin"}, NO_KEYS, 200),
+        ({"sec-fetch-site": "cross-site"}, NO_KEYS, 403),
+        ({"sec-fetch-site": "same-site"}, NO_KEYS, 403),  # another port
+        ({"sec-fetch-site": "cross-site"}, KEYS, 200),  # no page of another site has the key
+    ],
+)
+def test_without_keys_pages_of_other_sites_change_nothing(engine, sent, keys, status):
+    headers = {**sent, "authorization": f"Bearer {CALLER}"}
+    response = ask(engine, keys, json={"texts": "s"}, host="localhost:8000", headers=headers)
+    assert response.status_code == status
+    link = ask(engine, keys, "GET", "/healthz", host="localhost:8000", headers=headers)
+    assert link.status_code == 200
+
+
 def test_a_slow_body_is_not_waited_for(engine):
     async def body():
         yield b'{"texts":'
