@@ -1,5 +1,6 @@
 """The review store: its queue, its audit, and what it refuses."""
 
+import contextlib
 import json
 import random
 import sqlite3
@@ -215,6 +216,16 @@ def test_a_file_that_is_no_store_is_refused(tmp_path, content):
     (tmp_path / "file.db").write_bytes(content)
     with pytest.raises(UserError, match=r"file\.db: the reviews cannot be read"):
         ReviewStore(tmp_path / "file.db")
+
+
+def test_the_database_of_another_program_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("CREATE TABLE notes (id); PRAGMA user_version = 1;")
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=r"no reviews of version 1 \(.*tables notes\)"):
+        ReviewStore(path)
+    assert path.read_bytes() == content
 
 
 def test_another_version_and_a_missing_folder_are_refused(tmp_path, store):
