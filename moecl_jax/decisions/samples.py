@@ -119,8 +119,8 @@ def read_samples(
     Args:
       path: the file.
       score: field of the scores; by default what `moecl predict` writes, or `score`.
-      gold: field of the gold label; by default `gold`, else `label` where that is no prediction. A
-        file without it has none.
+      gold: field of the gold label; by default `gold`, else `label` where that is no prediction.
+        All samples have it, or none.
       id: field of the sample's name; by default its line's number, where it has none.
       positive: label that a number stands for; by default the last in the order of the alphabet,
         as in scikit-learn.
@@ -142,7 +142,8 @@ def read_samples(
     if not records:
         raise UserError(f"{path}: holds no sample with scores")
     score, gold_fields = _fields(path, records[0][1], score, gold)
-    gold = next((f for f in gold_fields if _field(records[0][1], f) is not None), None)
+    given = (f for f in gold_fields if any(_field(record, f) is not None for _, record in records))
+    gold = next(given, None)
     values, golds, ids = [], [], []
     for number, record in records:
         place = f"{path}, line {number}"

@@ -121,6 +121,7 @@ GOOD = {"id": 1, "gold": "ham", "probabilities": spam(0.5)}
         ([], {}, "no sample"),
         ([GOOD, {**GOOD, "gold": "eggs"}], {}, "line 2: the gold label 'eggs'.*ham, spam"),
         ([GOOD, {**GOOD, "gold": None}], {}, "line 2: has no gold label in the field 'gold'"),
+        ([{**GOOD, "gold": None}, GOOD], {}, "line 1: has no gold label in the field 'gold'"),
         ([GOOD, {**GOOD, "probabilities": {"ham": 1}}], {}, "line 2: expected the prob.*one task"),
         ([GOOD, {**GOOD, "probabilities": 0.4}], {}, "line 2: expected the probabilities"),
         ([GOOD, {"id": 2, "gold": "ham"}], {}, "line 2: probabilities: expected a finite"),
