@@ -174,7 +174,8 @@ class ReviewStore:
           reviewer: name of the reviewer.
           request: id that the client has made for this decision. The same one again returns what
             was recorded the first time.
-          opinion_shown: whether the reviewer saw the model's opinion before.
+          opinion_shown: whether the reviewer saw the model's opinion before. One who has decided
+            the text before, and undone that, has seen it, since it is told after a decision.
 
         Returns:
           The audit row, and `settled`: the label that is settled now, or None.
@@ -199,9 +200,9 @@ class ReviewStore:
                 raise ConflictError(
                     f"{shortened(reviewer)} has decided text {item} already; undo that first"
                 )
-            self._record(
-                db, row, "decision", reviewer, request, label=label, opinion_shown=opinion_shown
-            )
+            told = db.execute(tables.TOLD, (item, reviewer)).fetchone() is not None
+            seen = opinion_shown or told
+            self._record(db, row, "decision", reviewer, request, label=label, opinion_shown=seen)
             self._held.pop(reviewer, None)
             return self._told(db, request)
 

@@ -158,7 +158,7 @@ def test_twenty_texts_are_decided_by_twenty_keys_one_is_undone_and_they_are_expo
 
 
 def test_the_opinion_is_hidden_till_the_decision_or_shown_by_a_switch(open_desk):
-    desk = open_desk([entry("a", first=0.9), entry("b", first=0.8)])
+    desk = open_desk([entry("a", first=0.9), entry("b", first=0.8), entry("c", first=0.95)])
     assert "80" not in desk.text("main") and not desk.page.is_visible("#opinion")
     desk.press("2")
     assert "The model said ham (80 %). A second reviewer" in desk.text("#outcome")
@@ -166,7 +166,9 @@ def test_the_opinion_is_hidden_till_the_decision_or_shown_by_a_switch(open_desk)
     assert desk.text("#opinion") == "The model says ham (90 %)."
     desk.press("1")
     assert "The model said so too (90 %)" in desk.text("#outcome")
-    assert [row["opinion_shown"] for row in desk.rows()] == [0, 1]
+    desk.press("m")  # the next one's has been seen
+    desk.press("1")
+    assert [row["opinion_shown"] for row in desk.rows()] == [0, 1, 1]
     assert desk.page.is_visible("#empty") and "100 %" not in desk.text("#picture")
 
 

@@ -140,7 +140,9 @@ def test_an_undo_is_a_further_row_and_the_text_is_to_be_decided_again(store):
     with pytest.raises(NotFoundError, match="nothing to undo"):
         store.undo(reviewer="An", request="undo-request-3")
     assert [row["kind"] for row in rows(store)] == ["decision", "skip", "undo", "undo"]
-    assert decide(store, 1, "spam", request="again-request")["label"] == "spam"
+    again = decide(store, 1, "spam", request="again-request")
+    assert (again["label"], again["opinion_shown"]) == ("spam", True)  # told after the first
+    assert not rows(store)[0]["opinion_shown"]
     assert store.progress()["tasks"]["mail"]["second"] == 1
 
 
