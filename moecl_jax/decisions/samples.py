@@ -124,7 +124,8 @@ def read_samples(
       id: field of the sample's name; by default its line's number, where it has none.
       positive: label that a number stands for; by default the last in the order of the alphabet,
         as in scikit-learn.
-      labels: both labels, for a file of numbers without gold labels.
+      labels: labels in the order that they shall have, if the file has the same; both of them for a
+        file of numbers without gold labels.
       needs_ids: whether a sample without a name is an error.
 
     Raises:
@@ -162,7 +163,7 @@ def read_samples(
             golds.append(_name(label))
     lines = [number for number, _ in records]
     if isinstance(values[0], dict):
-        known, scores = _by_label(path, lines, values)
+        known, scores = _by_label(path, lines, values, labels)
     else:
         known, scores = _of_one_label(path, lines, values, golds, positive, labels)
     if positive is not None and positive not in known:
@@ -280,9 +281,11 @@ def _number(value: Any, place: str, field: str) -> float:
 
 
 def _by_label(
-    path: Path, lines: Sequence[int], values: Sequence[Any]
+    path: Path, lines: Sequence[int], values: Sequence[Any], wanted: Sequence[str] | None
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     labels = tuple(values[0])
+    if wanted is not None and set(wanted) == set(labels):
+        labels = tuple(wanted)
     for number, value in zip(lines, values, strict=True):
         if not isinstance(value, dict) or value.keys() != values[0].keys():
             found = listed(value) if isinstance(value, dict) else shortened(value)

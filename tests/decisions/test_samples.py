@@ -101,6 +101,14 @@ def test_errors_of_predict_are_left_out_by_any_name(tmp_path):
     assert read_samples(write(tmp_path / "f.jsonl", *lines)).left_out == 1
 
 
+def test_labels_have_the_order_that_is_asked_for(tmp_path):
+    path = write(tmp_path / "f.jsonl", {"gold": "spam", "probabilities": spam(0.75)})
+    found = read_samples(path, labels=("spam", "ham"))
+    assert (found.labels, found.gold.tolist()) == (("spam", "ham"), [0])
+    np.testing.assert_array_equal(found.scores, [[0.75, 0.25]])
+    assert read_samples(path, labels=("spam", "eggs")).labels == ("ham", "spam")
+
+
 def test_gold_labels_may_be_missing_and_ids_too(tmp_path):
     path = write(tmp_path / "f.jsonl", {"probabilities": spam(0.5)}, {"probabilities": spam(0.7)})
     found = read_samples(path)
