@@ -202,12 +202,20 @@ def _rows(path: Path, *, tabs: bool) -> list[tuple[int, Mapping[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = (
-                csv.DictReader(stream, restkey="", delimiter="\t", quoting=csv.QUOTE_NONE)
+                csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
                 if tabs
-                else csv.DictReader(stream, restkey="")
+                else csv.DictReader(stream)
             )
+            found: list[tuple[int, Mapping[str, Any]]] = []
             try:
-                return [(reader.line_num, {k: v for k, v in row.items() if v}) for row in reader]
+                for row in reader:
+                    if None in row:  # what follows a comma too many is in another's column
+                        raise UserError(
+                            f"{path}, line {reader.line_num}: has more cells than the header; "
+                            "quote cells with commas"
+                        )
+                    found.append((reader.line_num, {k: v for k, v in row.items() if v}))
+                return found
             except (csv.Error, ValueError) as error:
                 raise UserError(f"{path}, line {reader.line_num + 1}: {one_line(error)}") from error
     finally:

@@ -166,6 +166,13 @@ def test_lines_that_are_no_json_are_named(tmp_path):
         read_samples(path)
 
 
+def test_a_comma_that_is_not_quoted_moves_no_cell_in_silence(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("id,text,score,label,\n1,a,0.5,x,\n2,I owe you 5,000,0.5,y,\n")
+    with pytest.raises(UserError, match="line 3: has more cells than the header"):
+        read_samples(path)
+
+
 def test_shapes_are_checked():
     gold = np.zeros(2, np.int64)
     for scores, message in (
