@@ -109,3 +109,12 @@ def test_four_files_are_written(comparison, tmp_path):
     assert all(path.stat().st_size > 500 for path in written)
     with pytest.raises(UserError, match="that ends in"):
         write_comparison(comparison, FILES, tmp_path / "ab.pdf")
+
+
+def test_no_file_of_an_arm_is_overwritten(comparison, tmp_path):
+    files = {"baseline": str(tmp_path / "old.csv"), "candidate": str(tmp_path / "new.csv")}
+    (tmp_path / "new.csv").write_text("id,score\n")
+    with pytest.raises(UserError, match=r"would overwrite .*new\.csv"):
+        write_comparison(comparison, files, tmp_path / "new.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+    assert (tmp_path / "new.csv").read_text() == "id,score\n"
