@@ -188,11 +188,13 @@ def test_a_second_reviewer_settles_what_the_first_disputes(open_desk):
 
 
 def test_hostile_texts_are_shown_as_texts(open_desk):
-    desk = open_desk([entry(HOSTILE, first=0.5, context=CONTEXT)])
+    tags = "".join(chr(0xE0000 + ord(letter)) for letter in "ok")
+    hostile = f"{HOSTILE} so\u00adft{tags} \u3164 x\u200d\ufe0f"
+    desk = open_desk([entry(hostile, first=0.5, context=CONTEXT)])
     shown = desk.text("#text")
     assert "<script>window.hacked = true</script>" in shown and "\u202e" not in shown
     assert [mark.inner_text() for mark in desk.page.locator("#text .mark").all()] == [
-        "U+202E", "U+202C", "U+200B", "U+FEFF"
+        "U+202E", "U+202C", "U+200B", "U+FEFF", "U+00AD", "U+E006F", "U+E006B", "U+3164"
     ]  # fmt: skip
     assert "<i>chat</i>" in desk.text("#context") and '{"id":7}' in desk.text("#context")
     assert desk.page.evaluate("window.hacked") is None
