@@ -1,6 +1,7 @@
 """What is checked of a request before its body is parsed: host, key, size and speed."""
 
 import asyncio
+import ipaddress
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from moecl_jax.service.keys import Keys, unauthorized
 from moecl_jax.service.limits import Limits, Refused
 from moecl_jax.service.metrics import Metrics
 
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _MOST_DISCARDED = 16  # times the largest body
 
 
@@ -74,13 +74,15 @@ class Guard:
         """
         if not self.keys:
             _refuse_other_sites(scope["method"], headers)
+        most = 0  # elsewhere nothing takes a body, and no key is asked for
         if scope["path"].startswith("/v1/"):
+            most = self.limits.body_bytes
             if self.keys.holder_of(headers.get("authorization")) is None:
                 raise Unauthorized
             if self._open > self.limits.requests:
                 raise Refused(503, f"{self._open - 1} requests are open; try again later", 1)
-        most = self.limits.body_bytes
-        too_long = Refused(413, f"the body has more than {most} bytes; send fewer texts at a time")
+        more = "; send fewer texts at a time" if most else ""
+        too_long = Refused(413, f"the body has more than {most} bytes{more}")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most and "expect" in headers:
             raise too_long  # the client waits for a word before it sends the body
@@ -131,7 +133,7 @@ class _Gone(Exception):
 
 def _refuse_other_sites(method: str, headers: Headers) -> None:
     """Refuses a request that a page of another site may have made."""
-    if _host(headers) not in _LOCAL_NAMES:
+    if not _is_local(_host(headers)):
         raise Refused(421, "a service without keys is reached as localhost alone")
     if method in ("GET", "HEAD"):
         return  # changes nothing, and its answer cannot be read there
@@ -143,6 +145,14 @@ def _refuse_other_sites(method: str, headers: Headers) -> None:
         own = origin is None or origin.partition("://")[2].lower() == host
     if not own:
         raise Refused(403, "a service without keys does not answer pages of other sites")
+
+
+def _is_local(host: str) -> bool:
+    """Whether it is localhost, or an address of this machine's own network."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host(headers: Headers) -> str:

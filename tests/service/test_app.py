@@ -85,6 +85,7 @@ def test_one_text_or_many(engine):
         ({"content": b"x" * 4001, "headers": {"expect": "100-continue"}}, 413, "4000 bytes"),
         ({"method": "GET"}, 405, "Method Not Allowed"),
         ({"path": "/v1/other", "json": {}}, 404, "Not Found"),
+        ({"path": "/healthz", "json": {}}, 413, "more than 0 bytes"),  # takes none
     ],
 )
 def test_what_is_wrong_is_said(engine, request_, status, detail):
@@ -133,7 +134,15 @@ def test_a_wrong_key_is_refused_before_the_body_is_read(engine):
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example", 421)],
+    [
+        ("127.0.0.1:8000", 200),
+        ("127.0.0.2", 200),
+        ("[::1]:8000", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 421),
+        ("192.0.2.1", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
 )
 def test_without_keys_only_this_machine_is_answered(engine, host, status):
     assert ask(engine, json={"texts": "s"}, host=host).status_code == status
