@@ -101,18 +101,22 @@ class Desk:
             return [dict(row) for row in db.execute("SELECT * FROM audit ORDER BY id")]
 
 
+KEY = "reviewer-key-0123456789"
+
+
 @pytest.fixture
 def open_desk(browser, tmp_path):
     """Opens the page of a service with some texts."""
     with contextlib.ExitStack() as stack:
 
-        def opened(entries=(), **options):
-            app, store = make(tmp_path / "reviews.db")
+        def opened(entries=(), *, keys=None, **options):
+            app, store = make(tmp_path / "reviews.db", keys)
             stack.callback(store.close)
             store.add(list(entries))
             desk = Desk(browser, stack.enter_context(served(app)), store, **options)
             stack.callback(desk.context.close)
-            desk.open()
+            if keys is None:
+                desk.open()
             return desk
 
         yield opened
@@ -170,6 +174,20 @@ def test_the_opinion_is_hidden_till_the_decision_or_shown_by_a_switch(open_desk)
     desk.press("1")
     assert [row["opinion_shown"] for row in desk.rows()] == [0, 1, 1]
     assert desk.page.is_visible("#empty") and "100 %" not in desk.text("#picture")
+
+
+def test_a_key_is_asked_for_until_it_is_one(open_desk):
+    desk = open_desk([entry("a", first=0.9)], keys={KEY: ("An", 2)})
+    desk.page.goto(desk.url)
+    for wrong in ("“reviewer-key-0123456789”", "reviewer-key-9876543210"):
+        desk.page.wait_for_selector("#settings[open]")
+        assert desk.text("#settings-message") == "The service asks for a key of a reviewer."
+        desk.page.fill("#key", wrong)
+        desk.page.click("#settings button.main")
+    desk.page.wait_for_selector("#settings[open]")
+    desk.page.fill("#key", KEY)
+    desk.page.click("#settings button.main")
+    desk.page.wait_for_selector("#card:not([hidden])")
 
 
 def test_a_second_reviewer_settles_what_the_first_disputes(open_desk):

@@ -356,8 +356,13 @@ function listen() {
   get("show-opinion").addEventListener("change", () => alone(fetchNext));
   get("settings").addEventListener("close", () => {
     if (!named) remember("name", get("name").value);
-    if (get("key").value) sessionStorage.setItem("moecl-review-key", get("key").value.trim());
+    const key = get("key").value.trim();
     get("key").value = "";
+    if (/[^!-~]/.test(key)) { // it is no key: no header may hold it
+      openSettings(word("needs_key"));
+      return;
+    }
+    if (key) sessionStorage.setItem("moecl-review-key", key);
     alone(fetchNext);
   });
   addEventListener("beforeunload", (event) => { if (busy) event.preventDefault(); });
