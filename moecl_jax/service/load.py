@@ -122,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--key", help="API key")
     arguments = parser.parse_args(argv)
+    if not arguments.url.startswith("http://"):
+        parser.error(f"{arguments.url}: expected http://HOST:PORT, without TLS")
     with arguments.texts.open(encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream if line.strip()]
     measured = load(
