@@ -144,6 +144,7 @@ def test_the_budget_is_of_steps_an_example(budget, arrived):
     assert taken[:3] == arrived
 
 
+@pytest.mark.slow
 def test_a_pass_over_a_file_that_grows_is_that_over_the_whole_bit_for_bit(begun, whole):
     parts = begun()
     content = stream_of(parts).read_bytes()
@@ -242,6 +243,7 @@ def test_a_line_without_a_label_is_answered_and_a_bad_one_says_why(begun):
         assert part in line["error"]
 
 
+@pytest.mark.slow
 def test_the_task_of_a_text_is_found(tmp_path):
     settings = settings_of(tmp_path, "per_task")
     workdir = tmp_path / "run"
