@@ -60,22 +60,23 @@ class LineReader:
         """
         records = [_record(line) for line in lines]
         read: list[Arrived | str] = [each if isinstance(each, str) else "" for each in records]
-        owners: dict[str, list[int]] = {}
+        owners: dict[str, dict[int, Mapping[str, Any]]] = {}
         for place, record in enumerate(records):
             if isinstance(record, str):
                 continue
             name = str(record.get("task") or self.task)
             try:
                 self._reader(name)
-                owners.setdefault(name, []).append(place)
+                owners.setdefault(name, {})[place] = record
             except UserError as error:
                 read[place] = str(error)
-        for name, places in owners.items():
-            chosen = [records[place] for place in places]
-            given: Any = self._reader(name).read([each for each in chosen if each])
-            for place, record, (added, prompt) in zip(places, chosen, given, strict=True):
-                problem = added.get("error", "")
-                read[place] = problem or self._arrived(first + place, record, prompt)
+        for name, own in owners.items():
+            given = self._reader(name).read(list(own.values()))
+            for (place, record), (added, prompt) in zip(own.items(), given, strict=True):
+                if prompt is None:
+                    read[place] = str(added["error"])
+                else:
+                    read[place] = self._arrived(first + place, record, prompt)
         return read
 
     def _arrived(self, line: int, record: Any, prompt: Prompt) -> Arrived | str:
