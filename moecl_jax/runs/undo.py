@@ -253,7 +253,8 @@ def _files_without(
     config = read_object(workdir / CONFIG_NAME)
     definitions = {**config.get("definitions", {}), trace.name: trace.to_fields()}
     definitions.pop(task, None)
-    config |= {"tasks": list(names), "definitions": definitions}
+    own_values = {n: v for n, v in config.get("task_settings", {}).items() if n != task}
+    config |= {"tasks": list(names), "definitions": definitions, "task_settings": own_values}
     files: dict[str, object] = {CONFIG_NAME: config, FINISHED_NAME: list(names[:count])}
     if (workdir / RESULTS_NAME).exists():
         results = read_object(workdir / RESULTS_NAME)
