@@ -239,3 +239,16 @@ def test_a_user_s_method_is_named_by_its_class_in_settings(begun):
     assert trainer.settings.method == f"{__name__}:Balanced"
     assert trainer.method.options == dataclasses.replace(Balanced().options, memory=5)
     assert trainer.settings.method_object().options == trainer.method.options
+
+
+def test_a_task_s_own_values_are_looked_at_when_the_tasks_are_known(begun, monkeypatch):
+    monkeypatch.setattr(Trainer, "_train", lambda _, settings, __: settings)
+    settings, model, tasks = begun
+    own = {tasks[0].name: {"epochs": 7}}
+    others = settings.changed({"tasks": ("trec",)})
+    trainer = Trainer(model, settings=others, task_settings=own)
+    assert trainer.fit(tasks[:2]).task_settings == own
+    with pytest.raises(UserError, match=r"task_settings\.two: config\.tasks has no such task"):
+        trainer.fit(tasks[1:])
+    of_settings = settings.changed({"task_settings": own})
+    assert Trainer(model, settings=of_settings).fit(tasks[:2]).task_settings == own
