@@ -17,6 +17,7 @@ NOT_FINITE_NAME = "not_finite.json"
 
 LOCK_NAME = ".lock"
 """An empty file, which the process that trains in a workdir has locked."""
+
 FINISHED_NAME = "finished.json"
 """Names of the finished tasks in their order, so that a checkpoint that is gone is missed."""
 

@@ -20,6 +20,7 @@ from moecl_jax.runs.names import (
     CHECKPOINTS_FOLDER,
     CONFIG_NAME,
     IN_PROGRESS_FOLDER,
+    LOCK_NAME,
     LOG_NAME,
     RESULTS_NAME,
     SET_ASIDE_FOLDER,
@@ -115,11 +116,12 @@ def status_of(workdir: str | Path) -> Status:
     workdir = Path(workdir)
     config = _config(workdir)
     names = [str(name) for name in config["tasks"]]
-    finished = [
-        record
-        for index, name in enumerate(names)
-        if (record := _record(workdir / CHECKPOINTS_FOLDER / f"{index:03d}_{name}")) is not None
-    ]
+    finished: list[dict[str, Any]] = []
+    for index, name in enumerate(names):
+        record = _record(workdir / CHECKPOINTS_FOLDER / f"{index:03d}_{name}")
+        if record is None:  # what follows a checkpoint that is gone does not count
+            break
+        finished.append(record)
     matrix = finished[-1].get("accuracy", []) if finished else []
     tasks = [
         TaskStatus(
@@ -260,7 +262,7 @@ def _locked(workdir: Path) -> bool:
     import fcntl  # of POSIX
 
     try:
-        with (workdir / ".lock").open("rb") as lock:
+        with (workdir / LOCK_NAME).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
@@ -278,7 +280,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, int, float]]:
                 found = path.lstat()
             except OSError:
                 continue
-            if name != ".lock":  # which a training opens without writing
+            if name != LOCK_NAME:  # which a training opens without writing
                 yield path, found.st_size, found.st_mtime
 
 
