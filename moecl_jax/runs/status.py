@@ -26,6 +26,7 @@ from moecl_jax.runs.names import (
     SET_ASIDE_FOLDER,
     SWEEP_NAME,
     TENSORBOARD_FOLDER,
+    states_inside,
 )
 
 _LAST_BYTES = 2**16  # of metrics.jsonl, in which the last whole line is looked for
@@ -211,15 +212,11 @@ def _begun(workdir: Path, name: str, done: int) -> TaskStatus | None:
       name: name of the task.
       done: steps of the finished tasks.
     """
-    folder, saved = workdir / CHECKPOINTS_FOLDER / IN_PROGRESS_FOLDER, None
-    try:
-        steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    except OSError:
-        steps = []
-    for step in reversed(steps):
-        record = _record(folder / str(step))
+    saved = None
+    for state in reversed(states_inside(workdir / CHECKPOINTS_FOLDER)):
+        record = _record(state)
         if record is not None and record.get("task") == name:
-            saved = step
+            saved = int(state.name.partition("_")[0])
             break
     line = _last_line(workdir / LOG_NAME)
     if line.get("task") != name or int(line.get("step", 0)) <= done:
