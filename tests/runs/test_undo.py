@@ -189,6 +189,14 @@ def test_all_other_tasks_answer_as_before_a_removal(tmp_path, method, changes, t
     assert open_run(workdir).tasks == [*left, task]
 
 
+def test_a_damaged_state_inside_a_task_can_be_left_behind(copied):
+    workdir, _ = copied
+    state = workdir / "checkpoints" / "in_progress" / "3"
+    state.mkdir(parents=True)
+    assert "deleted: the training inside a task, which is damaged" in str(rollback(workdir, "five"))
+    assert not state.exists() and open_run(workdir).tasks == ["two", "five"]
+
+
 def test_a_removed_task_leaves_no_trace_in_features_and_memory(copied):
     workdir, _ = copied
     (_, before, _), (_, store) = restored(workdir), open_stream(workdir)
