@@ -433,7 +433,7 @@ class StreamTraining:
             )
         initial = self.evaluator.starting.stream(count)
         for column in range(known, count):
-            history.append_untrained(self.evaluate_task(initial, column, "test"))
+            history.append_untrained(self.evaluate_task(initial, column, "test", early=True))
         for row in range(len(history.accuracy)):
             if row < history.converted - 1 or not self.store.has_moment(row):  # of that time
                 for matrix in (history.accuracy, history.scored):
@@ -441,7 +441,7 @@ class StreamTraining:
                 continue
             stream = self.store.restore_moment(row)
             for column in range(len(history.accuracy[row]), count):
-                evaluation = self.evaluate_task(stream, column, "test")
+                evaluation = self.evaluate_task(stream, column, "test", early=True)
                 history.accuracy[row].append(evaluation.accuracy)
                 history.scored[row].append(evaluation.scored_accuracy)
 
