@@ -291,11 +291,14 @@ def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], rem
 
 
 def _trained_since(workdir: Path, tasks: Sequence[str], origin: Origin) -> bool:
-    """Whether anything was trained since the conversion."""
+    """Whether anything was trained since the conversion, or cannot be told for damage."""
     checkpoints = TaskCheckpoints(workdir, tasks)
-    record = checkpoints.in_progress_record()
-    begun = record is not None and record["step"] > 0
-    return begun or checkpoints.finished_count() > origin.finished
+    try:
+        record = checkpoints.in_progress_record()
+        begun = record is not None and record["step"] > 0
+        return begun or checkpoints.finished_count() > origin.finished
+    except UserError:  # whoever goes on says so, or goes back to the newest whole state
+        return True
 
 
 def _fixed(settings: Settings, known: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from streams import tiny_config, tiny_settings
 from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
 from moecl_jax.runs.lock import Busy, claimed
+from moecl_jax.runs.workdir import Origin, refuse_other_settings, save_settings
 from moecl_jax.training.trainer import train
 
 
@@ -71,3 +72,14 @@ def test_the_lock_of_a_folder_that_went_away_claims_nothing(
     monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(Busy, match="another process is training"), claimed(tmp_path / "run"):
         pytest.fail("claimed")
+
+
+def test_a_damaged_state_after_a_conversion_does_not_bar_the_way_back(tmp_path: Path) -> None:
+    """'--resume=last-good' looks at the settings before it goes back."""
+    settings = tiny_settings(tmp_path / "files", tasks=("two", "five"))
+    save_settings(settings, tmp_path)
+    Origin({}, ("two",), 1, {}).save(tmp_path)
+    (tmp_path / "checkpoints" / "in_progress" / "5").mkdir(parents=True)
+    refuse_other_settings(settings, tmp_path)
+    with pytest.raises(UserError, match=r"was begun with data\.max_length"):
+        refuse_other_settings(settings.changed({"data": {"max_length": 17}}), tmp_path)
