@@ -9,8 +9,9 @@ bit.
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -269,13 +270,25 @@ def _files_without(
     files: dict[str, object] = {CONFIG_NAME: config, FINISHED_NAME: list(names[:count])}
     if (workdir / RESULTS_NAME).exists():
         results = read_object(workdir / RESULTS_NAME)
-        renamed = [trace.name if name == task else name for name in results["tasks"]]
+        names_there = _entry(results, "tasks", workdir / RESULTS_NAME)
+        renamed = [trace.name if name == task else name for name in names_there]
         files[RESULTS_NAME] = results | {"tasks": renamed}
     if (workdir / DATA_NAME).exists():
         data = read_object(workdir / DATA_NAME)
-        data["tasks"].pop(task, None)
+        _entry(data, "tasks", workdir / DATA_NAME).pop(task, None)
         files[DATA_NAME] = data
     return files
+
+
+def _entry(content: Mapping[str, Any], key: str, path: Path) -> Any:
+    """A value that a file must have.
+
+    Raises:
+      UserError: it has none.
+    """
+    if key not in content:
+        raise UserError(f"{path} is broken: it lacks '{key}'. Restore it from a copy.")
+    return content[key]
 
 
 def _finished_place(workdir: Path, tasks: Sequence[Task], name: str) -> int:

@@ -20,7 +20,7 @@ from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, one_line
 from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
-from moecl_jax.models.sharding import first_process, fits
+from moecl_jax.models.sharding import first_process, fits, wait_for_all
 from moecl_jax.outside import parse_json
 from moecl_jax.runs import trackers
 from moecl_jax.runs.changes import finish, finish_interrupted
@@ -156,7 +156,9 @@ def check_workdir(settings: Settings, workdir: Path) -> Settings:
     Raises:
       UserError: says why.
     """
-    finish(workdir)
+    if first_process():
+        finish(workdir)
+    wait_for_all("a change that was interrupted")
     refuse_other_settings(settings, workdir)
     settings = with_removed(settings, workdir)
     trackers.require(settings.trackers)

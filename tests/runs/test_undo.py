@@ -197,6 +197,14 @@ def test_a_damaged_state_inside_a_task_can_be_left_behind(copied):
     assert not state.exists() and open_run(workdir).tasks == ["two", "five"]
 
 
+def test_a_removal_names_a_file_that_lacks_its_tasks(copied):
+    workdir, _ = copied
+    (workdir / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json is broken: it lacks 'tasks'"):
+        remove(workdir, "five")
+    assert not (workdir / "change.json").exists()
+
+
 def test_a_removed_task_leaves_no_trace_in_features_and_memory(copied):
     workdir, _ = copied
     (_, before, _), (_, store) = restored(workdir), open_stream(workdir)

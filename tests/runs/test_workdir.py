@@ -1,6 +1,7 @@
 """A workdir is made when something is saved in it, and a start that fails leaves none."""
 
 import fcntl
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,13 @@ def test_a_damaged_state_after_a_conversion_does_not_bar_the_way_back(tmp_path: 
     refuse_other_settings(settings, tmp_path)
     with pytest.raises(UserError, match=r"was begun with data\.max_length"):
         refuse_other_settings(settings.changed({"data": {"max_length": 17}}), tmp_path)
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """As by `moecl status`, which looks whether the lock is free."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("a") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        threading.Timer(0.03, fcntl.flock, (looked_at, fcntl.LOCK_UN)).start()
+        with claimed(tmp_path / "run"), pytest.raises(BlockingIOError):
+            fcntl.flock(looked_at, fcntl.LOCK_SH | fcntl.LOCK_NB)
