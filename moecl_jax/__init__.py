@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from moecl_jax.runs.settings import Settings
     from moecl_jax.runs.undo import remove, rollback
     from moecl_jax.serving.generation import Sampling
+    from moecl_jax.serving.rag import Answer, Rag, rag_query
     from moecl_jax.serving.session import Prediction, Session, open_run
     from moecl_jax.training.trainer import Trainer
     from moecl_jax.weights.families import Family
@@ -72,6 +73,7 @@ _HOMES = {
     "runs.settings": ("Settings",),
     "runs.undo": ("remove", "rollback"),
     "serving.generation": ("Sampling",),
+    "serving.rag": ("Answer", "Rag", "rag_query"),
     "serving.session": ("Prediction", "Session", "open_run"),
     "training.trainer": ("Trainer",),
     "weights.families": ("Family",),
@@ -98,6 +100,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "METHODS",
     "AllTasks",
+    "Answer",
     "ClassBalanced",
     "Ewc",
     "ExamplePolicy",
@@ -116,6 +119,7 @@ __all__ = [
     "Penalty",
     "PerTask",
     "Prediction",
+    "Rag",
     "Replay",
     "Reservoir",
     "Results",
@@ -136,6 +140,7 @@ __all__ = [
     "__version__",
     "load_model",
     "open_run",
+    "rag_query",
     "register",
     "remove",
     "rollback",

@@ -22,6 +22,7 @@ COMMANDS = (
     "sweep",
     "rollback",
     "remove",
+    "index",
     "evaluate",
     "predict",
     "generate",

@@ -10,19 +10,19 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from moecl_jax import reporting
 from moecl_jax.data.loading import load_task
-from moecl_jax.data.task import Task
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, listed
 from moecl_jax.models.model import Model
 from moecl_jax.retrieval import Embedder, Entry, Hit, Index, embedder_named, passages_of
+from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.names import INDEX_NAME
 from moecl_jax.runs.workdir import claimed, load_settings
 from moecl_jax.serving.rag import frozen_embedder, refuse_other_embedding
-from moecl_jax.serving.session import Session, open_run
+from moecl_jax.serving.session import open_run
 
 FROZEN = "frozen"
 _TEXTS = 4096  # embedded at a time
+_VOCABULARY = 2**31  # above any id: examples of ids alone are left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,16 @@ def add_to_index(
     """
     workdir = Path(workdir)
     load_settings(workdir)  # before a folder is claimed that is no workdir
+    if not (tasks or documents):
+        raise UserError("name what is to be added: --task or --input")
     passages = [passage for place in documents for passage in passages_of(Path(place))]
     with claimed(workdir):
+        examples, skipped = _examples(workdir, tasks)
         index = Index.load(_path(workdir)) if _path(workdir).exists() else None
-        session = _session(workdir, embedding, index, model) if tasks else None
-        embed = _embedder(workdir, embedding, index, model, session)
+        name = embedding or (FROZEN if index is None else index.embedding)
+        embed = _embedder(workdir, name, model)
         index = Index(embed.name) if index is None else index
         refuse_other_embedding(index, embed)
-        examples, skipped = _examples(session, tasks) if session else ([], 0)
         files = {passage.source.rpartition(":")[0] for passage in passages}
         replaced = index.delete(tasks=set(tasks), sources=files)
         entries = [*examples, *passages]
@@ -147,7 +149,7 @@ def search_index(
         if not query.strip():
             raise UserError(f"text {place} is empty")
     index = Index.load(_path(workdir))
-    embed = _embedder(workdir, "", index, model, None)
+    embed = _embedder(workdir, index.embedding, model)
     refuse_other_embedding(index, embed)
     return index.search(embed(queries), count, tasks=tasks) if queries else []
 
@@ -156,44 +158,38 @@ def _path(workdir: Path) -> Path:
     return workdir / INDEX_NAME
 
 
-def _embedder(
-    workdir: Path, embedding: str, index: Index | None, model: Model | None, session: Session | None
-) -> Embedder:
-    """The embedding that is asked for, or that of the index."""
-    name = embedding or (FROZEN if index is None else index.embedding)
+def _embedder(workdir: Path, name: str, model: Model | None) -> Embedder:
+    """An embedding by its name, also as an index has it."""
     if name.partition(":")[0] != FROZEN:
         return embedder_named(name)
-    session = open_run(workdir, model=model) if session is None else session
-    return frozen_embedder(session.evaluator)
+    return frozen_embedder(open_run(workdir, model=model).evaluator)
 
 
-def _session(workdir: Path, embedding: str, index: Index | None, model: Model | None) -> Session:
-    del embedding, index
-    return open_run(workdir, model=model)
-
-
-def _examples(session: Session, names: Sequence[str]) -> tuple[list[Entry], int]:
+def _examples(workdir: Path, names: Sequence[str]) -> tuple[list[Entry], int]:
     """Training examples of finished tasks as entries, and how many have no text."""
-    evaluator, entries, skipped = session.evaluator, [], 0
+    settings, entries, skipped = load_settings(workdir), list[Entry](), 0
+    tasks = {task.name: task for task in settings.task_objects()}
+    finished = [
+        name
+        for name in settings.tasks[: TaskCheckpoints(workdir, settings.tasks).finished_count()]
+        if not tasks[name].removed
+    ]
     for name in names:
-        task = evaluator.tasks[evaluator.index(name)]
-        if name not in session.tasks:
-            raise UserError(f"task '{name}' is not finished; finished are {session.tasks}")
+        if name not in finished:
+            raise UserError(
+                f"task '{name}' is not finished in {workdir}; finished are {listed(finished)}"
+            )
         found = load_task(
-            task,
-            evaluator.settings.data,
-            seed=evaluator.settings.seed,
-            vocabulary_size=evaluator.model.sizes.vocabulary_size,
+            tasks[name], settings.data, seed=settings.seed, vocabulary_size=_VOCABULARY
         )
-        entries += [
-            Entry(each.text, _answer(task, each.label, each.response), name, each.where)
-            for each in found.train
-            if each.text
+        with_text = [each for each in found.train if each.text]
+        answers = [
+            each.response if tasks[name].free_form else tasks[name].labels[each.label]
+            for each in with_text
         ]
-        skipped += sum(not each.text for each in found.train)
-        reporting.current().message(f"{name}: {len(found.train)} training examples")
+        entries += [
+            Entry(each.text, answer, name, each.where)
+            for each, answer in zip(with_text, answers, strict=True)
+        ]
+        skipped += len(found.train) - len(with_text)
     return entries, skipped
-
-
-def _answer(task: Task, label: int, response: str) -> str:
-    return response if task.free_form else task.labels[label]

@@ -22,9 +22,7 @@ from moecl_jax.retrieval import Embedder, Hit, Index, passages_of
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.evaluator import Evaluator
 
-PROMPT = (
-    "Answer the question with the notes below.\n\n{notes}\n\nQuestion: {question}\nAnswer:"
-)
+PROMPT = "Answer the question with the notes below.\n\n{notes}\n\nQuestion: {question}\nAnswer:"
 """The prompt; "{notes}" and "{question}" stand for the passages and the question."""
 MOST_TOKENS = 1024
 """The most tokens of a prompt with its answer, where the model reads so many."""
@@ -134,9 +132,7 @@ class Rag:
         raise UserError(f"the question is too long: with the prompt it exceeds {len(ids)} tokens")
 
 
-def rag_query(
-    question: str, documents: str | Path | Index, model: Model, **options: Any
-) -> Answer:
+def rag_query(question: str, documents: str | Path | Index, model: Model, **options: Any) -> Answer:
     """Answers one question from documents; `Rag` keeps the index for several.
 
     Args:
