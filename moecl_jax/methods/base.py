@@ -1,12 +1,13 @@
 """The interface of a continual-learning method.
 
-A method says five things, each in one function or a few lines:
+A method says six things, each in one function or a few lines:
 
     what is trained              init_shared, init_expert (and init_memory: what is kept)
     what a layer is given        adapter, with the layer's function in feed_forward
     what is added to the loss    penalty
     what happens at a task's     begin_task, finish_task
       begin and end
+    what precedes a prompt       preceding
     which examples join a batch  examples
 
 and declares in `traits` what it needs and is able to do. The trainer knows nothing else of it.
@@ -25,7 +26,9 @@ import numpy as np
 
 from moecl_jax.data.batching import Batch
 from moecl_jax.data.rehearsal import ExamplePolicy, PastTask
+from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.preceding import NOTHING, Asked, Preceding
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.experts import FeedForward, lora_layer
 from moecl_jax.models.lora import (
@@ -62,6 +65,9 @@ class Traits:
       experts: keys of the experts in what `adapter` gives; all of them act on attention.
       reads_moments: whether it asks for second moments of the projections' inputs, which are there
         for the FFN's projections alone.
+      trains: whether anything is trained. Where nothing is, a task takes no step, and the label
+        that scores highest is the answer: no model was taught to write labels and nothing else.
+      precedes: whether `preceding` puts anything before prompts.
       no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
         where it is one.
     """
@@ -73,6 +79,8 @@ class Traits:
     settled: bool = False
     experts: tuple[str, ...] = ("expert",)
     reads_moments: bool = False
+    trains: bool = True
+    precedes: bool = False
     no_single_lora: str = ""
 
 
@@ -161,6 +169,13 @@ class TaskEnd:
         without dropout: arrays `[n, L, ...]` by name, the examples in any order.
       queries: gives the mean frozen word embedding of the prompt of each training example, in any
         order, `[n, D]` float32.
+      seed: seed of the run.
+      examples: gives the n training examples. What a method keeps of them is in its checkpoints:
+        its `examples` policy must say which it keeps.
+      features: given places of training examples, what the frozen model makes of their texts alone,
+        `[m, D]` float32.
+      demonstrations: given places of training examples, the ids of each one's prompt and answer, as
+        they precede other prompts.
     """
 
     index: int
@@ -173,6 +188,10 @@ class TaskEnd:
     inputs: Callable[[], Tree] = dict
     reports: Callable[[str], Mapping[str, np.ndarray]] = lambda _: {}
     queries: Callable[[], np.ndarray] = lambda: np.zeros((0, 0), np.float32)
+    seed: int = 0
+    examples: Callable[[], Sequence[TokenizedExample]] = tuple
+    features: Callable[[Sequence[int]], np.ndarray] = lambda _: np.zeros((0, 0), np.float32)
+    demonstrations: Callable[[Sequence[int]], list[np.ndarray]] = lambda _: []
 
 
 class Method(abc.ABC):
@@ -247,6 +266,19 @@ class Method(abc.ABC):
         So that one program scores both. As a default the parameters as they are.
         """
         return parameters
+
+    def preceding(self, parameters: TaskParameters, asked: Asked) -> Preceding:
+        """What is put before the prompts of texts, where `traits.precedes` is set.
+
+        A text's own pieces must not depend on the texts beside it.
+
+        Args:
+          parameters: parameters of the task that is asked. `answering` should take out of them what
+            only this function reads, so that programs do not depend on its shapes.
+          asked: the texts.
+        """
+        del parameters, asked
+        return NOTHING
 
     def adapters(self, parameters: TaskParameters, experts: Sequence[Tree]) -> list[Tree]:
         """What the layers are given for each of several tasks, by their own trees.

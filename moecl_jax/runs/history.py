@@ -30,6 +30,8 @@ class Evaluation:
       predicted: `[n]`, index of the label that was answered, or `NO_LABEL`; empty in a free-form
         task.
       shared_weight: mean weight of MoE-CL's shared expert in each layer; else empty.
+      shown: number of demonstrations before the examples' prompts, summed over the examples.
+      left_out: number of those for which there was no room, likewise.
     """
 
     accuracy: float
@@ -39,6 +41,8 @@ class Evaluation:
     gold: np.ndarray = dataclasses.field(default_factory=_nothing, compare=False)
     predicted: np.ndarray = dataclasses.field(default_factory=_nothing, compare=False)
     shared_weight: tuple[float, ...] = ()
+    shown: int = 0
+    left_out: int = 0
 
     @property
     def right(self) -> np.ndarray:

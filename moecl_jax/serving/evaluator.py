@@ -34,6 +34,7 @@ from moecl_jax.progress import EVALUATE, WRITE
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.generation import Generator, Sampling
+from moecl_jax.serving.preceding import Preceded, Preceder
 from moecl_jax.serving.scoring import (
     Scores,
     Scoring,
@@ -84,6 +85,8 @@ class Evaluator:
         self._feature_step = jax.jit(
             functools.partial(feature_step, architecture=model.architecture)
         )
+        self._preceder = Preceder(model, self.context, self.tasks, settings.data.max_length)
+        self.scoring_of = functools.cache(self._scoring)
 
     @property
     def names(self) -> list[str]:
@@ -138,15 +141,19 @@ class Evaluator:
             compact=self.model.placement.one_cpu,
         )
 
-    @functools.cached_property
+    @property
     def scoring(self) -> Scoring:
         """How texts to be scored are laid out; their shapes follow from settings and tasks."""
+        return self.scoring_of(0)
+
+    def _scoring(self, longer: int) -> Scoring:
+        """`scoring` of texts whose prompts may be so many tokens longer than settings say."""
         section, data = self.settings.batch, self.settings.data
-        needs, answer = [Need(data.max_length, 1, 1)], 1
+        needs, answer = [Need(data.max_length + longer, 1, 1)], 1
         for task, answers in zip(self.tasks, self.answers, strict=True):
             limit = prompt_limit(task, answers, data.max_length, data.max_response)
             responses = (np.zeros(data.max_response, np.int32),) if task.free_form else answers
-            longest = TokenizedExample(np.zeros(limit, np.int32), 0)
+            longest = TokenizedExample(np.zeros(limit + longer, np.int32), 0)
             needs.append(need_of(longest, responses, training=False))
         answer = max(need.answer for need in needs)
         slots = section.evaluation_size * section.row_length // 4
@@ -162,6 +169,23 @@ class Evaluator:
         )
         return Scoring(layout, shapes)
 
+    def precede(
+        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+    ) -> Preceded:
+        """Examples that are asked as a task's, with what the method puts before them.
+
+        Arguments as for `scores`.
+        """
+        if not self.method.traits.precedes or self.model.tokenizer is None:
+            return Preceded(parameters, examples)
+        return self._preceder(parameters, index, examples, self.features)
+
+    def _step(self, asked: Preceded) -> Callable[..., Any]:
+        """The evaluation step of texts with what stands before them."""
+        if asked.prefix is None:
+            return self._evaluation_step
+        return functools.partial(self._evaluation_step, prefix=asked.prefix)
+
     def scores(
         self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
     ) -> Scores:
@@ -172,13 +196,18 @@ class Evaluator:
           index: place of the task.
           examples: n of them.
         """
+        return self._scores(index, self.precede(parameters, index, examples))
+
+    def _scores(self, index: int, asked: Preceded) -> Scores:
         return score(
-            self._evaluation_step,
-            self.model.placement.put(self.method.answering(parameters)),
+            self._step(asked),
+            asked.parameters
+            if self.method.traits.precedes
+            else self.model.placement.put(self.method.answering(asked.parameters)),
             self.model.params,
-            examples,
+            asked.examples,
             self.answers[index],
-            self.scoring,
+            self.scoring_of(asked.own_limit),
             class_count=len(self.tasks[index].labels),
         )
 
@@ -197,14 +226,15 @@ class Evaluator:
           examples: n of them.
           own: each example's task, as an index into the group.
         """
+        asked = self.precede(parameters, group[0], examples)  # or there are several, and it is none
         return score_mixed(
-            self._evaluation_step,
-            parameters,
+            self._step(asked),
+            asked.parameters,
             self.model.params,
-            examples,
+            asked.examples,
             own,
             [self.answers[task] for task in group],
-            self.scoring,
+            self.scoring_of(asked.own_limit),
             class_counts=[len(self.tasks[task].labels) for task in group],
         )
 
@@ -214,13 +244,15 @@ class Evaluator:
         counts = [len(self.tasks[task].labels) for task in group]
         needs = [need_of(_ONE_TOKEN, labels, training=False) for labels in answers]
         least = min(range(len(group)), key=lambda task: needs[task].slots)
-        layout = self.scoring.layout
-        for shape in self.scoring.shapes:
+        asked = self.precede(parameters, group[0], [_ONE_TOKEN])
+        scoring = self.scoring_of(asked.own_limit)
+        layout, step = scoring.layout, self._step(asked)
+        for shape in scoring.shapes:
             if shape.holds([needs[least]], layout.packed):  # else no text of these tasks is in it
                 batch = make_mixed_batch(
                     [_ONE_TOKEN], [least], answers, layout, class_counts=counts, shape=shape
                 )
-                jax.block_until_ready(self._evaluation_step(parameters, self.model.params, batch))
+                jax.block_until_ready(step(asked.parameters, self.model.params, batch))
 
     def prepare_features(self) -> None:
         """Compiles all programs of `features`, by running each once."""
@@ -240,8 +272,14 @@ class Evaluator:
         parameters = self.model.placement.put(parameters)
         label, count = f"evaluating {task.name}", len(examples)
         with reporting.stage(label, EVALUATE, count, size=text_size(examples)):
-            evaluation = evaluate_examples(
-                self.scores(parameters, index, examples), examples, task.labels
+            asked = self.precede(parameters, index, examples)
+            scores = self._scores(index, asked)
+            if not self.method.traits.trains and not task.free_form:
+                scores = scores.of_best
+            evaluation = dataclasses.replace(
+                evaluate_examples(scores, examples, task.labels),
+                shown=asked.shown,
+                left_out=asked.left_out,
             )
         if not examples or not self.writes(index) or self.generator is None:
             return evaluation
@@ -249,8 +287,9 @@ class Evaluator:
         longest = self.settings.data.max_response
         with reporting.stage(f"writing answers of {task.name}", WRITE, count):
             written = self.generator.write(
-                parameters,
-                [example.prompt for example in examples],
+                asked.parameters,
+                [example.prompt for example in asked.examples],
+                prefix=asked.prefix,
                 max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
                 sampling=self.sampling,
                 seed=self.settings.seed,
@@ -290,6 +329,22 @@ class Evaluator:
         label, size = "reading texts", text_size(examples)
         with reporting.stage(label, EVALUATE, len(texts), size=size):
             return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
+
+    def write(
+        self,
+        parameters: TaskParameters,
+        index: int,
+        examples: Sequence[TokenizedExample],
+        **options: Any,
+    ) -> list[np.ndarray | None]:
+        """Continues the prompts of examples that are asked as a task's, with the LM head.
+
+        Arguments as for `scores`; `options`, results and errors are those of `Generator.write`.
+        """
+        assert self.generator is not None  # whoever asks has seen to it
+        asked = self.precede(parameters, index, examples)
+        prompts = [example.prompt for example in asked.examples]
+        return self.generator.write(asked.parameters, prompts, prefix=asked.prefix, **options)
 
     @functools.cached_property
     def generator(self) -> Generator | None:
