@@ -34,7 +34,7 @@ def test_a_text_does_not_depend_on_those_beside_it():
 
 
 def test_no_texts_have_no_vectors():
-    assert Embedder("any", lambda texts: 1 / 0)([]).shape == (0, 0)
+    assert Embedder("any", lambda _: 1 / 0)([]).shape == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["", "word", "model2vec", "model2vec:"])
