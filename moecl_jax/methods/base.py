@@ -7,7 +7,7 @@ A method says six things, each in one function or a few lines:
     what is added to the loss    penalty
     what happens at a task's     begin_task, finish_task
       begin and end
-    what precedes a prompt       preceding
+    what precedes a prompt       preceding (or votes: answers without the LLM)
     which examples join a batch  examples
 
 and declares in `traits` what it needs and is able to do. The trainer knows nothing else of it.
@@ -68,6 +68,8 @@ class Traits:
       trains: whether anything is trained. Where nothing is, a task takes no step, and the label
         that scores highest is the answer: no model was taught to write labels and nothing else.
       precedes: whether `preceding` puts anything before prompts.
+      votes: whether `votes` scores labels, by the frozen model's features of texts alone. It then
+        is the only function that answers; there are no free-form tasks.
       no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
         where it is one.
     """
@@ -81,6 +83,7 @@ class Traits:
     reads_moments: bool = False
     trains: bool = True
     precedes: bool = False
+    votes: bool = False
     no_single_lora: str = ""
 
 
@@ -279,6 +282,22 @@ class Method(abc.ABC):
         """
         del parameters, asked
         return NOTHING
+
+    def votes(
+        self, parameters: TaskParameters, features: np.ndarray, class_count: int
+    ) -> np.ndarray:
+        """Scores of a task's labels, where `traits.votes` is set: the highest is the answer.
+
+        Args:
+          parameters: parameters of the task that is asked.
+          features: what the frozen model makes of each text alone, `[n, D]` float32.
+          class_count: C, the task's labels.
+
+        Returns:
+          `[n, C]` float32, finite; their softmax are the probabilities.
+        """
+        del parameters, features, class_count
+        raise NotImplementedError(f"{type(self).__name__} votes, and says not how")
 
     def adapters(self, parameters: TaskParameters, experts: Sequence[Tree]) -> list[Tree]:
         """What the layers are given for each of several tasks, by their own trees.
