@@ -284,8 +284,8 @@ class Evaluator:
                 scores = scores.of_best
             evaluation = dataclasses.replace(
                 evaluate_examples(scores, examples, task.labels),
-                shown=asked.shown,
-                left_out=asked.left_out,
+                shown=asked.shown / max(1, len(examples)),
+                left_out=asked.left_out / max(1, len(examples)),
             )
         if not examples or not self.writes(index) or self.generator is None:
             return evaluation
