@@ -286,7 +286,10 @@ def trained_lora(
     method, finished = evaluator.method, stream.answering
     traits = method.traits
     trained, mixed = f"{workdir} was trained with {method.name}", len(traits.experts) > 1
-    names = [*([SHARED] if mixed else []), *(finished if traits.expert_per_task else [])]
+    names = [
+        *([SHARED] if mixed else []),
+        *(finished if traits.expert_per_task and traits.trains else []),
+    ]
     if traits.no_single_lora and (expert is None or not names):
         alone = (
             f", or export one expert alone by --expert, one of {', '.join(names)}; alone it is not "

@@ -28,13 +28,15 @@ class Asked:
       index: place of the task in the stream.
       examples: n texts with their prompts as the task's; their answers must not be looked at.
       features: gives what the frozen model makes of each text alone, `[n, D]` float32.
-      encode: gives the ids of a text, as plain characters, for a piece.
+      encode: gives the ids of a text, for a piece.
+      separator: number of the ids that follow each piece.
     """
 
     index: int
     examples: Sequence[TokenizedExample]
     features: Callable[[], np.ndarray]
     encode: Callable[[str], np.ndarray]
+    separator: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Preceding:
     Attributes:
       common: pieces before each of the texts.
       own: for each text further pieces, between the common ones and its prompt; empty for none.
-      own_limit: the most tokens of a text's own pieces. Shapes of batches depend on it.
+      own_limit: the most tokens of a text's own pieces, with the separators after them. Shapes of
+        batches depend on it, so it should be the same for all texts of a task.
     """
 
     common: Pieces = ()

@@ -62,6 +62,7 @@ class Evaluator:
       answers: for each task the ids of its labels' texts; empty with classification heads and for
         free-form tasks.
       sampling: how answers that are evaluated are decoded.
+      preceder: puts before texts what the method says.
     """
 
     def __init__(self, model: Model, method: Method, tasks: Sequence[Task], settings: Settings):
@@ -85,8 +86,13 @@ class Evaluator:
         self._feature_step = jax.jit(
             functools.partial(feature_step, architecture=model.architecture)
         )
-        self._preceder = Preceder(model, self.context, self.tasks, settings.data.max_length)
+        self.preceder = Preceder(model, self.context, self.tasks, settings.data.max_length)
         self.scoring_of = functools.cache(self._scoring)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over a task's training examples; none where nothing is trained."""
+        return self.settings.epochs if self.method.traits.trains else 0
 
     @property
     def names(self) -> list[str]:
@@ -178,7 +184,7 @@ class Evaluator:
         """
         if not self.method.traits.precedes or self.model.tokenizer is None:
             return Preceded(parameters, examples)
-        return self._preceder(parameters, index, examples, self.features)
+        return self.preceder(parameters, index, examples, self.features)
 
     def _step(self, asked: Preceded) -> Callable[..., Any]:
         """The evaluation step of texts with what stands before them."""
@@ -278,8 +284,8 @@ class Evaluator:
                 scores = scores.of_best
             evaluation = dataclasses.replace(
                 evaluate_examples(scores, examples, task.labels),
-                shown=asked.shown,
-                left_out=asked.left_out,
+                shown=asked.shown / max(1, len(examples)),
+                left_out=asked.left_out / max(1, len(examples)),
             )
         if not examples or not self.writes(index) or self.generator is None:
             return evaluation
@@ -430,7 +436,7 @@ def _check_output(method: Method, head: str, shared_head: bool) -> None:
         "any": "",
         "shared": "needs an output layer that all tasks share: set head = 'lm', or shared_head = "
         "True",
-        "lm": "distils the LLM's own output layer: set head = 'lm'",
+        "lm": "needs the LLM's own output layer: set head = 'lm'",
     }
     output = method.traits.output
     shares = head == "lm" or (output == "shared" and shared_head)

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from moecl_jax.data.demonstrations import (
+    demonstration,
     fitting,
     front_of,
     one_after_another,
     separator_of,
     without_front,
 )
+from moecl_jax.data.rehearsal import with_response
 from moecl_jax.data.rows import ROW_LENGTHS, up
 from moecl_jax.data.task import Task
-from moecl_jax.data.tokenize import TokenizedExample, prompt_format
+from moecl_jax.data.tokenize import TokenizedExample, end_of_sequence, prompt_format
 from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.preceding import Asked, Preceding
@@ -89,11 +91,13 @@ class Preceder:
         """
         tokenizer = self._model.tokenizer
         assert tokenizer is not None
+        separator = separator_of(prompt_format(self._tasks[index], tokenizer), tokenizer)
         asked = Asked(
             index,
             examples,
             lambda: features(examples),
             lambda text: np.array(tokenizer.encode(text, add_special_tokens=False), np.int32),
+            len(separator),
         )
         answering = self._model.placement.put(self._method.answering(parameters))
         return preceded(
@@ -101,10 +105,28 @@ class Preceder:
             examples,
             self._method.preceding(parameters, asked),
             front=front_of(tokenizer),
-            separator=separator_of(prompt_format(self._tasks[index], tokenizer), tokenizer),
+            separator=separator,
             room=self._room,
             read=functools.partial(self._read, parameters, answering, index),
         )
+
+    def demonstrations(
+        self, index: int, examples: Sequence[TokenizedExample], answers: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """The ids of examples of a task with their answers, as they precede other prompts.
+
+        Args:
+          index: place of the task.
+          examples: examples of it.
+          answers: ids of each label's text; empty in a free-form task.
+        """
+        tokenizer = self._model.tokenizer
+        assert tokenizer is not None
+        form, front = prompt_format(self._tasks[index], tokenizer), front_of(tokenizer)
+        end = end_of_sequence(tokenizer)
+        return [
+            demonstration(with_response(example, answers), form, front, end) for example in examples
+        ]
 
     def _read(
         self, parameters: TaskParameters, answering: TaskParameters, index: int, ids: np.ndarray

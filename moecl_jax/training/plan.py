@@ -84,7 +84,10 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
     steps = _steps_of(evaluator, tasks)
     stream = starting.stream(len(tasks))
     state = _first_state(evaluator, steps, stream)
-    *_, largest = steps.cutter.samples()
+    step_bytes = placement.bytes_per_device(evaluator.model.params)
+    if evaluator.method.traits.trains:
+        *_, largest = steps.cutter.samples()
+        step_bytes = step_memory(steps.compiled(stream, largest))
     trained = state.active, state.optimizer_state
     disk, most = _disk(evaluator, stream, state)
     return TrainingPlan(
@@ -92,7 +95,7 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
         evaluated=_evaluated(evaluator, tasks),
         frozen_bytes=placement.bytes_per_device(evaluator.model.params),
         trained_bytes=placement.bytes_per_device(trained),
-        step_bytes=step_memory(steps.compiled(stream, largest)),
+        step_bytes=step_bytes,
         disk_bytes=disk,
         most_disk_bytes=most,
     )
@@ -154,7 +157,7 @@ def _own(evaluator: Evaluator, tasks: Sequence[TokenizedTask], index: int) -> li
 
 
 def _step_counts(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[int, ...]:
-    size, epochs = evaluator.settings.batch.size, evaluator.settings.epochs
+    size, epochs = evaluator.settings.batch.size, evaluator.epochs
     return tuple(
         -(-len(_own(evaluator, tasks, index)) // size) * epochs for index in range(len(tasks))
     )
@@ -176,7 +179,7 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
             total += test * len(after[:1])
         else:
             total += sum(test if done in (index + 1, count) else early for done in after)
-        total += settings.epochs * len(task.splits["validation"])
+        total += evaluator.epochs * len(task.splits["validation"])
         if method.traits.expert_per_task and not task.definition.free_form:
             total += len(task.splits["train"]) + test  # the features by which a task is chosen
         found.append(total)
@@ -223,7 +226,7 @@ def _seconds_of_a_step(
     evaluator: Evaluator, steps: TrainingSteps, stream: StreamState, index: int
 ) -> float:
     """Median time of a training step of a task; 0 where it has none."""
-    own = _own(evaluator, steps.tasks, index)
+    own = _own(evaluator, steps.tasks, index) if evaluator.epochs else []
     placement, settings = evaluator.model.placement, evaluator.settings
     state = placement.put(_first_state(evaluator, steps, stream, index))
     sums = placement.put(no_sums(state.active))
