@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moecl_jax.methods.gain_lora import GainLora
     from moecl_jax.methods.inf_lora import InfLora
     from moecl_jax.methods.joint import Joint
+    from moecl_jax.methods.knn import Knn
     from moecl_jax.methods.lwf import Lwf
     from moecl_jax.methods.mocl import Mocl
     from moecl_jax.methods.moe_cl import MoeCl
@@ -56,6 +57,7 @@ _HOMES = {
     "methods.gain_lora": ("GainLora",),
     "methods.inf_lora": ("InfLora",),
     "methods.joint": ("Joint",),
+    "methods.knn": ("Knn",),
     "methods.lwf": ("Lwf",),
     "methods.mocl": ("Mocl",),
     "methods.moe_cl": ("MoeCl",),
@@ -108,6 +110,7 @@ __all__ = [
     "GainLora",
     "InfLora",
     "Joint",
+    "Knn",
     "Lora",
     "Lwf",
     "Method",

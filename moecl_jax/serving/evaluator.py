@@ -204,7 +204,19 @@ class Evaluator:
         """
         return self._scores(index, self.precede(parameters, index, examples))
 
+    def _votes(
+        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+    ) -> Scores:
+        """Scores by the method's own vote; arguments as for `scores`."""
+        count = len(self.tasks[index].labels)
+        votes = np.zeros((0, count), np.float32)
+        if examples:
+            votes = self.method.votes(parameters, self.features(examples), count)
+        return Scores(votes, np.zeros(votes.shape, bool)).of_best
+
     def _scores(self, index: int, asked: Preceded) -> Scores:
+        if self.method.traits.votes:
+            return self._votes(asked.parameters, index, asked.examples)
         return score(
             self._step(asked),
             asked.parameters
@@ -232,6 +244,8 @@ class Evaluator:
           examples: n of them.
           own: each example's task, as an index into the group.
         """
+        if self.method.traits.votes:  # of one task, for they are not mixed
+            return self._votes(parameters, group[0], examples)
         asked = self.precede(parameters, group[0], examples)  # or there are several, and it is none
         return score_mixed(
             self._step(asked),
@@ -246,6 +260,9 @@ class Evaluator:
 
     def prepare_scores(self, parameters: TaskParameters, group: Sequence[int]) -> None:
         """Compiles all programs of `scores_of_several` for so many tasks, by running each once."""
+        if self.method.traits.votes:
+            self.prepare_features()
+            return
         answers = [self.answers[task] for task in group]
         counts = [len(self.tasks[task].labels) for task in group]
         needs = [need_of(_ONE_TOKEN, labels, training=False) for labels in answers]
@@ -327,6 +344,8 @@ class Evaluator:
     def writes(self, index: int) -> bool:
         """Whether a task's answers are written, token by token, when it is evaluated."""
         written = self.settings.evaluation.answers == "generated"
+        if self.method.traits.votes:
+            return False
         return self.context.head == "lm" and (written or self.tasks[index].metric == "rouge_l")
 
     def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
@@ -354,8 +373,8 @@ class Evaluator:
 
     @functools.cached_property
     def generator(self) -> Generator | None:
-        """Writes text with the LM head; None with classification heads."""
-        if self.context.head != "lm":
+        """Writes text with the LM head; None with classification heads, and where a vote answers."""
+        if self.context.head != "lm" or self.method.traits.votes:
             return None
         tokenizer: Any = self.model.tokenizer
         return Generator.of(self.context, self.model.params, end_of_sequence(tokenizer))
@@ -403,6 +422,12 @@ def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settin
         raise UserError(
             f"config: data.max_response = {data.max_response} leaves no room for a prompt in "
             f"data.max_length = {data.max_length} tokens; lower the first or raise the other"
+        )
+    free_form = [task.name for task in tasks if task.free_form]
+    if method.traits.votes and free_form:
+        raise UserError(
+            f"config: method = '{method.name}' votes for labels, and the task '{free_form[0]}' "
+            "answers in free text; 'few_shot' shows the nearest examples to the model in its place"
         )
     _check_output(method, settings.head, settings.shared_head)
     on_attention = [name for name in method.lora.targets if name in ATTENTION_TARGETS]

@@ -261,9 +261,11 @@ class Session:
                 f"{', '.join(self.tasks)}"
             )
         if written and self.evaluator.generator is None:
+            method = self.evaluator.method
+            key = f"method = '{method.name}'" if method.traits.votes else "head = 'classification'"
             raise UserError(
-                f"task '{task}' was trained with head = 'classification': it has labels and "
-                "writes no text; use 'moecl predict'"
+                f"task '{task}' was trained with {key}: it has labels and writes no text; use "
+                "'moecl predict'"
             )
         if not written and self.evaluator.tasks[index].free_form:
             raise UserError(
