@@ -1,17 +1,19 @@
-"""k nearest neighbours: a text's label by the vote of the nearest training texts. Nothing is trained.
+"""k nearest neighbours: a text's label by a vote of the nearest training texts.
 
-    v_c(x) = log(exp(-1/tau) + sum_{i in N_k(x), y_i = c} exp(s_i / tau)),   s_i = cos(x - m, x_i - m)
+    v_c(x) = log(exp(-1/tau) + sum_{i in N_k(x), y_i = c} exp(s_i / tau))
+    s_i    = cos(x - m, x_i - m)
 
-x is the frozen model's feature of the text alone, x_i those of the task's training texts with their
-labels y_i, and m their mean, which all features of a language model have in common (centred and
-normalised as in SimpleShot, arXiv 1911.04623). N_k are the k nearest by cosine; the weights of the
-vote are those of instance discrimination (arXiv 1805.01978, eq. 7). The first term is a vote at the
-opposite direction, so that a label that nobody votes for has a score too. Without a training text
-all labels score the same, as before any training.
+Nothing is trained. x is the frozen model's feature of the text alone, x_i those of the task's
+training texts with their labels y_i, and m their mean, which all features of a language model have
+in common (centred and normalised as in SimpleShot, arXiv 1911.04623). N_k are the k nearest by
+cosine; the weights of the vote are those of instance discrimination (arXiv 1805.01978, eq. 7). The
+first term is a vote at the opposite direction, so that a label that nobody votes for has a score
+too. Without a training text all labels score the same, as before any training.
 
 Learning is adding: a finished task keeps the features and labels of its training texts, not the
-texts. They stay with the task and vote for it alone, so that its answers never change, and a removal
-deletes them with it. Features tell much of a text: treat a workdir as confidential as its data.
+texts. They stay with the task and vote for it alone, so that its answers never change, and a
+removal deletes them with it. Features tell much of a text: a workdir is as confidential as its
+data.
 """
 
 import dataclasses

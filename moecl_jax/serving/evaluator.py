@@ -373,7 +373,7 @@ class Evaluator:
 
     @functools.cached_property
     def generator(self) -> Generator | None:
-        """Writes text with the LM head; None with classification heads, and where a vote answers."""
+        """Writes text with the LM head; None with classification heads or where a vote answers."""
         if self.context.head != "lm" or self.method.traits.votes:
             return None
         tokenizer: Any = self.model.tokenizer

@@ -114,8 +114,7 @@ def test_a_stream_that_grows_is_the_one_at_once(stream, tmp_path):
 
 
 def test_a_removed_task_takes_its_neighbours_along(stream, tmp_path):
-    folder, settings = stream
-    train(settings, tmp_path / "run")
+    train(stream[1], tmp_path / "run")
     texts = ["w1 w20 w30", "w40 w3 w50 w2"]
     before = open_run(tmp_path / "run").predict(texts, "five")
     remove(tmp_path / "run", "two")
