@@ -163,7 +163,8 @@ class History:
           unchanged: places of tasks whose results are those of the row before.
         """
         gates_before, right_before = self.gate_weights, self.right
-        figures_before, before = self.classification, (self.shown, self.left_out)
+        figures_before, none = self.classification, [0.0] * len(evaluations)
+        before = self.shown or none, self.left_out or none
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
         layers = max((len(e.shared_weight) for e in evaluations), default=0)
