@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moecl_jax.methods.parameters import TaskParameters
     from moecl_jax.methods.per_task import PerTask
     from moecl_jax.methods.replay import Replay
+    from moecl_jax.methods.retrieval import Retrieval
     from moecl_jax.methods.sequential_full import SequentialFull
     from moecl_jax.methods.sequential_lora import SequentialLora
     from moecl_jax.methods.slao import Slao
@@ -66,6 +67,7 @@ _HOMES = {
     "methods.parameters": ("TaskParameters",),
     "methods.per_task": ("PerTask",),
     "methods.replay": ("Replay",),
+    "methods.retrieval": ("Retrieval",),
     "methods.sequential_full": ("SequentialFull",),
     "methods.sequential_lora": ("SequentialLora",),
     "methods.slao": ("Slao",),
@@ -126,6 +128,7 @@ __all__ = [
     "Replay",
     "Reservoir",
     "Results",
+    "Retrieval",
     "Sampling",
     "SequentialFull",
     "SequentialLora",

@@ -139,7 +139,7 @@ class FewShot(ZeroShot):
 def most_alike(features: np.ndarray, pool: np.ndarray, count: int) -> np.ndarray:
     """Places of the features in a pool that are most alike, the most alike first.
 
-    Likeness is the cosine of the two less the pool's mean. Of equals the first is more alike.
+    Of equals the first is more alike.
 
     Args:
       features: `[n, D]`.
@@ -149,6 +149,14 @@ def most_alike(features: np.ndarray, pool: np.ndarray, count: int) -> np.ndarray
     Returns:
       `[n, min(count, m)]`.
     """
+    return np.argsort(-likeness(features, pool), axis=1, kind="stable")[:, :count]
+
+
+def likeness(features: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """The cosines of features `[n, D]` and a pool's `[m, D]`, each less the pool's mean, `[n, m]`.
+
+    Where one is the mean itself they are 0.
+    """
     centre = pool.mean(axis=0, keepdims=True)
 
     def directions(of: np.ndarray) -> np.ndarray:
@@ -156,5 +164,4 @@ def most_alike(features: np.ndarray, pool: np.ndarray, count: int) -> np.ndarray
         length = np.linalg.norm(centred, axis=1, keepdims=True)
         return np.asarray(centred / np.where(length > 0, length, 1.0))
 
-    alike = directions(features) @ directions(pool).T
-    return np.argsort(-alike, axis=1, kind="stable")[:, :count]
+    return np.asarray(directions(features) @ directions(pool).T)

@@ -22,8 +22,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from moecl_jax.methods.base import Method, TaskEnd, Traits
+from moecl_jax.methods.base import TaskEnd
+from moecl_jax.methods.few_shot import likeness
 from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.zero_shot import ZeroShot
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.settings import Section, setting
 
@@ -46,7 +48,7 @@ class Options(Section):
     capacity: int = setting(4096, least=1, most=2**31 - 1, by_task=True)
 
 
-class Knn(Method):
+class Knn(ZeroShot):
     """A vote of the k nearest training texts of the task, by the frozen model's features.
 
     A finished task's own tree is `features` `[n, D]` float32 and `labels` `[n]` int32.
@@ -54,19 +56,13 @@ class Knn(Method):
 
     name: ClassVar[str] = "knn"
     Options: ClassVar[type[Any]] = Options
-    traits = Traits(
-        trains=False,
+    traits = dataclasses.replace(
+        ZeroShot.traits,
+        output="any",
         votes=True,
         expert_per_task=True,
-        settled=True,
-        experts=(),
         no_single_lora="its answers are votes of training texts, and it has no LoRA",
     )
-
-    def init_shared(self, key: jax.Array, sizes: DecoderConfig, task_count: int) -> Tree:
-        """Nothing is shared."""
-        del key, sizes, task_count
-        return {}
 
     def init_expert(self, key: jax.Array, sizes: DecoderConfig) -> Tree:
         """No neighbour yet."""
@@ -75,11 +71,6 @@ class Knn(Method):
             "features": np.zeros((0, sizes.width), np.float32),
             "labels": np.zeros(0, np.int32),
         }
-
-    def adapter(self, parameters: TaskParameters, query: jax.Array | None = None) -> Tree:
-        """Nothing is added to the layers."""
-        del parameters, query
-        return {}
 
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Keeps the features of the training texts."""
@@ -92,26 +83,15 @@ class Knn(Method):
         self, parameters: TaskParameters, features: np.ndarray, class_count: int
     ) -> np.ndarray:
         """The votes v `[n, C]` of the nearest training texts."""
-        kept, temperature = parameters.expert, self.options.temperature
-        known, labels = np.asarray(kept["features"], np.float64), np.asarray(kept["labels"])
-        votes = np.full((len(features), class_count), -1.0 / temperature)
-        if not len(known):
-            return votes.astype(np.float32)
-        mean = known.mean(axis=0, keepdims=True)
-        known, count = _directions(known - mean), min(self.options.k, len(known))
-        for first in range(0, len(features), _TEXTS):
-            asked = _directions(features[first : first + _TEXTS].astype(np.float64) - mean)
-            cosines = asked @ known.T
-            nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-            weights = np.take_along_axis(cosines, nearest, axis=1) / temperature
+        pool, labels = (np.asarray(parameters.expert[name]) for name in ("features", "labels"))
+        votes = np.full((len(features), class_count), -1.0 / self.options.temperature)
+        for first in range(0, len(features) if len(pool) else 0, _TEXTS):
+            some = slice(first, first + _TEXTS)
+            cosines = likeness(features[some], pool)
+            nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : self.options.k]
+            weights = np.take_along_axis(cosines, nearest, axis=1) / self.options.temperature
             for label in range(class_count):
                 own = np.where(labels[nearest] == label, weights, -np.inf)
-                some = votes[first : first + _TEXTS, label]
-                some[:] = np.logaddexp(some, np.logaddexp.reduce(own, axis=1))
+                found = np.logaddexp.reduce(own, axis=1)
+                votes[some, label] = np.logaddexp(votes[some, label], found)
         return votes.astype(np.float32)
-
-
-def _directions(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))
