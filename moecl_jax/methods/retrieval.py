@@ -70,6 +70,7 @@ class Retrieval(ZeroShot):
     name: ClassVar[str] = "retrieval"
     Options: ClassVar[type[Any]] = Options
     traits = FewShot.traits
+    _longest_known: int | None = None
 
     @functools.cached_property
     def _shown(self) -> FewShot:
@@ -146,8 +147,6 @@ class Retrieval(ZeroShot):
             most = lengths[-self.options.passages :]
             self._longest_known = sum(most) + len(most) * asked.separator
         return self._longest_known
-
-    _longest_known: int | None = None
 
     def _embed(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Embeddings `[n, D]` of examples' texts."""
