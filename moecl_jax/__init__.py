@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from moecl_jax.data.sources import Source
     from moecl_jax.data.task import Task
     from moecl_jax.errors import UserError
-    from moecl_jax.methods import METHODS, Method, Penalty, TaskEnd, TaskStart, Traits, register
+    from moecl_jax.methods import (
+        METHODS,
+        Asked,
+        Method,
+        Penalty,
+        Preceding,
+        TaskEnd,
+        TaskStart,
+        Traits,
+        register,
+    )
     from moecl_jax.methods.ewc import Ewc
+    from moecl_jax.methods.few_shot import FewShot
     from moecl_jax.methods.gain_lora import GainLora
     from moecl_jax.methods.inf_lora import InfLora
     from moecl_jax.methods.joint import Joint
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
     from moecl_jax.methods.sequential_full import SequentialFull
     from moecl_jax.methods.sequential_lora import SequentialLora
     from moecl_jax.methods.slao import Slao
+    from moecl_jax.methods.zero_shot import ZeroShot
     from moecl_jax.models.model import Model
     from moecl_jax.models.settings import Lora
     from moecl_jax.runs.results import Results
@@ -53,8 +65,19 @@ _HOMES = {
     "data.sources": ("Source",),
     "data.task": ("Task",),
     "errors": ("UserError",),
-    "methods": ("METHODS", "Method", "Penalty", "TaskEnd", "TaskStart", "Traits", "register"),
+    "methods": (
+        "METHODS",
+        "Asked",
+        "Method",
+        "Penalty",
+        "Preceding",
+        "TaskEnd",
+        "TaskStart",
+        "Traits",
+        "register",
+    ),
     "methods.ewc": ("Ewc",),
+    "methods.few_shot": ("FewShot",),
     "methods.gain_lora": ("GainLora",),
     "methods.inf_lora": ("InfLora",),
     "methods.joint": ("Joint",),
@@ -71,6 +94,7 @@ _HOMES = {
     "methods.sequential_full": ("SequentialFull",),
     "methods.sequential_lora": ("SequentialLora",),
     "methods.slao": ("Slao",),
+    "methods.zero_shot": ("ZeroShot",),
     "models.model": ("Model",),
     "models.settings": ("Lora",),
     "runs.results": ("Results",),
@@ -105,10 +129,12 @@ __all__ = [
     "METHODS",
     "AllTasks",
     "Answer",
+    "Asked",
     "ClassBalanced",
     "Ewc",
     "ExamplePolicy",
     "Family",
+    "FewShot",
     "GainLora",
     "InfLora",
     "Joint",
@@ -123,6 +149,7 @@ __all__ = [
     "OLora",
     "Penalty",
     "PerTask",
+    "Preceding",
     "Prediction",
     "Rag",
     "Replay",
@@ -143,6 +170,7 @@ __all__ = [
     "Trainer",
     "Traits",
     "UserError",
+    "ZeroShot",
     "__version__",
     "load_model",
     "open_run",

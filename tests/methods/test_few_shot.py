@@ -57,13 +57,17 @@ def shown_in(workdir, task):
     return [ids.tolist() for ids in np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])]
 
 
-def by_hand(folder, workdir, task, texts, demonstrations):
+def ids_of(text):
+    return [2 + int(word[1:]) for word in text.split()]
+
+
+def by_hand(folder, task, texts, demonstrations):
     """Predictions of the frozen model for texts after demonstrations, given as ids.
 
     Args:
       demonstrations: those of each text, in their order in the prompt.
     """
-    words = [[2 + int(word[1:]) for word in text.split()] + [ANSWER] for text in texts]
+    words = [[*ids_of(text), ANSWER] for text in texts]
     prompts = [
         {"input_ids": [*(token for piece in before for token in piece), *own]}
         for before, own in zip(demonstrations, words, strict=True)
@@ -147,17 +151,13 @@ def test_demonstrations_of_a_task_stand_before_each_of_its_texts(runs, choice):
     for task in STREAM["tasks"]:
         shown = shown_in(runs / choice, task)
         assert len(shown) == 3
-        expected = by_hand(runs, choice, task, TEXTS, [shown[::-1]] * len(TEXTS))
+        expected = by_hand(runs, task, TEXTS, [shown[::-1]] * len(TEXTS))
         assert_close(session.predict(TEXTS, task), expected)
 
 
 def test_kept_examples_are_prompts_with_their_labels(runs):
     lines = read(runs / "data" / "five_train.jsonl")
-    known = {
-        tuple(2 + int(word[1:]) for word in line["text"].split())
-        + (ANSWER, 2 + int(line["label"][1:]))
-        for line in lines
-    }
+    known = {(*ids_of(line["text"]), ANSWER, *ids_of(line["label"])) for line in lines}
     for choice, count in (("balanced", 3), ("nearest", 48)):
         shown = shown_in(runs / choice, "five")
         assert len(shown) == count and set(map(tuple, shown)) <= known
@@ -181,7 +181,7 @@ def test_nearest_examples_stand_before_a_text_the_most_alike_last(runs):
             own, pool = feature - centre, kept["features"] - centre
             cosines = pool @ own / np.linalg.norm(pool, axis=1) / np.linalg.norm(own)
             demonstrations.append([shown[place] for place in np.argsort(-cosines)[:3][::-1]])
-        expected = by_hand(runs, "nearest", task, TEXTS, demonstrations)
+        expected = by_hand(runs, task, TEXTS, demonstrations)
         assert_close(session.predict(TEXTS, task), expected)
         alone = [session.predict([text], task)[0] for text in TEXTS]
         assert_close(alone, expected)  # whatever the texts beside it
@@ -270,7 +270,7 @@ def test_demonstrations_are_read_once_for_all_texts_and_few_programs_are_compile
         return step(*arguments)
 
     preceder.read_prefix = counted
-    state, _ = run.run()
+    run.run()
     # Each finished task is evaluated once, for its answers never change, and is read once for it.
     assert len(reads) == 3
     assert step._cache_size() == 1
@@ -291,7 +291,7 @@ def test_nearest_examples_need_few_programs(tmp_path):
     assert run.evaluator._evaluation_step._cache_size() <= 2 * shapes
 
 
-def test_a_removed_task_is_shown_no_more_and_others_answer_as_before(runs, tmp_path):
+def test_a_removed_task_is_shown_no_more_and_others_answer_as_before(tmp_path):
     settings = settings_of(tmp_path, "nearest", tasks=("two", "five", "fourteen"))
     train(settings, tmp_path / "run")
     before = {name: open_run(tmp_path / "run").predict(TEXTS, name) for name in ("two", "fourteen")}
