@@ -113,7 +113,7 @@ COMMAND = Command(
     summary="keep the texts of a run's tasks, and documents, so that they are found again",
     example="moecl index add --workdir=runs/first --task=trec --input=manual/\n"
     '  moecl index search --workdir=runs/first --query="How do I start?"\n'
-    "  moecl index delete --workdir=runs/first --source=setup.md",
+    "  moecl index delete --workdir=runs/first --source=manual/setup.md",
     add_arguments=_add_arguments,
     run=_run,
 )

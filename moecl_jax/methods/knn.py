@@ -19,14 +19,12 @@ data.
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
 from moecl_jax.methods.base import TaskEnd
 from moecl_jax.methods.few_shot import likeness
-from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.zero_shot import ZeroShot
-from moecl_jax.models.config import DecoderConfig
 from moecl_jax.settings import Section, setting
 
 _TEXTS = 256  # compared at a time
@@ -64,14 +62,6 @@ class Knn(ZeroShot):
         no_single_lora="its answers are votes of training texts, and it has no LoRA",
     )
 
-    def init_expert(self, key: jax.Array, sizes: DecoderConfig) -> Tree:
-        """No neighbour yet."""
-        del key
-        return {
-            "features": np.zeros((0, sizes.width), np.float32),
-            "labels": np.zeros(0, np.int32),
-        }
-
     def finish_task(self, parameters: TaskParameters, end: TaskEnd) -> TaskParameters:
         """Keeps the features of the training texts."""
         stride = max(1, -(-len(end.labels) // self.options.capacity))
@@ -83,9 +73,11 @@ class Knn(ZeroShot):
         self, parameters: TaskParameters, features: np.ndarray, class_count: int
     ) -> np.ndarray:
         """The votes v `[n, C]` of the nearest training texts."""
-        pool, labels = (np.asarray(parameters.expert[name]) for name in ("features", "labels"))
         votes = np.full((len(features), class_count), -1.0 / self.options.temperature)
-        for first in range(0, len(features) if len(pool) else 0, _TEXTS):
+        if not parameters.expert:
+            return votes.astype(np.float32)
+        pool, labels = (np.asarray(parameters.expert[name]) for name in ("features", "labels"))
+        for first in range(0, len(features), _TEXTS):
             some = slice(first, first + _TEXTS)
             cosines = likeness(features[some], pool)
             nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : self.options.k]

@@ -28,7 +28,7 @@ def passages_of(place: Path, longest: int = LONGEST) -> list[Entry]:
 
     Returns:
       Passages in the order of the files' names, each with "file:line" as its source. The file is
-      relative to the folder.
+      named as the place is, such as "manual/setup.md" in "manual".
 
     Raises:
       UserError: there is no such place, no such file in it, or one is not UTF-8.
@@ -38,9 +38,8 @@ def passages_of(place: Path, longest: int = LONGEST) -> list[Entry]:
     files = [place] if place.is_file() else _files(place)
     if not files:
         raise UserError(f"{place} holds no file that ends in {', '.join(ENDINGS)}")
-    root = place.parent if place.is_file() else place
     return [
-        Entry(text, source=f"{file.relative_to(root).as_posix()}:{line}")
+        Entry(text, source=f"{file.as_posix()}:{line}")
         for file in files
         for line, text in _passages(_read(file), longest)
     ]

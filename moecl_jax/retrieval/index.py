@@ -9,7 +9,7 @@ The file is one safetensors file, so that vectors and texts can never be of two 
     embeddings  [n, D] float32, of length 1
     ids         [n] int64
     entries     [bytes] uint8, a JSON list of n objects: text, answer, task, source
-    metadata    format, embedding, width, next_id, digest
+    metadata    format, embedding, next_id, digest
 
 Axes: n entries, q queries, D width.
 """
@@ -40,7 +40,7 @@ class Entry:
       text: the text, as it is embedded and shown.
       answer: the label or response of an example; "" for a passage of a document.
       task: name of the example's task; "" for a passage.
-      source: where it comes from, such as "manual/setup.md:12"; "" if that is not known.
+      source: where it comes from, as "file:line"; "" if that is not known.
     """
 
     text: str
@@ -103,8 +103,8 @@ class Index:
           The ids that they get, which no other entry had or will have.
 
         Raises:
-          UserError: the vectors are as many or as wide as no others here, or not finite; or faiss
-            is not installed.
+          UserError: there are not n vectors, they are of another width than those before or not
+            finite, or faiss is not installed.
         """
         ids = np.arange(self._next, self._next + len(entries), dtype=np.int64)
         if len(embeddings) != len(entries):
@@ -189,7 +189,6 @@ class Index:
         metadata = {
             "format": _FORMAT,
             "embedding": self.embedding,
-            "width": str(self.width),
             "next_id": str(self._next),
         }
         metadata["digest"] = _digest(arrays, metadata)

@@ -13,4 +13,4 @@ def test_the_snippet_runs(tmp_path):
     done = run(page, tmp_path, shrink_command=lambda _: None, search_path=[ROOT])
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     *_, sources = done.stdout.strip().splitlines()
-    assert sources.startswith("['pump.md:1'")
+    assert sources.startswith("['manual/pump.md:1'")

@@ -50,9 +50,8 @@ def test_all_neighbours_at_a_high_temperature_are_the_labels_counts():
 
 
 def test_an_empty_memory_is_indifferent():
-    nothing = np.zeros((0, 2), np.float32)
-    found = votes_of([[1.0, 2.0]], known=nothing, labels=np.zeros(0, np.int32), classes=3)
-    np.testing.assert_array_equal(found, np.full((1, 3), found[0, 0]))
+    found = Knn().votes(TaskParameters({}, {}, {}, {}), np.ones((2, 5), np.float32), 3)
+    np.testing.assert_array_equal(found, np.full((2, 3), found[0, 0]))
 
 
 def test_one_neighbour_answers_for_its_own_text():

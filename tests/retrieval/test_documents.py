@@ -1,5 +1,7 @@
 """Documents become passages that know where they begin."""
 
+from pathlib import Path
+
 import pytest
 
 from moecl_jax.errors import UserError
@@ -25,23 +27,24 @@ def write(folder, **files):
     return folder
 
 
-def shown(passages):
-    return [(passage.source, passage.text) for passage in passages]
+def shown(passages, folder):
+    """Sources, less the folder, and texts."""
+    return [(each.source.removeprefix(f"{folder}/"), each.text) for each in passages]
 
 
 def test_headings_begin_passages_and_paragraphs_join(tmp_path):
     write(tmp_path, manual_md=MANUAL)
     expected = [
-        ("manual.md:1", "# Setup\n\nInstall it.\n\nThen run it."),
-        ("manual.md:6", "## Faults\n\nIt may fail.\nRead the log."),
+        ("manual.md:1", "# Setup\nInstall it.\n\nThen run it."),
+        ("manual.md:6", "## Faults\nIt may fail.\nRead the log."),
     ]
-    assert shown(passages_of(tmp_path)) == expected
-    assert shown(passages_of(tmp_path / "manual.md")) == expected
+    assert shown(passages_of(tmp_path), tmp_path) == expected
+    assert shown(passages_of(tmp_path / "manual.md"), tmp_path) == expected
 
 
 def test_what_is_too_long_is_parted(tmp_path):
     write(tmp_path, a_txt="One two. Three four five six.\n\nSeven.\n\n" + "x" * 25)
-    assert shown(passages_of(tmp_path, longest=16)) == [
+    assert shown(passages_of(tmp_path, longest=16), tmp_path) == [
         ("a.txt:1", "One two."),
         ("a.txt:1", "Three four five"),
         ("a.txt:1", "six.\n\nSeven."),
@@ -67,7 +70,15 @@ def test_files_are_taken_in_order_and_others_left(tmp_path):
         c_py="no",
         **{"_hidden_md": "no", "_git__a_md": "no", "empty_md": " \n"},
     )
-    assert [p.source for p in passages_of(tmp_path)] == ["a/b.markdown:1", "a/z.TXT:1", "b.md:1"]
+    found = [source for source, _ in shown(passages_of(tmp_path), tmp_path)]
+    assert found == ["a/b.markdown:1", "a/z.TXT:1", "b.md:1"]
+
+
+def test_a_source_is_the_file_as_the_place_names_it(tmp_path, monkeypatch):
+    write(tmp_path, manual__a_md="one")
+    monkeypatch.chdir(tmp_path)
+    assert passages_of(Path("manual"))[0].source == "manual/a.md:1"
+    assert passages_of(Path("manual/a.md"))[0].source == "manual/a.md:1"
 
 
 def test_a_mistake_is_named(tmp_path):

@@ -24,7 +24,9 @@ def trained(tmp_path_factory):
     manual = folder / "manual"
     manual.mkdir()
     (manual / "a.md").write_text("# w40\nw41 w42\n\n# w43\nw44 w45 w46\n", encoding="utf-8")
-    done = add_to_index(folder / "run", tasks=["two", "five"], documents=[manual])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = add_to_index(folder / "run", tasks=["two", "five"], documents=["manual"])
     assert done.total == done.added > 2 and done.replaced == done.skipped == 0
     return folder / "run"
 
@@ -54,20 +56,21 @@ def test_examples_have_their_texts_answers_and_places(run):
         assert hits[0].entry.text == text and hits[0].similarity > 0.999
 
 
-def test_adding_again_replaces(run):
+def test_adding_again_replaces(run, monkeypatch):
     count, manual = len(index_of(run)), run.parent / "manual"
+    monkeypatch.chdir(run.parent)
     manual.mkdir()
     (manual / "a.md").write_text("w50 w51\n", encoding="utf-8")
-    done = add_to_index(run, tasks=["two"], documents=[manual])
+    done = add_to_index(run, tasks=["two"], documents=["manual"])
     assert done.replaced == done.added + 1 and done.total == count - 1
     assert [e.text for e in index_of(run).entries.values() if not e.task] == ["w50 w51"]
 
 
 def test_what_is_deleted_is_not_found(run):
-    [[hit]] = search_index(run, ["# w43\n\nw44 w45 w46"], count=1)
-    assert hit.entry.source == "a.md:4"
-    assert delete_from_index(run, sources=["a.md"]) == 2
-    found = search_index(run, ["# w43\n\nw44 w45 w46", "w41"], count=10_000)
+    [[hit]] = search_index(run, ["# w43\nw44 w45 w46"], count=1)
+    assert hit.entry.source == "manual/a.md:4"
+    assert delete_from_index(run, sources=["manual/a.md"]) == 2
+    found = search_index(run, ["# w43\nw44 w45 w46", "w41"], count=10_000)
     assert all(hit.entry.task for hits in found for hit in hits)
 
 
@@ -91,11 +94,11 @@ def test_a_run_without_an_index_is_undone_as_before(run):
     assert not (run / "index.safetensors").exists()
 
 
-def test_the_command_adds_searches_and_deletes(run, capsys):
+def test_the_command_adds_searches_and_deletes(run, capsys, monkeypatch):
     flag = f"--workdir={run}"
-    document = run.parent / "b.txt"
-    document.write_text("w60 w61 w62", encoding="utf-8")
-    assert main(["index", "add", flag, f"--input={document}"]) == 0
+    monkeypatch.chdir(run.parent)
+    (run.parent / "b.txt").write_text("w60 w61 w62", encoding="utf-8")
+    assert main(["index", "add", flag, "--input=b.txt"]) == 0
     assert capsys.readouterr().out.startswith("added: 1; replaced: 0; entries now: ")
     assert main(["index", "search", flag, "--query=w60 w61 w62", "--count=2"]) == 0
     out = capsys.readouterr().out
