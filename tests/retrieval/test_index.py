@@ -161,12 +161,13 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_it_is_whole_after_kills_while_it_is_saved(tmp_path, tried):
     path, generator = tmp_path / "index", np.random.default_rng(0)
     index = Index("random")
     index.add([Entry("text " * 20)] * 2000, generator.normal(size=(2000, 64)))
     index.save(path)
-    seen, kills = {0}, 6
+    seen, kills = {0}, 20
     for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVING, str(path)], stdout=subprocess.PIPE, text=True
