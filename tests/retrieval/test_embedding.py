@@ -1,6 +1,8 @@
 """Embeddings without a language model: means of word vectors."""
 
 import importlib.util
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -56,3 +58,31 @@ def test_wordllama_finds_what_is_meant():
     assert first.shape == (3, 256) and first.dtype == np.float32
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
     assert (unit[1] @ unit[0].T).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+class Static:
+    """What is used of model2vec's StaticModel."""
+
+    @classmethod
+    def from_pretrained(cls, name):
+        if name != "there":
+            raise FileNotFoundError(f"{name} is not there")
+        return cls()
+
+    def encode(self, texts):
+        assert isinstance(texts, list)
+        return np.array([[len(text), 1] for text in texts], np.float64)
+
+
+def test_model2vec_embeds_where_it_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "model2vec", types.SimpleNamespace(StaticModel=Static))
+    embed = embedder_named("model2vec:there")
+    assert embed.name == "model2vec:there"
+    found = embed(("one", "three"))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[3, 1], [5, 1]])
+    with pytest.raises(UserError, match="cannot load 'gone': gone is not there"):
+        embedder_named("model2vec:gone")
+    monkeypatch.setitem(sys.modules, "model2vec", None)
+    with pytest.raises(UserError, match="pip install model2vec"):
+        embedder_named("model2vec:there")
