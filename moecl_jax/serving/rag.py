@@ -105,15 +105,15 @@ class Rag:
             raise UserError("the question is empty")
         [hits] = self.index.search(self.embed([question]), self.count) if self.count else [[]]
         ids, used = self._fitting(question, hits)
-        evaluator, generator = self._evaluator, self._evaluator.generator
-        assert generator is not None  # the evaluator has the LM head
-        parameters = evaluator.starting.task(evaluator.starting.stream(1), evaluator.names[0], 0)
-        [written] = generator.write(
-            evaluator.model.placement.put(parameters),
-            [ids],
+        evaluator = self._evaluator
+        starting = evaluator.starting
+        [written] = evaluator.write(
+            starting.task(starting.stream(1), evaluator.names[0], 0),
+            0,
+            [TokenizedExample(ids, 0)],
             max_tokens=self.max_tokens,
             sampling=evaluator.sampling,
-            seed=0,
+            seed=evaluator.settings.seed,
             batch_size=1,
         )
         tokenizer: Any = evaluator.model.tokenizer
@@ -171,7 +171,7 @@ def refuse_other_embedding(index: Index, embedder: Embedder) -> None:
 
 
 def _evaluator_of(model: Model, max_tokens: int, *, chat: bool) -> Evaluator:
-    """Features and a writer of the frozen model alone: B is 0 in a LoRA that is not trained."""
+    """Reads texts and writes answers with the frozen model alone."""
     if model.tokenizer is None:
         raise UserError(f"{model.source} holds no tokenizer, without which it reads no question")
     task = Task("question", source="none", response_field="answer", template="{text}", chat=chat)
@@ -180,7 +180,7 @@ def _evaluator_of(model: Model, max_tokens: int, *, chat: bool) -> Evaluator:
         raise UserError(f"max_tokens = {max_tokens} leaves no room for a question in {most} tokens")
     settings = Settings().changed(
         {
-            "method": "sequential_lora",
+            "method": "zero_shot",
             "head": "lm",
             "tasks": (task.name,),
             "definitions": {task.name: task.to_fields()},
