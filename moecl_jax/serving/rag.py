@@ -21,6 +21,7 @@ from moecl_jax.models.model import Model
 from moecl_jax.retrieval import Embedder, Hit, Index, passages_of
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.generation import NOT_FINITE
 
 PROMPT = "Answer the question with the notes below.\n\n{notes}\n\nQuestion: {question}\nAnswer:"
 """The prompt; "{notes}" and "{question}" stand for the passages and the question."""
@@ -99,7 +100,7 @@ class Rag:
         """Answers a question.
 
         Raises:
-          UserError: the question is empty, or is too long alone.
+          UserError: the question is empty or too long, or the model's scores are not finite.
         """
         if not question.strip():
             raise UserError("the question is empty")
@@ -116,9 +117,11 @@ class Rag:
             seed=evaluator.settings.seed,
             batch_size=1,
         )
+        if written is None:
+            raise UserError(NOT_FINITE)
         tokenizer: Any = evaluator.model.tokenizer
-        text = "" if written is None else str(tokenizer.decode(written, skip_special_tokens=True))
-        return Answer(text.strip(), tuple(used), len(hits) - len(used))
+        text = str(tokenizer.decode(written, skip_special_tokens=True)).strip()
+        return Answer(text, tuple(used), len(hits) - len(used))
 
     def _fitting(self, question: str, hits: Sequence[Hit]) -> tuple[np.ndarray, Sequence[Hit]]:
         """The prompt's ids with as many of the nearest passages as fit, and these."""
