@@ -40,8 +40,8 @@ class Options(Section):
     Attributes:
       k: examples of the task before each text, less those that do not fit the model's context.
       pool: number of a task's examples among which the nearest are found. They are kept.
-      embedding: by what texts are compared: frozen (features of the model itself), wordllama or
-        model2vec:NAME.
+      embedding: name of the vectors that texts are compared by: frozen (features of the model
+        itself), wordllama or model2vec:NAME.
       documents: a folder of text and Markdown files, one such file, or an index that 'moecl index'
         made (.safetensors); "" for none. They need another embedding than frozen.
       passages: passages of the documents before each text, less those that do not fit.
