@@ -169,7 +169,7 @@ class Index:
         if count < 1:
             return [[] for _ in range(len(queries))]
         faiss = _faiss()
-        chosen = {}
+        chosen: dict[str, Any] = {}
         if len(among) < len(self.entries):
             selector = faiss.IDSelectorBatch(np.array(among, np.int64))
             chosen["params"] = faiss.SearchParameters(sel=selector)

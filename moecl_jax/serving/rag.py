@@ -104,7 +104,7 @@ class Rag:
         """
         if not question.strip():
             raise UserError("the question is empty")
-        [hits] = self.index.search(self.embed([question]), self.count) if self.count else [[]]
+        [hits] = self.index.search(self.embed([question]), self.count)
         ids, used = self._fitting(question, hits)
         evaluator = self._evaluator
         starting = evaluator.starting
