@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
     """Finished streams of two tasks by the name of what they show."""
     folder = tmp_path_factory.mktemp("shown")
     found = {"zero_shot": tiny_settings(folder, method="zero_shot", **STREAM)}
-    found |= {choice: settings_of(folder, choice) for choice in ("random", "balanced", "nearest")}
+    found |= {choice: settings_of(folder, choice) for choice in ("balanced", "nearest")}
     found["none"] = settings_of(folder, k=0)
     for name, settings in found.items():
         train(settings, folder / name)
@@ -145,11 +145,10 @@ def test_zero_shot_is_the_untrained_model_for_ever(runs):
     assert content["parameters"]["trained"] == content["parameters"]["stored"] == 0
 
 
-@pytest.mark.parametrize("choice", ["random", "balanced"])
-def test_demonstrations_of_a_task_stand_before_each_of_its_texts(runs, choice):
-    session = open_run(runs / choice)
+def test_demonstrations_of_a_task_stand_before_each_of_its_texts(runs):
+    session = open_run(runs / "balanced")
     for task in STREAM["tasks"]:
-        shown = shown_in(runs / choice, task)
+        shown = shown_in(runs / "balanced", task)
         assert len(shown) == 3
         expected = by_hand(runs, task, TEXTS, [shown[::-1]] * len(TEXTS))
         assert_close(session.predict(TEXTS, task), expected)
@@ -201,15 +200,22 @@ def test_results_count_what_is_shown_kept_and_left_out(runs):
 
 
 def test_what_does_not_fit_the_context_is_left_out_and_counted(tmp_path):
-    settings = settings_of(tmp_path, k=5, data__max_length=40, tasks=("two",))
+    """And a task without validation examples needs none, for nothing is selected."""
+    settings = settings_of(
+        tmp_path, k=5, data__max_length=40, data__validation_fraction=0.0, tasks=("two",)
+    )
+    fields = {k: v for k, v in settings.definitions["two"].items() if k != "validation"}
+    settings = settings.changed({"definitions": {**settings.definitions, "two": fields}})
     config = tmp_path / "model" / "config.json"
     sizes = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**sizes, "max_position_embeddings": 64}), encoding="utf-8")
     results = train(settings, tmp_path / "run")
     # A demonstration has 6 words, the template's and the label: 3 of them have 24 tokens.
     assert results["demonstrations"] == {"shown": [3.0], "left_out": [2.0]}
+    assert results["sizes"]["validation"] == [0]
 
 
+@pytest.mark.slow
 def test_a_free_form_task_is_written_after_its_demonstrations(tmp_path):
     config = tiny_config(tmp_path, method="few_shot", few_shot__k=2, tasks=("repeat",))
     with config.unlocked():
@@ -260,6 +266,7 @@ def test_a_killed_run_goes_on_as_the_uninterrupted_one(runs, tmp_path, monkeypat
         assert ours[key] == theirs[key], key
 
 
+@pytest.mark.slow
 def test_demonstrations_are_read_once_for_all_texts_and_few_programs_are_compiled(
     tmp_path, monkeypatch
 ):
@@ -286,17 +293,13 @@ def test_demonstrations_are_read_once_for_all_texts_and_few_programs_are_compile
     assert len(reads) == 1
 
 
-def test_nearest_examples_need_few_programs(tmp_path):
+@pytest.mark.slow
+def test_a_removed_task_is_shown_no_more_and_others_answer_as_before(tmp_path):
     settings = settings_of(tmp_path, "nearest", tasks=("two", "five", "fourteen"))
     run = training_of(settings, tmp_path / "run")
     run.run()
-    shapes = len(run.evaluator.scoring.shapes)
+    shapes = len(run.evaluator.scoring.shapes)  # with demonstrations, and without
     assert run.evaluator._evaluation_step._cache_size() <= 2 * shapes
-
-
-def test_a_removed_task_is_shown_no_more_and_others_answer_as_before(tmp_path):
-    settings = settings_of(tmp_path, "nearest", tasks=("two", "five", "fourteen"))
-    train(settings, tmp_path / "run")
     before = {name: open_run(tmp_path / "run").predict(TEXTS, name) for name in ("two", "fourteen")}
     kept = shown_in(tmp_path / "run", "five")
     remove(tmp_path / "run", "five")
@@ -307,19 +310,19 @@ def test_a_removed_task_is_shown_no_more_and_others_answer_as_before(tmp_path):
     assert not left & set(map(tuple, kept))
 
 
+@pytest.mark.slow
 def test_a_service_answers_as_the_session_with_programs_compiled_beforehand(runs):
-    for choice in ("balanced", "nearest"):
-        labeller = Labeller(open_run(runs / choice))
-        labeller.prepare()
-        step = labeller._evaluator._evaluation_step
-        compiled = step._cache_size()
-        read = labeller.read([(text, task) for text in TEXTS for task in STREAM["tasks"]])
-        answers = labeller.label([each.prompt for each in read])
-        assert step._cache_size() == compiled
-        session = open_run(runs / choice)
-        for place, task in enumerate(STREAM["tasks"]):
-            expected = session.predict(TEXTS, task)
-            assert [each["label"] for each in answers[place::2]] == [e.label for e in expected]
+    labeller = Labeller(open_run(runs / "nearest"))
+    labeller.prepare()
+    step = labeller._evaluator._evaluation_step
+    compiled = step._cache_size()
+    read = labeller.read([(text, task) for text in TEXTS for task in STREAM["tasks"]])
+    answers = labeller.label([each.prompt for each in read])
+    assert step._cache_size() == compiled
+    session = open_run(runs / "nearest")
+    for place, task in enumerate(STREAM["tasks"]):
+        expected = session.predict(TEXTS, task)
+        assert [each["label"] for each in answers[place::2]] == [each.label for each in expected]
 
 
 def test_nothing_is_planned_to_be_trained(tmp_path):
@@ -332,13 +335,6 @@ def test_nothing_is_planned_to_be_trained(tmp_path):
     assert measure_training(evaluator, tasks, plan).step_seconds == (0.0, 0.0)
 
 
-def test_a_task_without_validation_examples_needs_none(tmp_path):
-    settings = settings_of(tmp_path, tasks=("two",), data__validation_fraction=0.0)
-    fields = {k: v for k, v in settings.definitions["two"].items() if k != "validation"}
-    changed = settings.changed({"definitions": {**settings.definitions, "two": fields}})
-    assert train(changed, tmp_path / "run")["sizes"]["validation"] == [0]
-
-
 @pytest.mark.parametrize("method", ["zero_shot", "few_shot"])
 def test_a_classification_head_is_refused(tmp_path, method):
     settings = tiny_settings(tmp_path, method=method, head="classification")
@@ -347,9 +343,8 @@ def test_a_classification_head_is_refused(tmp_path, method):
 
 
 def test_there_is_no_lora_to_export(runs, tmp_path):
-    for name in ("zero_shot", "balanced"):
-        with pytest.raises(UserError, match="nothing was trained, and there is no LoRA"):
-            export_peft(runs / name, tmp_path / name)
+    with pytest.raises(UserError, match="nothing was trained, and there is no LoRA"):
+        export_peft(runs / "balanced", tmp_path / "balanced")
 
 
 def test_options_out_of_range_are_named():

@@ -65,8 +65,9 @@ def longer(examples):
     ]
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("changes", [{}, WINDOWS], ids=["all", "windows"])
+@pytest.mark.parametrize(
+    ("packed", "changes"), [(True, WINDOWS), (False, {})], ids=["packed, windows", "padded"]
+)
 def test_scores_after_a_prefix_are_those_of_the_whole_prompt(packed, changes):
     sizes = dataclasses.replace(CONFIG, **changes)
     context = with_architecture(context_of(method=SequentialLora, targets=TARGETS), sizes=sizes)
@@ -86,8 +87,9 @@ def test_scores_after_a_prefix_are_those_of_the_whole_prompt(packed, changes):
     assert np.abs(np.asarray(alone) - np.asarray(expected)).max() > 0.1  # the prefix matters
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=5)], ids=["greedy", "drawn"])
-def test_texts_written_after_a_prefix_are_those_of_the_whole_prompt(sampling):
+@pytest.mark.slow
+def test_texts_written_after_a_prefix_are_those_of_the_whole_prompt():
+    sampling = Sampling(1.0, top_k=5)
     context = context_of(method=SequentialLora, targets=TARGETS)
     active, frozen = random_parameters(context, 0.5), frozen_params()
     generator, prefix = generator_of(context, frozen), prefix_of(context, active, frozen)
