@@ -90,7 +90,7 @@ def test_a_task_that_goes_is_not_found(run, undo):
 
 def test_a_run_without_an_index_is_undone_as_before(run):
     (run / "index.safetensors").unlink()
-    assert "index" not in str(remove(run, "five"))
+    assert "index.safetensors" not in str(remove(run, "five"))
     assert not (run / "index.safetensors").exists()
 
 
