@@ -165,7 +165,7 @@ def test_it_is_whole_after_kills_while_it_is_saved(tmp_path, tried):
     index = Index("random")
     index.add([Entry("text " * 20)] * 2000, generator.normal(size=(2000, 64)))
     index.save(path)
-    seen, kills = {0}, 20
+    seen, kills = {0}, 10
     for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVING, str(path)], stdout=subprocess.PIPE, text=True
@@ -185,7 +185,7 @@ def test_it_is_whole_after_kills_while_it_is_saved(tmp_path, tried):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_entries(tmp_path):
-    count, width = 100_000, 256
+    count, width = 100_000, 32
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(count, width)).astype(np.float32)
     index = Index("random")
