@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,7 @@ def read_prefix(
     """
     method, slots = context.method, len(tokens)
     cache = empty_cache(context.architecture.sizes, 1, slots, context.architecture.dtype)
-    _, cache = context.decoder(training=False).apply(
+    out: Any = context.decoder(training=False).apply(
         {"params": method.llm_weights(frozen, parameters.shared)},
         tokens[None],
         jnp.arange(slots)[None],
@@ -221,4 +222,4 @@ def read_prefix(
         method.adapter(parameters),
         method="decode",
     )
-    return Prefix.of(cache, length)
+    return Prefix.of(out[1], length)
