@@ -15,8 +15,9 @@ from moecl_jax.errors import UserError, listed
 from moecl_jax.models.model import Model
 from moecl_jax.retrieval import Embedder, Entry, Hit, Index, embedder_named, passages_of
 from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.names import INDEX_NAME
-from moecl_jax.runs.workdir import claimed, load_settings
+from moecl_jax.runs.workdir import load_settings
 from moecl_jax.serving.rag import frozen_embedder, refuse_other_embedding
 from moecl_jax.serving.session import open_run
 
