@@ -5,8 +5,10 @@ import pytest
 from records import read
 from streams import assert_bit_equal, restored, tiny_settings
 
+from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
-from moecl_jax.methods import METHODS, retrieval
+from moecl_jax.methods import METHODS, Asked, retrieval
+from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.retrieval import Embedder, Entry, Index
 from moecl_jax.runs.results import Results
 from moecl_jax.serving.session import open_run
@@ -16,8 +18,6 @@ TEXTS = ["w9 w8 w30", "w20 w3 w50 w2", "w11 w12"]
 STREAM = {"tasks": ("two", "five")}
 ANSWER = 66  # id of the template's last word; a word's id is 2 more than its number
 NOTES = ("w8 w30 w9", "w50 w51 w52 w20")
-
-
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, 64)  # so that no two texts are equally near
 
 
@@ -49,10 +49,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def trained(folder, workdir, **options):
+def trained(folder, workdir, *, parts=(STREAM["tasks"],), **options):
+    """The session of a stream that is trained in parts, each with the tasks before it."""
     options = {f"retrieval__{name}": value for name, value in options.items()}
     settings = tiny_settings(folder, method="retrieval", **options, **STREAM)
-    train(settings, workdir)
+    for tasks in parts:
+        train(settings.changed({"tasks": tasks}), workdir)
     return open_run(workdir)
 
 
@@ -67,7 +69,12 @@ def test_with_nothing_to_show_it_is_zero_shot(folder, tmp_path):
 
 
 def test_with_the_models_features_it_is_few_shot(folder, tmp_path):
-    same(trained(folder, tmp_path / "run", k=3, pool=30), open_run(folder / "few_shot"))
+    """And a stream that grows is the one at once, bit for bit."""
+    parts = (("two",), STREAM["tasks"])
+    grown = trained(folder, tmp_path / "run", parts=parts, k=3, pool=30)
+    same(grown, open_run(folder / "few_shot"))
+    (_, ours, _), (_, theirs, _) = restored(tmp_path / "run"), restored(folder / "few_shot")
+    assert_bit_equal(dict(ours.finished), dict(theirs.finished))
 
 
 def nearest_by_hand(text, lines, count):
@@ -79,17 +86,12 @@ def nearest_by_hand(text, lines, count):
     return [lines[place] for place in np.argsort(-cosines, kind="stable")[:count]]
 
 
-@pytest.mark.parametrize("as_index", [False, True])
-def test_passages_then_examples_then_the_text(folder, tmp_path, as_index):
+def test_passages_then_examples_then_the_text(folder, tmp_path):
     pytest.importorskip("faiss")
     documents = tmp_path / "notes"
     documents.mkdir()
     for place, note in enumerate(NOTES):
         (documents / f"{place}.txt").write_text(note, encoding="utf-8")
-    if as_index:
-        index, documents = Index("bag"), tmp_path / "notes.safetensors"
-        index.add([Entry("w8 w30", "w9"), Entry(NOTES[1])], bag(NOTES))
-        index.save(documents)
     options = {"k": 2, "pool": 48, "embedding": "bag"}
     session = trained(folder, tmp_path / "run", documents=str(documents), passages=1, **options)
     zero_shot = open_run(folder / "zero_shot")
@@ -114,18 +116,6 @@ def test_passages_then_examples_then_the_text(folder, tmp_path, as_index):
     assert content["stored_examples"] == 96 and content["steps"] == 0
 
 
-def test_a_stream_that_grows_is_the_one_at_once(folder, tmp_path):
-    settings = tiny_settings(folder, method="retrieval", retrieval__embedding="bag", **STREAM)
-    train(settings, tmp_path / "whole")
-    train(settings.changed({"tasks": ("two",)}), tmp_path / "grown")
-    train(settings, tmp_path / "grown")
-    (_, ours, _), (_, theirs, _) = restored(tmp_path / "grown"), restored(tmp_path / "whole")
-    for name, done in ours.finished.items():
-        assert_bit_equal(done, theirs.finished[name])
-    whole, grown = (Results.load(tmp_path / name).content for name in ("whole", "grown"))
-    assert whole["accuracy_matrix"] == grown["accuracy_matrix"]
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -137,6 +127,18 @@ def test_a_stream_that_grows_is_the_one_at_once(folder, tmp_path):
 def test_a_mistake_is_named(values, said):
     with pytest.raises(UserError, match=said):
         METHODS["retrieval"](**values)
+
+
+def test_documents_may_be_an_index(tmp_path):
+    pytest.importorskip("faiss")
+    index = Index("bag")
+    index.add([Entry("w8 w30", "w9"), Entry(NOTES[1])], bag(NOTES))
+    index.save(tmp_path / "notes.safetensors")
+    options = {"documents": str(tmp_path / "notes.safetensors"), "passages": 1, "k": 0}
+    method = METHODS["retrieval"](embedding="bag", **options)
+    asked = Asked(0, [TokenizedExample(np.zeros(1, np.int32), 0, text=TEXTS[0])], list, list, 1)
+    parameters = TaskParameters({}, {}, {}, {})
+    assert method.preceding(parameters, asked).own == [[list("w8 w30 w9")]]
 
 
 def test_an_index_of_another_embedding_is_refused(folder, tmp_path):
