@@ -14,7 +14,8 @@ status=0
 "$moecl_python" -m pytest -n 2 -q -m slow \
   tests/faults tests/runs/test_checkpoints.py tests/cli/test_signals.py \
   tests/weights/test_hostile_files.py tests/interchange/test_hostile_adapters.py \
-  tests/data/test_hostile_data.py tests/config/test_ranges.py tests/serving/test_lines.py \
+  tests/data/test_hostile_data.py tests/retrieval/test_index.py \
+  tests/config/test_ranges.py tests/serving/test_lines.py \
   >&2 || status=$?
 
 "$moecl_python" - "$MOECL_FAULTS" "$status" "${1:-}" <<'PYTHON'

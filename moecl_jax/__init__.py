@@ -16,11 +16,23 @@ if TYPE_CHECKING:
     from moecl_jax.data.sources import Source
     from moecl_jax.data.task import Task
     from moecl_jax.errors import UserError
-    from moecl_jax.methods import METHODS, Method, Penalty, TaskEnd, TaskStart, Traits, register
+    from moecl_jax.methods import (
+        METHODS,
+        Asked,
+        Method,
+        Penalty,
+        Preceding,
+        TaskEnd,
+        TaskStart,
+        Traits,
+        register,
+    )
     from moecl_jax.methods.ewc import Ewc
+    from moecl_jax.methods.few_shot import FewShot
     from moecl_jax.methods.gain_lora import GainLora
     from moecl_jax.methods.inf_lora import InfLora
     from moecl_jax.methods.joint import Joint
+    from moecl_jax.methods.knn import Knn
     from moecl_jax.methods.lwf import Lwf
     from moecl_jax.methods.mocl import Mocl
     from moecl_jax.methods.moe_cl import MoeCl
@@ -29,15 +41,18 @@ if TYPE_CHECKING:
     from moecl_jax.methods.parameters import TaskParameters
     from moecl_jax.methods.per_task import PerTask
     from moecl_jax.methods.replay import Replay
+    from moecl_jax.methods.retrieval import Retrieval
     from moecl_jax.methods.sequential_full import SequentialFull
     from moecl_jax.methods.sequential_lora import SequentialLora
     from moecl_jax.methods.slao import Slao
+    from moecl_jax.methods.zero_shot import ZeroShot
     from moecl_jax.models.model import Model
     from moecl_jax.models.settings import Lora
     from moecl_jax.runs.results import Results
     from moecl_jax.runs.settings import Settings
     from moecl_jax.runs.undo import remove, rollback
     from moecl_jax.serving.generation import Sampling
+    from moecl_jax.serving.rag import Answer, Rag, rag_query
     from moecl_jax.serving.session import Prediction, Session, open_run
     from moecl_jax.training.trainer import Trainer
     from moecl_jax.weights.families import Family
@@ -50,11 +65,23 @@ _HOMES = {
     "data.sources": ("Source",),
     "data.task": ("Task",),
     "errors": ("UserError",),
-    "methods": ("METHODS", "Method", "Penalty", "TaskEnd", "TaskStart", "Traits", "register"),
+    "methods": (
+        "METHODS",
+        "Asked",
+        "Method",
+        "Penalty",
+        "Preceding",
+        "TaskEnd",
+        "TaskStart",
+        "Traits",
+        "register",
+    ),
     "methods.ewc": ("Ewc",),
+    "methods.few_shot": ("FewShot",),
     "methods.gain_lora": ("GainLora",),
     "methods.inf_lora": ("InfLora",),
     "methods.joint": ("Joint",),
+    "methods.knn": ("Knn",),
     "methods.lwf": ("Lwf",),
     "methods.mocl": ("Mocl",),
     "methods.moe_cl": ("MoeCl",),
@@ -63,15 +90,18 @@ _HOMES = {
     "methods.parameters": ("TaskParameters",),
     "methods.per_task": ("PerTask",),
     "methods.replay": ("Replay",),
+    "methods.retrieval": ("Retrieval",),
     "methods.sequential_full": ("SequentialFull",),
     "methods.sequential_lora": ("SequentialLora",),
     "methods.slao": ("Slao",),
+    "methods.zero_shot": ("ZeroShot",),
     "models.model": ("Model",),
     "models.settings": ("Lora",),
     "runs.results": ("Results",),
     "runs.settings": ("Settings",),
     "runs.undo": ("remove", "rollback"),
     "serving.generation": ("Sampling",),
+    "serving.rag": ("Answer", "Rag", "rag_query"),
     "serving.session": ("Prediction", "Session", "open_run"),
     "training.trainer": ("Trainer",),
     "weights.families": ("Family",),
@@ -98,13 +128,17 @@ def __dir__() -> list[str]:
 __all__ = [
     "METHODS",
     "AllTasks",
+    "Answer",
+    "Asked",
     "ClassBalanced",
     "Ewc",
     "ExamplePolicy",
     "Family",
+    "FewShot",
     "GainLora",
     "InfLora",
     "Joint",
+    "Knn",
     "Lora",
     "Lwf",
     "Method",
@@ -115,10 +149,13 @@ __all__ = [
     "OLora",
     "Penalty",
     "PerTask",
+    "Preceding",
     "Prediction",
+    "Rag",
     "Replay",
     "Reservoir",
     "Results",
+    "Retrieval",
     "Sampling",
     "SequentialFull",
     "SequentialLora",
@@ -133,9 +170,11 @@ __all__ = [
     "Trainer",
     "Traits",
     "UserError",
+    "ZeroShot",
     "__version__",
     "load_model",
     "open_run",
+    "rag_query",
     "register",
     "remove",
     "rollback",

@@ -22,7 +22,7 @@ FLOORS = (
     ("data",),
     ("weights",),
     ("models",),
-    ("kernels", "decisions"),
+    ("kernels", "decisions", "retrieval"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

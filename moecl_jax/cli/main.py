@@ -26,6 +26,7 @@ COMMANDS = (
     "sweep",
     "rollback",
     "remove",
+    "index",
     "evaluate",
     "predict",
     "generate",

@@ -254,7 +254,11 @@ class _Checking:
         validated = [bool(task.splits["validation"]) for task in tokenized]
         for task, own in zip(tokenized, validated, strict=True):
             self.tried(task.require_training_examples)
-            if settings.selection == "best" and not (any(validated) if joint else own):
+            if (
+                evaluator.epochs
+                and settings.selection == "best"
+                and not (any(validated) if joint else own)
+            ):
                 self.problems.append(str(no_validation(task.name)))
         return tokenized if len(self.problems) == before else None
 

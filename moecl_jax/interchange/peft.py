@@ -286,7 +286,8 @@ def trained_lora(
     method, finished = evaluator.method, stream.answering
     traits = method.traits
     trained, mixed = f"{workdir} was trained with {method.name}", len(traits.experts) > 1
-    names = [*([SHARED] if mixed else []), *(finished if traits.expert_per_task else [])]
+    of_tasks = finished if traits.expert_per_task and traits.trains else []
+    names = [*([SHARED] if mixed else []), *of_tasks]
     if traits.no_single_lora and (expert is None or not names):
         alone = (
             f", or export one expert alone by --expert, one of {', '.join(names)}; alone it is not "
@@ -313,8 +314,7 @@ def trained_lora(
     own = stream.finished[finished[-1] if expert in (None, SHARED) else expert]
     assert own is not None  # it is one of those that answer
     layers = method.adapter(TaskParameters(stream.shared, own.expert, own.head, stream.memory))
-    of_task = traits.experts[-1]
-    chosen: Expert = layers[SHARED if expert == SHARED else of_task]
+    chosen: Expert = layers[SHARED if expert == SHARED else traits.experts[-1]]
     return _without_unused_rank(jax.tree.map(np.asarray, dict(chosen)), method.lora.rank)
 
 

@@ -26,6 +26,7 @@ from moecl_jax.methods.base import (
     blank,
 )
 from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.preceding import Asked, Preceding
 from moecl_jax.outside import shortened
 from moecl_jax.plugins import load_class
 
@@ -125,10 +126,12 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "METHODS",
+    "Asked",
     "LossInputs",
     "Method",
     "NoOptions",
     "Penalty",
+    "Preceding",
     "TaskEnd",
     "TaskParameters",
     "TaskStart",

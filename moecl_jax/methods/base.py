@@ -1,12 +1,13 @@
 """The interface of a continual-learning method.
 
-A method says five things, each in one function or a few lines:
+A method says six things, each in one function or a few lines:
 
     what is trained              init_shared, init_expert (and init_memory: what is kept)
     what a layer is given        adapter, with the layer's function in feed_forward
     what is added to the loss    penalty
     what happens at a task's     begin_task, finish_task
       begin and end
+    what precedes a prompt       preceding (or votes: answers without the LLM)
     which examples join a batch  examples
 
 and declares in `traits` what it needs and is able to do. The trainer knows nothing else of it.
@@ -25,7 +26,9 @@ import numpy as np
 
 from moecl_jax.data.batching import Batch
 from moecl_jax.data.rehearsal import ExamplePolicy, PastTask
+from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.methods.preceding import NOTHING, Asked, Preceding
 from moecl_jax.models.config import DecoderConfig
 from moecl_jax.models.experts import FeedForward, lora_layer
 from moecl_jax.models.lora import (
@@ -62,6 +65,11 @@ class Traits:
       experts: keys of the experts in what `adapter` gives; all of them act on attention.
       reads_moments: whether it asks for second moments of the projections' inputs, which are there
         for the FFN's projections alone.
+      trains: whether anything is trained. Where nothing is, a task takes no step, and the label
+        that scores highest is the answer: no model was taught to write labels and nothing else.
+      precedes: whether `preceding` puts anything before prompts.
+      votes: whether `votes` scores labels, by the frozen model's features of texts alone. It then
+        is the only function that answers; there are no free-form tasks.
       no_single_lora: why what answers for a task is no single LoRA, which could be exported; empty
         where it is one.
     """
@@ -73,6 +81,9 @@ class Traits:
     settled: bool = False
     experts: tuple[str, ...] = ("expert",)
     reads_moments: bool = False
+    trains: bool = True
+    precedes: bool = False
+    votes: bool = False
     no_single_lora: str = ""
 
 
@@ -170,6 +181,13 @@ class TaskEnd:
         task without dropout, and so many batches, along a leading axis, of those of the task's
         examples that `examples` keeps. The tasks take turns, the ended one among them. The function
         is compiled. A round with a result that is not finite changes nothing.
+      seed: seed of the run.
+      examples: gives the n training examples. What a method keeps of them is in its checkpoints:
+        its `examples` policy must say which it keeps.
+      features: given places of training examples, what the frozen model makes of their texts alone,
+        `[m, D]` float32.
+      demonstrations: given places of training examples, the ids of each one's prompt and answer, as
+        they precede other prompts.
     """
 
     index: int
@@ -185,6 +203,10 @@ class TaskEnd:
     over_kept: Callable[[Tree, Callable[[Tree, Loss, Batch], Tree], int, int], Tree] = (
         lambda own, *_: own
     )
+    seed: int = 0
+    examples: Callable[[], Sequence[TokenizedExample]] = tuple
+    features: Callable[[Sequence[int]], np.ndarray] = lambda _: np.zeros((0, 0), np.float32)
+    demonstrations: Callable[[Sequence[int]], list[np.ndarray]] = lambda _: []
 
 
 class Method(abc.ABC):
@@ -276,6 +298,35 @@ class Method(abc.ABC):
         So that one program scores both. As a default the parameters as they are.
         """
         return parameters
+
+    def preceding(self, parameters: TaskParameters, asked: Asked) -> Preceding:
+        """What is put before the prompts of texts, where `traits.precedes` is set.
+
+        A text's own pieces must not depend on the texts beside it.
+
+        Args:
+          parameters: parameters of the task that is asked. `answering` should take out of them what
+            only this function reads, so that programs do not depend on its shapes.
+          asked: the texts.
+        """
+        del parameters, asked
+        return NOTHING
+
+    def votes(
+        self, parameters: TaskParameters, features: np.ndarray, class_count: int
+    ) -> np.ndarray:
+        """Scores of a task's labels, where `traits.votes` is set: the highest is the answer.
+
+        Args:
+          parameters: parameters of the task that is asked.
+          features: what the frozen model makes of each text alone, `[n, D]` float32.
+          class_count: C, the task's labels.
+
+        Returns:
+          `[n, C]` float32, finite; their softmax are the probabilities.
+        """
+        del parameters, features, class_count
+        raise NotImplementedError(f"{type(self).__name__} votes, and says not how")
 
     def adapters(self, parameters: TaskParameters, experts: Sequence[Tree]) -> list[Tree]:
         """What the layers are given for each of several tasks, by their own trees.

@@ -18,7 +18,7 @@ from moecl_jax.methods.base import Method
 from moecl_jax.methods.losses import answer_loss, classification_loss
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import Head
-from moecl_jax.models.decoder import Decoder
+from moecl_jax.models.decoder import Decoder, Prefix
 from moecl_jax.models.heads import answer_log_probabilities, class_logits
 from moecl_jax.models.model import Architecture
 from moecl_jax.models.sharding import Placement
@@ -65,6 +65,7 @@ def forward(
     context: StepContext,
     *,
     seeds: jax.Array | None,
+    prefix: Prefix | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Final hidden states `[N, D]` and the layers' reports.
 
@@ -74,6 +75,7 @@ def forward(
       batch: one batch.
       context: static parts.
       seeds: `[L]` uint32 for dropout in training; None in evaluation.
+      prefix: tokens before each text; None for none.
     """
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
     batch = context.placement.split_rows(batch)
@@ -89,6 +91,7 @@ def forward(
         seeds,
         batch.slots,
         None if seeds is None else _places(batch),
+        prefix,
     )
     return out
 

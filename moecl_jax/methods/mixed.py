@@ -25,8 +25,9 @@ MOST_TASKS = 8  # so many tasks are joined at most, for the products grow with t
 
 
 def can_mix(method: Method) -> bool:
-    """Whether tasks differ in nothing but their experts, gates and heads."""
-    return not method.traits.reads_query
+    """Whether tasks differ in nothing but their experts, gates and heads, whatever is asked."""
+    traits = method.traits
+    return not (traits.reads_query or traits.precedes or traits.votes)
 
 
 def together(tasks: Sequence[TaskParameters]) -> TaskParameters:

@@ -156,6 +156,7 @@ class StartingValues:
             self.sizes,
             inputs=self._no_inputs,
             queries=lambda: np.zeros((0, self.sizes.width), np.float32),
+            seed=self.seed,
         )
 
     def training_key(self, task_index: int) -> jax.Array:

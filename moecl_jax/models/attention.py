@@ -62,10 +62,13 @@ def attention_context(
     segments: jax.Array,
     branches: jax.Array,
     computed: jax.Array | None = None,
+    prefix: tuple[int, jax.Array] | None = None,
 ) -> AttentionContext:
     """Mask and rotary factors from `[R, S]` positions, segments and branches.
 
-    `computed` `[N]` are the slots that the layers compute, `None` for all.
+    `computed` `[N]` are the slots that the layers compute, `None` for all. `prefix` is the number
+    of keys that stand before those of each row, and the scalar number of those that are tokens:
+    all texts see them, whose positions go on from theirs.
 
     A token sees itself and the tokens before it in its row that belong to the same segment and
     either to the prompt or to its own branch; and none that a sliding window, counted in
@@ -77,6 +80,12 @@ def attention_context(
     visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     distance = positions[:, :, None] - positions[:, None, :]
     mask = causal & same_segment & visible
+    if prefix is not None:
+        slots_before, tokens_before = prefix
+        before = jnp.arange(slots_before)[None, None]
+        seen = (segments[:, :, None] > 0) & (before < tokens_before)
+        mask = jnp.concatenate([seen, mask], axis=-1)
+        distance = jnp.concatenate([positions[:, :, None] - before, distance], axis=-1)
     positions, places = positions.reshape(-1), None
     if computed is not None:
         count = len(computed)
@@ -156,7 +165,7 @@ def attend(
         value,
         context.mask,
         scale=config.attention_scale or config.head_width**-0.5,
-        causal=context.cache_slots is None,
+        causal=key.shape[1] == query.shape[1] and context.cache_slots is None,
         segments=context.segments,
         window=kinds[0].window if len(kinds) == 1 else None,
         implementation=implementation,

@@ -87,6 +87,41 @@ def empty_cache(config: DecoderConfig, rows: int, slots: int, dtype: Any) -> Key
     return KeyValueCache(empty, empty)
 
 
+@flax.struct.dataclass
+class Prefix:
+    """Tokens that stand before each text of a batch.
+
+    Attributes:
+      key: keys, rotated, of all layers, `[L, P, G, K]`.
+      value: values, likewise.
+      length: scalar, how many of the P slots are tokens.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def of(cls, cache: KeyValueCache, length: jax.Array) -> "Prefix":
+        """The first row of a cache, of which so many slots are tokens."""
+
+        def first(cached: jax.Array) -> jax.Array:
+            of_row: jax.Array = from_bits(cached[:, 0])
+            return of_row.transpose(0, 2, 1, 3)
+
+        return cls(first(cache.key), first(cache.value), length)
+
+    def into(self, cache: KeyValueCache) -> KeyValueCache:
+        """A cache with these tokens in the first slots of each row."""
+
+        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+            stored = as_bits(new) if cached.dtype == jnp.uint16 else new
+            stored = stored.transpose(0, 2, 1, 3)[:, None]
+            return cached.at[:, :, :, : stored.shape[3]].set(stored)
+
+        return KeyValueCache(put(cache.key, self.key), put(cache.value, self.value))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation in float32 (arXiv 1910.07467)."""
 
@@ -159,8 +194,12 @@ class Attention(nn.Module):
         context: AttentionContext,
         cache: KeyValueCache | None,
         index: jax.Array | None,
+        prefix: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, KeyValueCache | None]:
-        """Maps `[N, D]` to `[N, D]`, and gives the cache with the new tokens in layer `index`."""
+        """Maps `[N, D]` to `[N, D]`, and gives the cache with the new tokens in layer `index`.
+
+        `prefix` are keys and values `[P, G, K]` of this layer that stand before those of each row.
+        """
         config = self.config
         rows, _, slots, _ = context.mask.shape
 
@@ -194,6 +233,11 @@ class Attention(nn.Module):
         if cache is not None and index is not None and context.cache_slots is not None:
             cache = cache.write(index, key, value, context.cache_slots)
             key, value = cache.read(index)
+        if prefix is not None:
+            key, value = (
+                jnp.concatenate([jnp.broadcast_to(first, (rows, *first.shape)), own], axis=1)
+                for first, own in zip(prefix, (key, value), strict=True)
+            )
         out = attend(query, key, value, context, config, self.implementation)
         out = context.computed(out.reshape(rows * slots, -1))
         out = project("o_proj", config.width, out)
@@ -245,6 +289,7 @@ class Block(nn.Module):
         attention_context: AttentionContext,
         kind: jax.Array | None = None,
         index: jax.Array | None = None,
+        prefix: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[tuple[jax.Array, KeyValueCache | None], dict[str, jax.Array]]:
         """Maps the residual stream `[N, D]` and the cache; gives the adapter's report.
 
@@ -254,11 +299,12 @@ class Block(nn.Module):
         x = save_for_backward(x, x.dtype)
         norm = functools.partial(RMSNorm, self.config.norm_epsilon)
         layer = dataclasses.replace(of_all_layers, seed=seed)
-        implementation = "xla" if cache is not None else self.attention
+        kept = cache is not None or prefix is not None
+        implementation = "xla" if kept else self.attention
         attention = Attention(self.config, self.attention_term, implementation, name="attention")
         normed = norm(name="input_norm")(x)
         out, cache = attention(
-            normed, adapter, layer, attention_context.of_kind(kind), cache, index
+            normed, adapter, layer, attention_context.of_kind(kind), cache, index, prefix
         )
         out = norm(name="attention_output_norm")(out) if self.config.post_norms else out
         x = self.split(x + out)
@@ -302,7 +348,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, 0, 0, 0),
             length=config.layers,
         )(config, self.feed_forward, self.attention_term, self.split, self.attention)
         self.final_norm = RMSNorm(config.norm_epsilon)
@@ -320,6 +366,7 @@ class Decoder(nn.Module):
         seeds: jax.Array | None = None,
         computed: jax.Array | None = None,
         places: jax.Array | None = None,
+        prefix: Prefix | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Final hidden states.
 
@@ -333,16 +380,22 @@ class Decoder(nn.Module):
           seeds: `[L]` uint32 for dropout; `None` in evaluation.
           computed: `[N]`, which of the R * S slots are computed; `None` for all.
           places: `[N]` uint32, by which dropout tells tokens apart; `None` for their order.
+          prefix: tokens before each text, whose positions go on from theirs; `None` for none.
 
         Returns:
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
         """
-        context = attention_context(self.config, positions, segments, branches, computed)
+        before = None
+        if prefix is not None:
+            before = prefix.key.shape[1], prefix.length
+            positions = positions + prefix.length
+        context = attention_context(self.config, positions, segments, branches, computed, before)
         tokens = tokens.reshape(-1) if computed is None else tokens.reshape(-1)[computed]
         x = self.split(self.embedder(tokens))
         kinds = layer_kinds(self.config)
         layer = LayerContext(membership, places=places)
-        (x, _), reports = self.layers((x, None), adapter, seeds, layer, context, kinds, None)
+        first = None if prefix is None else (prefix.key, prefix.value)
+        (x, _), reports = self.layers((x, None), adapter, seeds, layer, context, kinds, None, first)
         x = self.final_norm(x)
         if self.is_initializing():
             self.logits(x)
@@ -370,7 +423,9 @@ class Decoder(nn.Module):
         nothing_pooled = LayerContext(jnp.zeros((0, x.shape[0])))
         kinds = layer_kinds(self.config)
         indices = jnp.arange(self.config.layers)
-        out: Any = self.layers((x, cache), adapter, None, nothing_pooled, context, kinds, indices)
+        out: Any = self.layers(
+            (x, cache), adapter, None, nothing_pooled, context, kinds, indices, None
+        )
         (x, cache), _ = out
         return self.final_norm(x), cache
 

@@ -203,7 +203,7 @@ def difference_table(variants: Sequence[Variant]) -> Table:
 
 
 def cost_table(variants: Sequence[Variant]) -> Table:
-    """Makes the table of costs: parameters, stored examples, steps, speed and time.
+    """Makes the table of costs: parameters, examples stored and shown, steps, speed and time.
 
     A cell is a mean over the runs of a variant. A column that no run has values for is left out.
     """
@@ -214,6 +214,13 @@ def cost_table(variants: Sequence[Variant]) -> Table:
     def parameters(kind: str) -> Callable[[FinishedRun], Any]:
         return lambda run: (run.results.content.get("parameters") or {}).get(kind)
 
+    def demonstrations(kind: str) -> Callable[[FinishedRun], Any]:
+        def mean(run: FinishedRun) -> float | None:
+            known = run.results.content.get("demonstrations")
+            return None if known is None else statistics.mean(known[kind])
+
+        return mean
+
     columns: list[tuple[str, list[Cell]]] = []
     for label, value, show in (
         ("parameters trained", parameters("trained"), _thousands),
@@ -221,6 +228,8 @@ def cost_table(variants: Sequence[Variant]) -> Table:
         ("MB stored", parameters("stored_bytes"), _megabytes),
         ("frozen model", parameters("frozen"), _thousands),
         ("examples stored", result("stored_examples"), _thousands),
+        ("demonstrations a text", demonstrations("shown"), "{:.1f}".format),
+        ("left out for lack of room", demonstrations("left_out"), "{:.1f}".format),
         ("steps", result("steps"), _thousands),
         ("examples/s", examples_per_second, "{:.2f}".format),
         ("wall time", result("wall_seconds"), _duration),

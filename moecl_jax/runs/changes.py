@@ -31,8 +31,8 @@ class Change:
 
     Attributes:
       removed: files and folders that go. They may be absent.
-      placed: folders below `checkpoints/.prepared/`, by the folder below `checkpoints/` that they
-        become or replace.
+      placed: folders and files below `checkpoints/.prepared/`, by the path that they become or
+        replace.
       files: content of JSON files by name.
     """
 

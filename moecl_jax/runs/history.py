@@ -30,6 +30,8 @@ class Evaluation:
       predicted: `[n]`, index of the label that was answered, or `NO_LABEL`; empty in a free-form
         task.
       shared_weight: mean weight of MoE-CL's shared expert in each layer; else empty.
+      shown: mean number of demonstrations before an example's prompt.
+      left_out: mean number of those for which there was no room.
     """
 
     accuracy: float
@@ -39,6 +41,8 @@ class Evaluation:
     gold: np.ndarray = dataclasses.field(default_factory=_nothing, compare=False)
     predicted: np.ndarray = dataclasses.field(default_factory=_nothing, compare=False)
     shared_weight: tuple[float, ...] = ()
+    shown: float = 0.0
+    left_out: float = 0.0
 
     @property
     def right(self) -> np.ndarray:
@@ -82,6 +86,9 @@ class History:
       right: a text for each task, after the one that was finished last: `1` for a test text that
         is answered rightly and `0` for any other, in their order; "" in a free-form task.
       classification: figures of each label for each task, after the one that was finished last.
+      shown: mean number of demonstrations before a test text, for each task, after the one that was
+        finished last.
+      left_out: mean number of those that did not fit the model's context, likewise.
       task_settings: for each task, by its name, the values it was trained with of those that may
         differ from task to task.
       task_free: after the last task of the stream, results where each text's task is chosen.
@@ -99,6 +106,8 @@ class History:
     skipped: int = 0
     right: list[str] = dataclasses.field(default_factory=list)
     classification: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
+    shown: list[float] = dataclasses.field(default_factory=list)
+    left_out: list[float] = dataclasses.field(default_factory=list)
     task_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     task_free: dict[str, Any] | None = None
     scored_random_init: list[float] = dataclasses.field(default_factory=list)
@@ -154,7 +163,8 @@ class History:
           unchanged: places of tasks whose results are those of the row before.
         """
         gates_before, right_before = self.gate_weights, self.right
-        figures_before = self.classification
+        figures_before, none = self.classification, [0.0] * len(evaluations)
+        before = self.shown or none, self.left_out or none
         self.accuracy.append([e.accuracy for e in evaluations])
         self.scored.append([e.scored_accuracy for e in evaluations])
         layers = max((len(e.shared_weight) for e in evaluations), default=0)
@@ -163,11 +173,14 @@ class History:
         self.gate_weights = gates if layers else []
         self.right = ["".join("01"[int(answer)] for answer in e.right) for e in evaluations]
         self.classification = [e.classification for e in evaluations]
+        self.shown = [e.shown for e in evaluations]
+        self.left_out = [e.left_out for e in evaluations]
         for place in unchanged:
             for matrix in (self.accuracy, self.scored):
                 matrix[-1][place] = matrix[-2][place]
             self.right[place] = right_before[place]
             self.classification[place] = figures_before[place]
+            self.shown[place], self.left_out[place] = (means[place] for means in before)
             if self.gate_weights:
                 self.gate_weights[place] = gates_before[place]
 
@@ -190,11 +203,14 @@ class History:
             "task_free": self.task_free,
             "classification": self.classification,
             "gate_weights": self.gate_weights,
+            "demonstrations": {"shown": self.shown, "left_out": self.left_out},
             "right": self.right,
             "steps": self.global_step,
             "skipped_steps": self.skipped,
             "wall_seconds": self.wall_seconds,
         }
+        if not any(self.shown) and not any(self.left_out):
+            del results["demonstrations"]
         for key in ("gate_weights", "skipped_steps"):
             if not results[key]:
                 del results[key]

@@ -31,6 +31,9 @@ CHANGE_NAME = "change.json"
 ORIGIN_NAME = "origin.json"
 """Facts about the checkpoint that a workdir was converted from; absent in a trained workdir."""
 
+INDEX_NAME = "index.safetensors"
+"""Texts that can be found again, of 'moecl index'; absent where nothing was indexed."""
+
 LOG_NAME = "metrics.jsonl"
 """The metrics logged during training, one JSON object a line."""
 

@@ -325,6 +325,9 @@ def _check(content: Mapping[str, Any]) -> None:
     if content.get("sizes") is not None:
         for split in SPLIT_NAMES:
             _check_shape(f"sizes.{split}", content["sizes"][split], (count,))
+    if content.get("demonstrations"):
+        for key in ("shown", "left_out"):
+            _check_shape(f"demonstrations.{key}", content["demonstrations"][key], (count,))
     if content.get("task_free"):
         _check_shape("task_free.accuracy", content["task_free"]["accuracy"], (count,))
         _check_shape("task_free.choices", content["task_free"]["choices"], (count, count))

@@ -18,6 +18,7 @@ import jax
 from moecl_jax.data.sources.none import Removed
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed
+from moecl_jax.retrieval import Index
 from moecl_jax.runs.changes import PREPARED, Change
 from moecl_jax.runs.checkpoint import IN_PROGRESS, TaskCheckpoints
 from moecl_jax.runs.lock import claimed
@@ -26,6 +27,7 @@ from moecl_jax.runs.names import (
     CONFIG_NAME,
     DATA_NAME,
     FINISHED_NAME,
+    INDEX_NAME,
     LOG_NAME,
     NOT_FINITE_NAME,
     RESULTS_NAME,
@@ -36,6 +38,8 @@ from moecl_jax.runs.workdir import Origin, load_settings
 
 # What is left of the definition of a task that is removed: what shapes depend on.
 _KEPT_FIELDS = ("labels", "raw_labels", "response_field", "metric", "template", "chat")
+
+_PREPARED_INDEX = f"{CHECKPOINTS_FOLDER}/{PREPARED}/{INDEX_NAME}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +151,14 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
     lines.append("  'moecl train' trains the later tasks again, or others in their place")
     removed = [f"{CHECKPOINTS_FOLDER}/{name}" for name in (*there, IN_PROGRESS)]
     files: dict[str, object] = {FINISHED_NAME: list(names[: index + 1])}
+    without = _IndexWithout.of(workdir, names[index + 1 :])
+    lines[-1:-1] = without.lines
     traces = [task.name for task in tasks[index + 1 :] if task.removed]
     if traces:
         left = [name for name in names if name not in traces]
         files[CONFIG_NAME] = read_object(workdir / CONFIG_NAME) | {"tasks": left}
-    return Plan(tuple(lines), Change((*removed, RESULTS_NAME, NOT_FINITE_NAME), files=files))
+    change = Change((*removed, RESULTS_NAME, NOT_FINITE_NAME), without.placed, files)
+    return Plan(tuple(lines), change, without.prepare)
 
 
 def _state_inside(checkpoints: TaskCheckpoints) -> str | None:
@@ -181,7 +188,10 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         for place in (index, *filter(checkpoints.has_shared, later))
     }
 
+    without = _IndexWithout.of(workdir, [task])
+
     def prepare() -> None:
+        without.prepare()
         for place, folder in prepared.items():
             shared = None
             if place > index or newest:
@@ -195,13 +205,14 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
     after = TaskCheckpoints(workdir, names)
     placed = {
         f"{CHECKPOINTS_FOLDER}/{after.path(place).name}": prepared[place] for place in prepared
-    }
+    } | dict(without.placed)
     own, features = checkpoints.path(index), checkpoints.features_path(count - 1)
     removed = [own, *([] if count - 1 in prepared else [features])]
     lines = [f"'{task}', task {index + 1} of {len(names)}, is removed from {workdir}"]
     lines.append(f"  deleted: {CHECKPOINTS_FOLDER}/{own.name}, with expert, head and features")
     if remembered:
         lines.append("  deleted: what the method's memory holds of it alone")
+    lines += without.lines
     if method.examples.joined:
         lines.append("  its examples no longer join the batches of later tasks")
     if jax.tree.leaves(trees):
@@ -219,6 +230,50 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         _files_without(workdir, task, trace, names, count),
     )
     return Plan(tuple(lines), change, prepare)
+
+
+@dataclasses.dataclass(frozen=True)
+class _IndexWithout:
+    """The workdir's index without some tasks' entries.
+
+    Attributes:
+      workdir: folder of the run.
+      tasks: names of the tasks.
+      count: number of their entries; 0 where nothing was indexed.
+    """
+
+    workdir: Path
+    tasks: frozenset[str]
+    count: int
+
+    @classmethod
+    def of(cls, workdir: Path, tasks: Collection[str]) -> "_IndexWithout":
+        """Counts the entries.
+
+        Raises:
+          UserError: the index is damaged, or cannot be read here.
+        """
+        chosen, path = frozenset(tasks), workdir / INDEX_NAME
+        count = Index.load(path).delete(tasks=chosen) if path.exists() else 0
+        return cls(workdir, chosen, count)
+
+    @property
+    def lines(self) -> list[str]:
+        """What a plan says of it."""
+        return [f"  deleted: {self.count} entries of {INDEX_NAME}"] if self.count else []
+
+    @property
+    def placed(self) -> dict[str, str]:
+        """What a change puts in the place of what, as `Change.placed`."""
+        return {INDEX_NAME: _PREPARED_INDEX} if self.count else {}
+
+    def prepare(self) -> None:
+        """Writes the new file beside the old one."""
+        if self.count:
+            index = Index.load(self.workdir / INDEX_NAME)
+            index.delete(tasks=self.tasks)
+            (self.workdir / _PREPARED_INDEX).parent.mkdir(parents=True, exist_ok=True)
+            index.save(self.workdir / _PREPARED_INDEX)
 
 
 def _refuse_removal(

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from moecl_jax.data.batching import chunks, need_of
-from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
@@ -126,11 +125,7 @@ class Labeller:
         able = [place for place, prompt in enumerate(prompts) if prompt.task in group]
         answers = self._evaluator.answers
         needs = [
-            need_of(
-                TokenizedExample(prompts[place].ids, 0),
-                answers[prompts[place].task],
-                training=False,
-            )
+            need_of(prompts[place].example, answers[prompts[place].task], training=False)
             for place in able
         ]
         for places, _ in self._evaluator.scoring.groups(needs):
@@ -147,7 +142,7 @@ class Labeller:
             group = present if len(present) == 1 else whole
             places = [place for place, prompt in enumerate(prompts) if prompt.task in group]
             own = [group.index(prompts[place].task) for place in places]
-            examples = [TokenizedExample(prompts[place].ids, 0) for place in places]
+            examples = [prompts[place].example for place in places]
             scores = self._evaluator.scores_of_several(
                 self._parameters[group], group, examples, own
             ).scores.astype(np.float64)

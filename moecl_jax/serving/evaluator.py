@@ -34,6 +34,7 @@ from moecl_jax.progress import EVALUATE, WRITE
 from moecl_jax.runs.history import Evaluation
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.generation import Generator, Sampling
+from moecl_jax.serving.preceding import Preceded, Preceder
 from moecl_jax.serving.scoring import (
     Scores,
     Scoring,
@@ -61,6 +62,7 @@ class Evaluator:
       answers: for each task the ids of its labels' texts; empty with classification heads and for
         free-form tasks.
       sampling: how answers that are evaluated are decoded.
+      preceder: puts before texts what the method says.
     """
 
     def __init__(self, model: Model, method: Method, tasks: Sequence[Task], settings: Settings):
@@ -84,6 +86,13 @@ class Evaluator:
         self._feature_step = jax.jit(
             functools.partial(feature_step, architecture=model.architecture)
         )
+        self.preceder = Preceder(model, self.context, self.tasks, settings.data.max_length)
+        self.scoring_of = functools.cache(self._scoring)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over a task's training examples; none where nothing is trained."""
+        return self.settings.epochs if self.method.traits.trains else 0
 
     @property
     def names(self) -> list[str]:
@@ -138,15 +147,19 @@ class Evaluator:
             compact=self.model.placement.one_cpu,
         )
 
-    @functools.cached_property
+    @property
     def scoring(self) -> Scoring:
         """How texts to be scored are laid out; their shapes follow from settings and tasks."""
+        return self.scoring_of(0)
+
+    def _scoring(self, longer: int) -> Scoring:
+        """`scoring` of texts whose prompts may be so many tokens longer than settings say."""
         section, data = self.settings.batch, self.settings.data
-        needs, answer = [Need(data.max_length, 1, 1)], 1
+        needs, answer = [Need(data.max_length + longer, 1, 1)], 1
         for task, answers in zip(self.tasks, self.answers, strict=True):
             limit = prompt_limit(task, answers, data.max_length, data.max_response)
             responses = (np.zeros(data.max_response, np.int32),) if task.free_form else answers
-            longest = TokenizedExample(np.zeros(limit, np.int32), 0)
+            longest = TokenizedExample(np.zeros(limit + longer, np.int32), 0)
             needs.append(need_of(longest, responses, training=False))
         answer = max(need.answer for need in needs)
         slots = section.evaluation_size * section.row_length // 4
@@ -161,6 +174,23 @@ class Evaluator:
             layout.planner,
         )
         return Scoring(layout, shapes)
+
+    def precede(
+        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+    ) -> Preceded:
+        """Examples that are asked as a task's, with what the method puts before them.
+
+        Arguments as for `scores`.
+        """
+        if not self.method.traits.precedes or self.model.tokenizer is None:
+            return Preceded(parameters, examples)
+        return self.preceder(parameters, index, examples, self.features)
+
+    def _step(self, asked: Preceded) -> Callable[..., Any]:
+        """The evaluation step of texts with what stands before them."""
+        if asked.prefix is None:
+            return self._evaluation_step
+        return functools.partial(self._evaluation_step, prefix=asked.prefix)
 
     def scores(
         self,
@@ -179,13 +209,31 @@ class Evaluator:
           one_shape: whether all batches have one shape, so that an example's scores do not depend
             on those beside it.
         """
+        return self._scores(index, self.precede(parameters, index, examples), one_shape)
+
+    def _votes(
+        self, parameters: TaskParameters, index: int, examples: Sequence[TokenizedExample]
+    ) -> Scores:
+        """Scores by the method's own vote; arguments as for `scores`."""
+        count = len(self.tasks[index].labels)
+        votes = np.zeros((0, count), np.float32)
+        if examples:
+            votes = self.method.votes(parameters, self.features(examples), count)
+        return Scores(votes, np.zeros(votes.shape, bool)).of_best
+
+    def _scores(self, index: int, asked: Preceded, one_shape: bool = False) -> Scores:
+        if self.method.traits.votes:
+            return self._votes(asked.parameters, index, asked.examples)
+        scoring = self.scoring_of(asked.own_limit)
         return score(
-            self._evaluation_step,
-            self.model.placement.put(self.method.answering(parameters)),
+            self._step(asked),
+            asked.parameters
+            if self.method.traits.precedes
+            else self.model.placement.put(self.method.answering(asked.parameters)),
             self.model.params,
-            examples,
+            asked.examples,
             self.answers[index],
-            self.scoring.of_one_shape if one_shape else self.scoring,
+            scoring.of_one_shape if one_shape else scoring,
             class_count=len(self.tasks[index].labels),
         )
 
@@ -204,30 +252,38 @@ class Evaluator:
           examples: n of them.
           own: each example's task, as an index into the group.
         """
+        if self.method.traits.votes:  # of one task, for they are not mixed
+            return self._votes(parameters, group[0], examples)
+        asked = self.precede(parameters, group[0], examples)  # or there are several, and it is none
         return score_mixed(
-            self._evaluation_step,
-            parameters,
+            self._step(asked),
+            asked.parameters,
             self.model.params,
-            examples,
+            asked.examples,
             own,
             [self.answers[task] for task in group],
-            self.scoring,
+            self.scoring_of(asked.own_limit),
             class_counts=[len(self.tasks[task].labels) for task in group],
         )
 
     def prepare_scores(self, parameters: TaskParameters, group: Sequence[int]) -> None:
         """Compiles all programs of `scores_of_several` for so many tasks, by running each once."""
+        if self.method.traits.votes:
+            self.prepare_features()
+            return
         answers = [self.answers[task] for task in group]
         counts = [len(self.tasks[task].labels) for task in group]
         needs = [need_of(_ONE_TOKEN, labels, training=False) for labels in answers]
         least = min(range(len(group)), key=lambda task: needs[task].slots)
-        layout = self.scoring.layout
-        for shape in self.scoring.shapes:
+        asked = self.precede(parameters, group[0], [_ONE_TOKEN])
+        scoring = self.scoring_of(asked.own_limit)
+        layout, step = scoring.layout, self._step(asked)
+        for shape in scoring.shapes:
             if shape.holds([needs[least]], layout.packed):  # else no text of these tasks is in it
                 batch = make_mixed_batch(
                     [_ONE_TOKEN], [least], answers, layout, class_counts=counts, shape=shape
                 )
-                jax.block_until_ready(self._evaluation_step(parameters, self.model.params, batch))
+                jax.block_until_ready(step(asked.parameters, self.model.params, batch))
 
     def prepare_features(self) -> None:
         """Compiles all programs of `features`, by running each once."""
@@ -247,8 +303,14 @@ class Evaluator:
         parameters = self.model.placement.put(parameters)
         label, count = f"evaluating {task.name}", len(examples)
         with reporting.stage(label, EVALUATE, count, size=text_size(examples)):
-            evaluation = evaluate_examples(
-                self.scores(parameters, index, examples), examples, task.labels
+            asked = self.precede(parameters, index, examples)
+            scores = self._scores(index, asked)
+            if not self.method.traits.trains and not task.free_form:
+                scores = scores.of_best
+            evaluation = dataclasses.replace(
+                evaluate_examples(scores, examples, task.labels),
+                shown=asked.shown / max(1, len(examples)),
+                left_out=asked.left_out / max(1, len(examples)),
             )
         if not examples or not self.writes(index) or self.generator is None:
             return evaluation
@@ -256,8 +318,9 @@ class Evaluator:
         longest = self.settings.data.max_response
         with reporting.stage(f"writing answers of {task.name}", WRITE, count):
             written = self.generator.write(
-                parameters,
-                [example.prompt for example in examples],
+                asked.parameters,
+                [example.prompt for example in asked.examples],
+                prefix=asked.prefix,
                 max_tokens=longest if task.free_form else self.scoring.layout.answer_length,
                 sampling=self.sampling,
                 seed=self.settings.seed,
@@ -285,6 +348,8 @@ class Evaluator:
     def writes(self, index: int) -> bool:
         """Whether a task's answers are written, token by token, when it is evaluated."""
         written = self.settings.evaluation.answers == "generated"
+        if self.method.traits.votes:
+            return False
         return self.context.head == "lm" and (written or self.tasks[index].metric == "rouge_l")
 
     def features(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
@@ -294,10 +359,26 @@ class Evaluator:
         with reporting.stage(label, EVALUATE, len(texts), size=size):
             return extract(self._feature_step, self.model.params, texts, self.scoring.of_one_shape)
 
+    def write(
+        self,
+        parameters: TaskParameters,
+        index: int,
+        examples: Sequence[TokenizedExample],
+        **options: Any,
+    ) -> list[np.ndarray | None]:
+        """Continues the prompts of examples that are asked as a task's, with the LM head.
+
+        Arguments as for `scores`; `options`, results and errors are those of `Generator.write`.
+        """
+        assert self.generator is not None  # whoever asks has seen to it
+        asked = self.precede(parameters, index, examples)
+        prompts = [example.prompt for example in asked.examples]
+        return self.generator.write(asked.parameters, prompts, prefix=asked.prefix, **options)
+
     @functools.cached_property
     def generator(self) -> Generator | None:
-        """Writes text with the LM head; None with classification heads."""
-        if self.context.head != "lm":
+        """Writes text with the LM head; None with classification heads or where a vote answers."""
+        if self.context.head != "lm" or self.method.traits.votes:
             return None
         tokenizer: Any = self.model.tokenizer
         return Generator.of(self.context, self.model.params, end_of_sequence(tokenizer))
@@ -346,6 +427,12 @@ def _check(model: Model, method: Method, tasks: Sequence[Task], settings: Settin
             f"config: data.max_response = {data.max_response} leaves no room for a prompt in "
             f"data.max_length = {data.max_length} tokens; lower the first or raise the other"
         )
+    free_form = [task.name for task in tasks if task.free_form]
+    if method.traits.votes and free_form:
+        raise UserError(
+            f"config: method = '{method.name}' votes for labels, and the task '{free_form[0]}' "
+            "answers in free text; 'few_shot' shows the nearest examples to the model in its place"
+        )
     _check_output(method, settings.head, settings.shared_head)
     on_attention = [name for name in method.lora.targets if name in ATTENTION_TARGETS]
     if method.traits.reads_moments and on_attention:
@@ -378,7 +465,7 @@ def _check_output(method: Method, head: str, shared_head: bool) -> None:
         "any": "",
         "shared": "needs an output layer that all tasks share: set head = 'lm', or shared_head = "
         "True",
-        "lm": "distils the LLM's own output layer: set head = 'lm'",
+        "lm": "needs the LLM's own output layer: set head = 'lm'",
     }
     output = method.traits.output
     shares = head == "lm" or (output == "shared" and shared_head)

@@ -20,7 +20,7 @@ from moecl_jax.data.rows import row_length
 from moecl_jax.errors import UserError
 from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import TaskParameters, Tree
-from moecl_jax.models.decoder import KeyValueCache, empty_cache
+from moecl_jax.models.decoder import KeyValueCache, Prefix, empty_cache
 
 _TOKENS_A_CALL = 64  # at most; a call ends with its last text
 NOT_FINITE = (
@@ -85,6 +85,7 @@ def read_prompts(
     prompts: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
+    prefix: Prefix | None = None,
     *,
     context: StepContext,
     end: int,
@@ -99,10 +100,12 @@ def read_prompts(
       prompts: `[R, S]` ids, padded at the end.
       lengths: `[R]`; 0 for a row that is to be left alone.
       keys: `[R]`.
+      prefix: tokens before each prompt; None for none.
       context: static parts.
       end: id of end of sequence.
       sampling: how tokens are chosen.
-      slots: slots of the cache: at least S, and the tokens of the longest finished text.
+      slots: slots of the cache: at least the prefix and S, and the tokens of the longest finished
+        text.
     """
     rows, width = prompts.shape
     cache = empty_cache(context.architecture.sizes, rows, slots, context.architecture.dtype)
@@ -113,11 +116,12 @@ def read_prompts(
     words = words.reshape(rows, width, -1).astype(jnp.float32)
     query = jnp.einsum("rs,rsd->rd", real, words) / jnp.maximum(lengths, 1)[:, None]
     writer = _Writer.of(parameters, frozen, jnp.repeat(query, width, axis=0), context)
-    hidden, cache = writer.decode(prompts, positions, cache)
     last = jnp.maximum(lengths, 1) - 1
-    texts = Continuation(
-        cache, prompts[:, 0], last, lengths == 0, jnp.ones(rows, bool), keys, query
-    )
+    at = last
+    if prefix is not None:
+        cache, positions, at = prefix.into(cache), prefix.length + positions, prefix.length + last
+    hidden, cache = writer.decode(prompts, positions, cache)
+    texts = Continuation(cache, prompts[:, 0], at, lengths == 0, jnp.ones(rows, bool), keys, query)
     return _append(texts, writer.logits(hidden[jnp.arange(rows) * width + last]), end, sampling)
 
 
@@ -242,6 +246,7 @@ class Generator:
         sampling: Sampling = GREEDY,
         seed: int = 0,
         batch_size: int = 16,
+        prefix: Prefix | None = None,
     ) -> list[np.ndarray | None]:
         """Continues prompts, each to its end of sequence or to `max_tokens` tokens.
 
@@ -254,6 +259,7 @@ class Generator:
           sampling: how tokens are chosen.
           seed: decides a draw, with a prompt's place in `prompts` and the token's position.
           batch_size: prompts at a time.
+          prefix: tokens before each prompt; None for none.
 
         Returns:
           Ids of each continuation, without end of sequence; None where logits were not finite.
@@ -267,7 +273,15 @@ class Generator:
             rows = [prompts[index] for index in chosen]
             columns, finite = [], np.ones(batch_size, bool)
             for column, finite in self._columns(  # noqa: B007
-                parameters, rows, chosen, max_tokens, sampling, seed, batch_size, _TOKENS_A_CALL
+                parameters,
+                rows,
+                chosen,
+                max_tokens,
+                sampling,
+                seed,
+                batch_size,
+                _TOKENS_A_CALL,
+                prefix,
             ):
                 columns.append(column)
             tokens = np.concatenate(columns).T
@@ -286,6 +300,7 @@ class Generator:
         max_tokens: int,
         sampling: Sampling = GREEDY,
         seed: int = 0,
+        prefix: Prefix | None = None,
     ) -> Iterator[int]:
         """The same for one prompt, token by token as they are written.
 
@@ -293,7 +308,7 @@ class Generator:
           UserError: as for `write`; or the logits of a token are not finite.
         """
         for tokens, finite in self._columns(
-            parameters, [prompt], [0], max_tokens, sampling, seed, 1, 1
+            parameters, [prompt], [0], max_tokens, sampling, seed, 1, 1, prefix
         ):
             if not finite[0]:
                 raise UserError(NOT_FINITE)
@@ -311,6 +326,7 @@ class Generator:
         seed: int,
         batch_size: int,
         count: int,
+        prefix: Prefix | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens `[n, R]` of a batch, at most `count` at a time, and which rows are finite `[R]`.
 
@@ -318,14 +334,16 @@ class Generator:
         """
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]
-        total = int(lengths.max()) + max_tokens
+        before = 0 if prefix is None else int(prefix.length)
+        longest = before + int(lengths.max())
+        total = longest + max_tokens
         if not 0 <= seed < 2**32:
             raise UserError(f"seed = {seed} must be at least 0 and below 2**32")
         if max_tokens < 1:
             raise UserError(f"max_tokens = {max_tokens} must be at least 1")
         if total > self.context_length:
             raise UserError(
-                f"a prompt of {lengths.max()} tokens and max_tokens = {max_tokens} exceed the "
+                f"a prompt of {longest} tokens and max_tokens = {max_tokens} exceed the "
                 f"{self.context_length} positions of the model; lower max_tokens or shorten the "
                 "prompt"
             )
@@ -335,9 +353,10 @@ class Generator:
         numbers = np.zeros(batch_size, np.uint32)
         numbers[: len(places)] = places
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-        slots = row_length(max(padded.shape[1], total))
+        least = 0 if prefix is None else prefix.key.shape[1]
+        slots = row_length(max(before + padded.shape[1], total, least))
         texts = self.read_prompts(
-            parameters, self.frozen, padded, lengths, keys, sampling=sampling, slots=slots
+            parameters, self.frozen, padded, lengths, keys, prefix, sampling=sampling, slots=slots
         )
         yield np.asarray(texts.tokens)[None], np.asarray(texts.finite)
         for start in range(1, max_tokens, count):

@@ -26,10 +26,17 @@ class Prompt:
     Attributes:
       ids: int32 `[P]`, the prompt's token ids.
       task: place of the task in the stream.
+      text: what stands in the template; "" where the prompt was given as `input_ids`.
     """
 
     ids: np.ndarray
     task: int
+    text: str = ""
+
+    @property
+    def example(self) -> TokenizedExample:
+        """The prompt as an example whose answer is not known."""
+        return TokenizedExample(self.ids, 0, text=self.text)
 
 
 class PromptReader:
@@ -96,7 +103,7 @@ class PromptReader:
         if cut and not example.text:
             problem = f"input_ids has {len(example.prompt)} tokens; at most {len(ids)} fit"
             return added | {"error": problem}, None
-        return added | ({"truncated": True} if cut else {}), Prompt(ids, task)
+        return added | ({"truncated": True} if cut else {}), Prompt(ids, task, example.text)
 
     def _example(self, record: Mapping[str, Any] | Exception) -> TokenizedExample | str:
         """A record's text or ids, or what is wrong with it."""

@@ -22,6 +22,7 @@ from moecl_jax.data.shapes import Need, Shape, groups
 from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.methods.forward import StepContext, forward, output_logits, vocabulary_logits
 from moecl_jax.methods.parameters import TaskParameters, Tree
+from moecl_jax.models.decoder import Prefix
 from moecl_jax.models.heads import answer_log_probabilities
 from moecl_jax.runs.classification import NO_LABEL
 from moecl_jax.runs.history import Evaluation
@@ -42,6 +43,12 @@ class Scores:
     scores: np.ndarray
     answered: np.ndarray
     reports: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def of_best(self) -> "Scores":
+        """The same where the label that scores highest is the answer."""
+        best = np.arange(self.scores.shape[1]) == self.scores.argmax(axis=1)[:, None]
+        return dataclasses.replace(self, answered=best)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,12 @@ class Scoring:
 
 
 def evaluation_step(
-    parameters: TaskParameters, frozen: Tree, batch: Batch, *, context: StepContext
+    parameters: TaskParameters,
+    frozen: Tree,
+    batch: Batch,
+    prefix: Prefix | None = None,
+    *,
+    context: StepContext,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Scores of each example's labels.
 
@@ -83,6 +95,7 @@ def evaluation_step(
       parameters: parameters of the task, or of several.
       frozen: parameters of the frozen decoder.
       batch: one evaluation batch.
+      prefix: tokens before each text; None for none.
       context: static parts.
 
     Returns:
@@ -93,7 +106,7 @@ def evaluation_step(
       from the prompt gives a text if and only if, with that text fed, every token of it is the
       most probable one.) And what the layers' FFN functions report of each example, `[L, B]`.
     """
-    hidden, reports = forward(parameters, frozen, batch, context, seeds=None)
+    hidden, reports = forward(parameters, frozen, batch, context, seeds=None, prefix=prefix)
     lowest = jnp.finfo(jnp.float32).min
     if context.head == "lm":
         logits = vocabulary_logits(parameters, hidden[batch.predicted], frozen, context)

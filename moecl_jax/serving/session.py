@@ -11,7 +11,7 @@ import numpy as np
 from moecl_jax import reporting
 from moecl_jax.data.batching import chunks
 from moecl_jax.data.task import SPLITS, Task
-from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
+from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
@@ -175,9 +175,12 @@ class Session:
             reporting.current().message(
                 f"note: the prompt was cut to its first {len(prompt.ids)} tokens"
             )
+        parameters = self._parameters((prompt.task,), base)
+        asked = self.evaluator.precede(parameters, prompt.task, [prompt.example])
         tokens = self._generator.stream(
-            self._parameters((prompt.task,), base),
-            prompt.ids,
+            asked.parameters,
+            asked.examples[0].prompt,
+            prefix=asked.prefix,
             max_tokens=self._max_response if max_tokens is None else max_tokens,
             sampling=sampling,
             seed=seed,
@@ -259,9 +262,11 @@ class Session:
                 f"{', '.join(self.tasks)}"
             )
         if written and self.evaluator.generator is None:
+            method = self.evaluator.method
+            key = f"method = '{method.name}'" if method.traits.votes else "head = 'classification'"
             raise UserError(
-                f"task '{task}' was trained with head = 'classification': it has labels and "
-                "writes no text; use 'moecl predict'"
+                f"task '{task}' was trained with {key}: it has labels and writes no text; use "
+                "'moecl predict'"
             )
         if not written and self.evaluator.tasks[index].free_form:
             raise UserError(
@@ -279,7 +284,7 @@ class Session:
             places = [place for place, prompt in enumerate(prompts) if prompt.task in group]
             labels = [evaluator.tasks[task].labels for task in group]
             own = [group.index(prompts[place].task) for place in places]
-            examples = [TokenizedExample(prompts[place].ids, 0) for place in places]
+            examples = [prompts[place].example for place in places]
             parameters = self._parameters(tuple(group), False)
             scores = evaluator.scores_of_several(parameters, group, examples, own)
             for place, task, row in zip(places, own, scores.scores.astype(np.float64), strict=True):
@@ -298,9 +303,10 @@ class Session:
         """The `response` to each prompt of one task, or an `error`; arguments as for `generate`."""
         if not prompts:
             return []
-        written = self._generator.write(
+        written = self.evaluator.write(
             self._parameters((prompts[0].task,), base),
-            [prompt.ids for prompt in prompts],
+            prompts[0].task,
+            [prompt.example for prompt in prompts],
             max_tokens=self._max_response if max_tokens is None else max_tokens,
             sampling=sampling,
             seed=seed,

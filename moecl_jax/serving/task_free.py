@@ -89,7 +89,7 @@ def _right_as(
         if labels[example.label] in others:
             right[place] = True
             label = others.index(labels[example.label])
-            asked.append(TokenizedExample(prompt_of(example)[0], label))
+            asked.append(TokenizedExample(prompt_of(example)[0], label, text=example.text))
     if asked:
         parameters = evaluator.starting.task(state, evaluator.names[other], other)
         right[right] = evaluator.evaluate(parameters, other, asked).right

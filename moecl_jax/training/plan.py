@@ -17,6 +17,7 @@ from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.runs.features import TaskFeatures
+from moecl_jax.runs.settings import Settings
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.task_free import spaced
 from moecl_jax.training.pieces import own_examples
@@ -85,6 +86,11 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
     stream = starting.stream(len(tasks))
     several = [_steps_of(each, tasks) for each in dict.fromkeys(_evaluators(evaluator))]
     state = _first_state(evaluator, several[0], stream)
+    step_bytes = placement.bytes_per_device(evaluator.model.params)
+    if evaluator.method.traits.trains:
+        step_bytes = max(
+            step_memory(steps.compiled(stream, [*steps.cutter.samples()][-1])) for steps in several
+        )
     trained = state.active, state.optimizer_state
     disk, most = _disk(evaluator, stream, state)
     return TrainingPlan(
@@ -92,9 +98,7 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
         evaluated=_evaluated(evaluator, tasks),
         frozen_bytes=placement.bytes_per_device(evaluator.model.params),
         trained_bytes=placement.bytes_per_device(trained),
-        step_bytes=max(
-            step_memory(steps.compiled(stream, [*steps.cutter.samples()][-1])) for steps in several
-        ),
+        step_bytes=step_bytes,
         disk_bytes=disk,
         most_disk_bytes=most,
     )
@@ -169,9 +173,14 @@ def _own(evaluator: Evaluator, tasks: Sequence[TokenizedTask], index: int) -> li
 def _step_counts(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[int, ...]:
     of_task = [evaluator.settings.for_task(task.name) for task in tasks]
     return tuple(
-        -(-len(_own(evaluator, tasks, index)) // settings.batch.size) * settings.epochs
+        -(-len(_own(evaluator, tasks, index)) // settings.batch.size) * _epochs(evaluator, settings)
         for index, settings in enumerate(of_task)
     )
+
+
+def _epochs(evaluator: Evaluator, settings: Settings) -> int:
+    """Passes over a task's training examples with its settings; none where nothing is trained."""
+    return settings.epochs if evaluator.method.traits.trains else 0
 
 
 def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[int, ...]:
@@ -191,7 +200,7 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
         else:
             total += sum(test if done in (index + 1, count) else early for done in after)
         trained_with = settings.for_task(evaluator.names[-1] if joint else task.name)
-        total += trained_with.epochs * len(task.splits["validation"])
+        total += _epochs(evaluator, trained_with) * len(task.splits["validation"])
         if method.traits.expert_per_task and not task.definition.free_form:
             # The features by which a task is chosen.
             total += len(spaced(task.splits["train"])) + test
@@ -241,7 +250,7 @@ def _seconds_of_a_step(
     evaluator: Evaluator, steps: TrainingSteps, stream: StreamState, index: int
 ) -> float:
     """Median time of a training step of a task; 0 where it has none."""
-    own = _own(evaluator, steps.tasks, index)
+    own = _own(evaluator, steps.tasks, index) if evaluator.epochs else []
     placement, settings = evaluator.model.placement, evaluator.settings
     state = placement.put(_first_state(evaluator, steps, stream, index))
     sums = placement.put(no_sums(state.active))

@@ -175,7 +175,7 @@ class TaskTraining:
         self.examples = self._own_examples()
         self.size = self.settings.batch.size
         self.epoch_steps = -(-len(self.examples) // self.size)
-        self.total_steps = self.epoch_steps * self.settings.epochs
+        self.total_steps = self.epoch_steps * self.evaluator.epochs
 
         starting, self.placement = self.evaluator.starting, self.evaluator.model.placement
         parameters = starting.task(stream, self.task.name, index)
@@ -193,8 +193,8 @@ class TaskTraining:
             for place in (range(len(steps.tasks)) if self.policy.joint else [index])
             if steps.tasks[place].splits["validation"]
         ]
-        self.validates = bool(self.validated)
-        if self.settings.selection == "best" and not self.validates:
+        self.validates = bool(self.validated) and self.method.traits.trains
+        if self.evaluator.epochs and self.settings.selection == "best" and not self.validates:
             raise no_validation(self.task.name)
         record = store.in_progress()
         if record is not None and record["task"] == self.task.name:
@@ -213,11 +213,11 @@ class TaskTraining:
         epochs, place = divmod(self.step, self.epoch_steps)
         count = len(self.examples)
         done = epochs * count + place * self.size
-        total = self.settings.epochs * count
+        total = self.evaluator.epochs * count
         size = text_size(self.examples)
         with reporting.stage("training", TRAIN, total, done=done, size=size) as stage:
             try:
-                while self.validated_epochs < self.settings.epochs:
+                while self.validated_epochs < self.evaluator.epochs:
                     self._run_epoch(stage)
                 self.watch.look_at_all()
             except NotFinite as error:
@@ -247,6 +247,11 @@ class TaskTraining:
             inputs=functools.partial(self._inputs, parameters),
             reports=functools.partial(self._reports, parameters),
             queries=self._queries,
+            examples=lambda: examples,
+            features=lambda places: self.evaluator.features([examples[p] for p in places]),
+            demonstrations=lambda places: self.evaluator.preceder.demonstrations(
+                self.index, [examples[p] for p in places], self.evaluator.answers[self.index]
+            ),
         )
 
     def _start(self, parameters: TaskParameters) -> TaskStart:

@@ -281,7 +281,7 @@ class StreamTraining:
         if record is not None and record["task"] in self.evaluator.names[finished:]:
             refuse_other_tasks_inside(record, self.evaluator.names)
             resumed_step += record["step"]
-        if finished < len(self.tasks):
+        if finished < len(self.tasks) and self.method.traits.trains:
             with reporting.stage("compiling the training step"):
                 self.steps_of(finished).prepare(stream)
         with self._log(resumed_step) as log:

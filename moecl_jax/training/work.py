@@ -94,7 +94,7 @@ class _Plan:
             texts = [e for task in learned for e in self.tasks[task].splits["train"]]
             current = place == finished or joint
             settings = self.settings.for_task(self.tasks[place].name)
-            epochs = settings.epochs
+            epochs = settings.epochs if self.method.traits.trains else 0
             epoch_steps = max(1, -(-len(texts) // settings.batch.size))
             rest = epochs - steps / epoch_steps if current else epochs
             self.found[TRAIN] += max(0.0, rest) * text_size(texts) * len(texts)

@@ -422,7 +422,7 @@ def test_adding_a_task_leaves_the_earlier_rows(run, method):
     [
         ("replay", "'replay' needs an output layer that all tasks share: set head = 'lm', or "),
         ("joint", "'joint' needs an output layer that all tasks share: set head = 'lm', or "),
-        ("lwf", "'lwf' distils the LLM's own output layer: set head = 'lm'"),
+        ("lwf", "'lwf' needs the LLM's own output layer: set head = 'lm'"),
     ],
 )
 def test_methods_that_need_one_output_layer_refuse_a_head_a_task(tmp_path, method, message):

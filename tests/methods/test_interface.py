@@ -36,6 +36,8 @@ from moecl_jax.methods import (
     register,
     spec_of,
 )
+from moecl_jax.methods.few_shot import Options as FewShotOptions
+from moecl_jax.methods.few_shot import Shown
 from moecl_jax.methods.moe_cl import Adversarial, MoeCl
 from moecl_jax.methods.moe_cl import Options as MoeClOptions
 from moecl_jax.methods.o_lora import OLora
@@ -268,12 +270,15 @@ def test_incomplete_methods_are_refused_with_what_they_lack(method, message):
 
 def test_what_the_built_in_methods_declare():
     per_task = {name for name, method in METHODS.items() if method().traits.expert_per_task}
-    assert per_task == {"moe_cl", "per_task"}
+    assert per_task == {"moe_cl", "per_task", "few_shot", "knn", "retrieval"}
     assert OLora(composed=False).traits.expert_per_task
     assert not OLora().traits.expert_per_task  # an object's traits are its own
     outputs = {name: method.traits.output for name, method in METHODS.items()}
     assert {n: o for n, o in outputs.items() if o != "any"} == {
         "lwf": "lm",
+        "few_shot": "lm",
+        "retrieval": "lm",
+        "zero_shot": "lm",
         "replay": "shared",
         "joint": "shared",
     }
@@ -286,11 +291,17 @@ def test_what_the_built_in_methods_declare():
     ]
     assert [name for name, method in METHODS.items() if method.traits.reads_moments] == ["inf_lora"]
     no_single = {name for name, method in METHODS.items() if method().traits.no_single_lora}
-    assert no_single == {"moe_cl", "mocl", "gain_lora", "sequential_full"}
+    untrained = {name for name, method in METHODS.items() if not method.traits.trains}
+    assert untrained == {"zero_shot", "few_shot", "knn", "retrieval"}
+    precedes = {name for name, method in METHODS.items() if method.traits.precedes}
+    assert precedes == {"few_shot", "retrieval"}
+    assert [name for name, method in METHODS.items() if method.traits.votes] == ["knn"]
+    assert no_single == {"moe_cl", "mocl", "gain_lora", "sequential_full", *untrained}
     assert MoeCl.traits.experts == ("shared", "task")
     assert METHODS["replay"](memory=7, batch=2).examples == Reservoir(7, 2)
     assert isinstance(METHODS["joint"]().examples, AllTasks)
-    own_alone = set(METHODS) - {"replay", "joint"}
+    assert METHODS["few_shot"](k=2).examples == Shown(FewShotOptions(k=2))
+    own_alone = set(METHODS) - {"replay", "joint", "few_shot", "retrieval"}
     assert all(type(METHODS[name]().examples) is ExamplePolicy for name in own_alone)
 
 

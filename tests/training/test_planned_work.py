@@ -24,6 +24,7 @@ METHODS = {
     "sequential_lora": {"evaluation__early_examples": 5},
     "joint": {},
     "ewc": {},
+    "few_shot": {},
 }
 
 
