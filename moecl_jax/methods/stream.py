@@ -135,14 +135,15 @@ class StartingValues:
         """Name of the task that a task continues, or its own where it continues none."""
         return self.continues.get(name, name)
 
-    def answering(self, state: StreamState, name: str) -> str | None:
-        """Name of the finished task whose parameters answer for a task; None if there is none.
+    def answering(self, state: StreamState, name: str) -> FinishedTask | None:
+        """The finished task that answers for a task; None if there is none.
 
         Of a task and those that continue it, that is the one that was finished last.
         """
         for other in reversed(list(state.finished)):
-            if self.first(other) == self.first(name) and state.finished[other] is not None:
-                return other
+            done = state.finished[other] if self.first(other) == self.first(name) else None
+            if done is not None:
+                return done
         return None
 
     def to_train(self, state: StreamState, name: str, index: int) -> TaskParameters:
@@ -173,8 +174,7 @@ class StartingValues:
 
         They are on the device; a finished head is padded with zeros, which are masked out.
         """
-        answering = self.answering(state, name)
-        done = None if answering is None else state.finished[answering]
+        done = self.answering(state, name)
         if done is None:
             return self.begin(state.shared, index, state.last_head, state.memory)
         expert = jax.tree.map(jnp.asarray, done.expert)

@@ -197,7 +197,10 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         f"  stays: its place, as '{trace.name}', with its labels and template; what {RESULTS_NAME} "
         f"and {LOG_NAME} say of it"
     )
-    lines.append(f"  {listed(others)} answer as before")
+    first = tasks[index].continues
+    lines.append(f"  {listed([name for name in others if name != first])} answer as before")
+    if first:
+        lines.append(f"  '{first}' is answered again as before '{task}' was trained")
     if newest and jax.tree.leaves(trees):
         lines.append(f"  'moecl rollback --to={others[-1]}' would undo all that it changed")
     change = Change(
@@ -225,6 +228,12 @@ def _refuse_removal(
     """
     task, inside = tasks[index].name, TaskCheckpoints(workdir, settings.tasks).in_progress_record()
     others = [each.name for each in tasks[:count] if not each.removed and each.name != task]
+    later = [each.name for each in tasks if each.continues == task]
+    if later:
+        raise UserError(
+            f"'{task}' is continued by {listed(later)}, which cannot be told from it. Remove that "
+            "first, or take it out of the config if it is not trained"
+        )
     if inside is not None:
         raise UserError(
             f"training stopped inside task '{inside['task']}' of {workdir}. Finish it first, or "

@@ -10,6 +10,7 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.data.batching import BatchLayout, make_mixed_batch, need_of
+from moecl_jax.data.continued import first_names
 from moecl_jax.data.loading import load_tasks
 from moecl_jax.data.shapes import Need, scoring_shapes
 from moecl_jax.data.task import Task
@@ -76,7 +77,13 @@ class Evaluator:
         self.answers = _answers(head, tasks, model)
         classes = max(1, *(len(task.labels) for task in tasks))
         self.starting = StartingValues(
-            method, model.sizes, settings.seed, head, classes, settings.shared_head
+            method,
+            model.sizes,
+            settings.seed,
+            head,
+            classes,
+            settings.shared_head,
+            first_names(tasks),
         )
         section = settings.evaluation
         self.sampling = Sampling(section.temperature, section.top_k, section.top_p)
@@ -99,6 +106,11 @@ class Evaluator:
         if name not in self.names:
             raise UserError(f"there is no task '{name}'; the tasks are {', '.join(self.names)}")
         return self.names.index(name)
+
+    def same(self, index: int) -> list[int]:
+        """Places of the tasks that are answered alike: a task, and those that continue it."""
+        first, names = self.starting.first, self.names
+        return [place for place, name in enumerate(names) if first(name) == first(names[index])]
 
     def load(
         self, tasks: Sequence[Task] | None = None, spared: Collection[str] = ()

@@ -84,7 +84,16 @@ class Session:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the finished tasks in their order."""
+        """Names of the finished tasks in their order, less those that continue another.
+
+        What was trained last of such tasks answers for the name of the first.
+        """
+        first = self.evaluator.starting.first
+        return [name for name in self._finished if first(name) == name]
+
+    @property
+    def _finished(self) -> list[str]:
+        """Names of all finished tasks that were not removed."""
         finished = self.evaluator.tasks[: len(self.state.finished)]
         return [task.name for task in finished if not task.removed]
 
@@ -329,8 +338,8 @@ class Session:
         evaluator = self.evaluator
         given = {task.name: task for task in tasks or ()}
         chosen = [given.get(task.name, task) for task in evaluator.tasks]
-        wanted = [task for task in chosen if task.name in self.tasks]
-        return evaluator.load(wanted, spared=self.tasks)
+        wanted = [task for task in chosen if task.name in self._finished]
+        return evaluator.load(wanted, spared=self._finished)
 
     def _build_parameters(self, tasks: tuple[int, ...], base: bool) -> TaskParameters:
         """What answers for one task, or for several in the same batch."""
