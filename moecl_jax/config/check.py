@@ -12,8 +12,8 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.config.file import overridden, read_config
-from moecl_jax.data.survey import Lengths, Rendered, Survey, lengths, rendered, survey
 from moecl_jax.data.continued import check_continued
+from moecl_jax.data.survey import Lengths, Rendered, Survey, lengths, rendered, survey
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
 from moecl_jax.errors import UserError

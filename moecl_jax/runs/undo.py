@@ -198,9 +198,11 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         f"and {LOG_NAME} say of it"
     )
     first = tasks[index].continues
-    lines.append(f"  {listed([name for name in others if name != first])} answer as before")
+    unchanged = [name for name in others if name != first]
+    if unchanged:
+        lines.append(f"  {listed(unchanged)} answer as before")
     if first:
-        lines.append(f"  '{first}' is answered again as before '{task}' was trained")
+        lines.append(f"  '{first}' is answered by what it had before '{task}'")
     if newest and jax.tree.leaves(trees):
         lines.append(f"  'moecl rollback --to={others[-1]}' would undo all that it changed")
     change = Change(
