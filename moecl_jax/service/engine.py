@@ -13,6 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
+from moecl_jax.decisions import Drift
 from moecl_jax.outside import shortened
 from moecl_jax.service.labelling import Read
 from moecl_jax.service.limits import Limits, Refused
@@ -29,6 +32,7 @@ class Labelling(Protocol):
 
     checkpoint: str
     most_texts: int
+    drifts: Mapping[str, Drift]
 
     @property
     def tasks(self) -> list[str]: ...  # noqa: D102
@@ -67,6 +71,7 @@ class Engine:
         self._rate = 0.0  # texts a second of late batches
         self._thread = threading.Thread(target=self._run, name="moecl-engine", daemon=True)
         self.metrics.watch_queue(lambda: len(self._queue))
+        self.metrics.watch_drift(lambda: self._labeller.drifts)
 
     @property
     def labeller(self) -> Labelling:
@@ -198,6 +203,7 @@ class Engine:
         decision = "review"
         if "error" not in labelled and task is not None:
             decision = self.policy.decide(task, labelled["probabilities"])
+            self._watch(labeller, task, labelled["probabilities"])
         self.metrics.texts.labels(task or "none", decision).inc()
         job.request.answers[job.place] = {
             "task": task,
@@ -209,6 +215,22 @@ class Engine:
             "truncated": job.read is not None and job.read.truncated,
             "error": labelled.get("error"),
         }
+
+    def _watch(self, labeller: Labelling, task: str, probabilities: Mapping[str, float]) -> None:
+        """Adds a text's scores to those that are compared with validation texts'."""
+        drift = labeller.drifts.get(task)
+        if drift is None:
+            return
+        before = drift.found.drifted
+        drift.add(np.array([probabilities[label] for label in labeller.labels[task]]))
+        if drift.found.drifted and not before:
+            _log.warning(
+                "the scores of task %s are no longer those of its validation texts (adjusted "
+                "p = %.2g after %d texts): choose new thresholds, or train on",
+                task,
+                drift.found.p_value,
+                drift.found.texts,
+            )
 
     def _measure(self, texts: int, seconds: float) -> None:
         self.metrics.batch_texts.observe(texts)

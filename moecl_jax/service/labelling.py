@@ -16,11 +16,15 @@ import numpy as np
 
 from moecl_jax.data.batching import chunks, need_of
 from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.decisions import Drift
+from moecl_jax.decisions.drift import FEWEST
 from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.serving.prompts import Prompt, PromptReader
 from moecl_jax.serving.session import Session, labelled
+
+_MOST_KNOWN = 2048  # validation texts of a task with which scores are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Labeller:
       tasks: names of those with labels, in their order.
       labels: labels of each, by name.
       checkpoint: digest of what answers; equal for equal parameters.
+      drifts: compares scores with those of validation texts, by task; empty until `watch_scores`.
       most_texts: texts that fit a batch at most.
     """
 
@@ -80,6 +85,7 @@ class Labeller:
         self._parameters = self._build_parameters(places)
         self._readers = {name: session.reader(name) for name in self.tasks}
         self.checkpoint = self._digest()
+        self.drifts: dict[str, Drift] = {}
         self.most_texts = evaluator.scoring.layout.batch_size
 
     @functools.cached_property
@@ -99,6 +105,28 @@ class Labeller:
             self._evaluator.prepare_features()
         for task in (*self.tasks, *([None] if self.choosing_problem is None else [])):
             self.label([found.prompt for found in self.read([("a", task)]) if found.prompt])
+
+    def watch_scores(self) -> None:
+        """Labels validation texts, with which the scores of texts to come are compared.
+
+        A task with less than `drift.FEWEST` of them is not watched, nor one whose data are gone.
+        """
+        evaluator, examples = self._evaluator, self.session.examples("validation")
+        for name in self.tasks:
+            place = evaluator.index(name)
+            known = [
+                Prompt(example.prompt, place)
+                for same in evaluator.same(place)
+                for example in examples.get(evaluator.names[same], ())
+            ]
+            stride = -(-len(known) // _MOST_KNOWN) or 1
+            found = [
+                [answer["probabilities"][label] for label in self.labels[name]]
+                for answer in self.label(known[::stride])
+                if "error" not in answer
+            ]
+            if len(found) >= FEWEST:
+                self.drifts[name] = Drift(np.array(found))
 
     def read(self, texts: Sequence[tuple[str, str | None]]) -> list[Read]:
         """The prompts of texts.

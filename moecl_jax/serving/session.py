@@ -241,6 +241,10 @@ class Session:
                 }
         return {"split": split, "tasks": plain(by_task)}
 
+    def examples(self, split: str) -> dict[str, list[TokenizedExample]]:
+        """A split's examples of each finished task, by name; none where data cannot be read."""
+        return {task.name: list(task.splits[split]) for task in self._load(None)}
+
     # What follows serves the wrappers around files of records.
 
     def reader(self, task: str | None, *, written: bool = False) -> PromptReader:
