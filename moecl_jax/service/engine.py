@@ -53,6 +53,7 @@ class Engine:
       limits: what is accepted.
       metrics: what is counted.
       draining: whether new requests are refused, since the service stops.
+      closing: is set when the engine is closed.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         self.policy, self.limits = policy or Policy(), limits or Limits()
         self.metrics = metrics or Metrics()
         self.draining = False
+        self.closing = threading.Event()
         self._labeller = labeller
         self._queue = TextQueue(self.limits)
         self._rate = 0.0  # texts a second of late batches
@@ -90,6 +92,7 @@ class Engine:
     def close(self) -> None:
         """Refuses new requests, answers all that were accepted, and ends the thread."""
         self.draining = True
+        self.closing.set()
         self._queue.close()
         if self.alive:
             self._thread.join()

@@ -71,9 +71,13 @@ class Reloader:
         """
         return await asyncio.to_thread(self.reload_now)
 
-    def reload_now(self) -> Switched:
-        """As `reload`, for a thread that may wait."""
-        with self._alone():
+    def reload_now(self, *, wait: bool = False) -> Switched:
+        """As `reload`, for a thread that has the time.
+
+        Args:
+          wait: whether another change is waited for; else it is a reason to refuse.
+        """
+        with self._alone(wait=wait):
             try:
                 return self._reload()
             except (UserError, OSError) as error:
@@ -91,9 +95,9 @@ class Reloader:
             return self._switch(self._previous, {})
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuses a change while another one is under way."""
-        if not self._busy.acquire(blocking=False):
+    def _alone(self, *, wait: bool = False) -> Iterator[None]:
+        """Refuses a change while another one is under way, or waits for that."""
+        if not self._busy.acquire(blocking=wait):
             raise Refused(409, "another change of the checkpoint is under way")
         try:
             yield

@@ -1,5 +1,6 @@
 """Makes a service of a workdir."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from moecl_jax.service.policy import read_policy
 from moecl_jax.service.reload import Reloader, add_reload
 from moecl_jax.service.review_routes import add_routes
 from moecl_jax.service.reviews import ReviewStore
+from moecl_jax.service.watch import Watcher, finished_mark
 from moecl_jax.serving.session import open_run
 
 
@@ -27,6 +29,7 @@ def open_service(
     block: Sequence[str] = (),
     reviews: Path | None = None,
     limits: Limits | None = None,
+    watch: float | None = None,
 ) -> tuple[FastAPI, Engine]:
     """The application and the engine, which is started, of a workdir's finished tasks.
 
@@ -39,15 +42,19 @@ def open_service(
       block: labels whose texts are blocked.
       reviews: file that keeps texts to review and decisions; None for `reviews.db` in the workdir.
       limits: what is accepted.
+      watch: seconds between two looks for a newer checkpoint; None for none.
 
     Raises:
       UserError: nothing with labels is finished in the workdir, thresholds do not fit, or reviews
         cannot be kept.
     """
+    mark = functools.partial(finished_mark, workdir)
+    before = mark()  # what is finished from here on is news
     labeller = Labeller(open_run(workdir))
     policy = read_policy(thresholds, block, labeller.labels)
     store = ReviewStore(reviews or workdir / "reviews.db")
     labeller.prepare()
+    labeller.watch_scores()
     engine = Engine(labeller, policy, limits)
     engine.start()
     app = make_app(engine, keys)
@@ -56,10 +63,14 @@ def open_service(
     def open_newest() -> Labeller:
         newest = Labeller(open_run(workdir, model=model))
         newest.prepare()
+        newest.watch_scores()
         return newest
 
-    add_reload(app, Reloader(engine, open_newest, _accuracies))
+    reloader = Reloader(engine, open_newest, _accuracies)
+    add_reload(app, reloader)
     add_routes(app, store, engine, require)
+    if watch is not None:
+        Watcher(engine, reloader, mark, before).start(watch)
     return app, engine
 
 
