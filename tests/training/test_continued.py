@@ -241,7 +241,7 @@ def some(name, **fields):
         ([some("a"), some("b", continues="c")], "trained before it: a"),
         (
             [some("a"), some("b", continues="a"), some("c", continues="b")],
-            "continues = 'b' continues 'a' itself; name that one",
+            "continues = 'b' is a task that continues 'a' itself; name that one",
         ),
         (
             [some("a"), some("b", continues="a", labels=("y", "x"))],
