@@ -73,7 +73,9 @@ def _check(task: Task, before: Mapping[str, Task], joint: bool) -> None:
             "continues", f"must name a task that is trained before it: {listed(able) or 'none is'}"
         )
     if first.continues:
-        raise task.error("continues", f"is a task that continues '{first.continues}' itself; name that one")
+        raise task.error(
+            "continues", f"is a task that continues '{first.continues}' itself; name that one"
+        )
     if joint:
         raise task.error(
             "continues",
