@@ -47,7 +47,12 @@ RULES = (
     Rule(r"(moecl train --config=runs/.*)", r"\1 --config.epochs=1"),
     # The other format of the original needs torch.
     Rule(r"(moecl export .*)--format=official(.*)", r"\1--format=safetensors\2"),
-    Rule(r"(moecl (?:evaluate|predict|generate|report|convert|export) .*)", r"\1"),
+    Rule(r"(moecl train --config=desk(?:_2)?\.py .*)", rf"\1 {SMALL}"),
+    # The desk is open while tests/service/test_circle.py reviews, exports and reloads.
+    Rule(r"moecl serve .*", elsewhere="tests/service/test_circle.py::"),
+    Rule(r"curl -o (\S+) .*", r"""printf '{"text": "Hi %s", "label": "ham"}\n' $(seq 20) > \1"""),
+    Rule(r"curl .*", elsewhere="tests/service/test_circle.py::"),
+    Rule(r"(moecl (?:evaluate|predict|generate|report|convert|export|new|strip) .*)", r"\1"),
     Rule(r"(export PYTHONPATH=.*)", r"\1:$PYTHONPATH"),
     Rule(r"((?:echo|cat) .*)", r"\1"),
 )
