@@ -32,12 +32,13 @@ class Labelling(Protocol):
 
     checkpoint: str
     most_texts: int
-    drifts: Mapping[str, Drift]
 
     @property
     def tasks(self) -> list[str]: ...  # noqa: D102
     @property
     def labels(self) -> Mapping[str, Sequence[str]]: ...  # noqa: D102
+    @property
+    def drifts(self) -> Mapping[str, Drift]: ...  # noqa: D102
     @property
     def choosing_problem(self) -> str | None: ...  # noqa: D102
     def read(self, texts: Sequence[tuple[str, str | None]]) -> list[Read]: ...  # noqa: D102
