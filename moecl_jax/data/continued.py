@@ -36,11 +36,9 @@ def with_inherited(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, Ma
     """
     completed: dict[str, Mapping[str, Any]] = {}
     for name, fields in definitions.items():
-        first = fields.get("continues")
-        known: Mapping[str, Any] = {}
-        if first in definitions:
-            known = definitions[first]
-        elif first in CATALOG:
+        first = str(fields.get("continues", ""))  # any other value is refused by `Task`
+        known = definitions.get(first, {})
+        if not known and first in CATALOG:
             known = CATALOG[first].to_fields()
         inherited = {key: known[key] for key in INHERITED if key in known}
         completed[name] = {**inherited, **fields}

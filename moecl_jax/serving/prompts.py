@@ -152,7 +152,7 @@ def reader_of_task(evaluator: Evaluator, index: int) -> PromptReader:
 
 def choosing_reader(evaluator: Evaluator, features: TaskFeatures) -> PromptReader:
     """Reads prompts of the task that each text belongs to, among those with features."""
-    places = [evaluator.index(evaluator.starting.first(name)) for name in features.names]
+    places = [evaluator.same(evaluator.index(name))[0] for name in features.names]
 
     def choose(examples: Sequence[TokenizedExample]) -> list[int]:
         return [places[choice] for choice in features.choose(evaluator.features(examples))]

@@ -50,12 +50,13 @@ def evaluate_task_free(
     """
     count = len(tasks)
     places = np.array([evaluator.index(name) for name in features.names])
+    firsts = np.array([evaluator.same(place)[0] for place in places])
     accuracy, choices = np.full(count, np.nan), np.zeros((count, count), int)
     for index in places:
         examples = tasks[index].splits["test"]
         if not examples:
             continue
-        chosen = places[features.choose(evaluator.features(examples))]
+        chosen = firsts[features.choose(evaluator.features(examples))]
         same = np.isin(chosen, evaluator.same(index))
         right = np.where(same, known[index].right, False)
         for other in np.unique(chosen[~same]):

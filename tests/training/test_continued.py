@@ -1,5 +1,6 @@
 """A task of the stream that is more data of an earlier one: its expert goes on from there."""
 
+import dataclasses
 import json
 import shutil
 
@@ -77,7 +78,7 @@ def test_without_a_step_the_task_answers_as_before(begun, tmp_path):
     known = answers(folder / "run", "two", "five")
     assert answers(tmp_path / "run", "two", "five") == known
     assert answers(tmp_path / "run", "two_2")["two_2"] == [
-        prediction.__class__(**{**vars(prediction), "task": "two_2"}) for prediction in known["two"]
+        dataclasses.replace(prediction, task="two_2") for prediction in known["two"]
     ]
 
 
