@@ -12,6 +12,7 @@ from moecl_jax import reporting
 from moecl_jax.data.batching import BatchLayout, make_mixed_batch, need_of
 from moecl_jax.data.continued import first_names
 from moecl_jax.data.loading import load_tasks
+from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.shapes import Need, scoring_shapes
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import (
@@ -113,13 +114,17 @@ class Evaluator:
         return [place for place, name in enumerate(names) if first(name) == first(names[index])]
 
     def load(
-        self, tasks: Sequence[Task] | None = None, spared: Collection[str] = ()
+        self,
+        tasks: Sequence[Task] | None = None,
+        spared: Collection[str] = (),
+        data: DataSettings | None = None,
     ) -> list[TokenizedTask]:
         """Reads and tokenises the examples of tasks of the stream, of all as a default.
 
         Args:
           tasks: some of the stream's tasks, maybe with other examples.
           spared: names of the tasks that may be without data, as `load_tasks` says.
+          data: which examples are read; by default as the run's settings say.
 
         Raises:
           UserError: data are missing or malformed, or do not fit.
@@ -128,7 +133,7 @@ class Evaluator:
         return load_tasks(
             chosen,
             [self.answers[self.index(task.name)] for task in chosen],
-            self.settings.data,
+            self.settings.data if data is None else data,
             seed=self.settings.seed,
             tokenizer=self.model.tokenizer,
             vocabulary_size=self.model.sizes.vocabulary_size,

@@ -10,6 +10,7 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.data.batching import chunks
+from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
@@ -242,8 +243,12 @@ class Session:
         return {"split": split, "tasks": plain(by_task)}
 
     def examples(self, split: str) -> dict[str, list[TokenizedExample]]:
-        """A split's examples of each finished task, by name; none where data cannot be read."""
-        return {task.name: list(task.splits[split]) for task in self._load(None)}
+        """All examples of a split by the finished tasks' names; none where data cannot be read.
+
+        Also those that a training leaves out to have equally many of each label.
+        """
+        data = dataclasses.replace(self.evaluator.settings.data, **{f"{split}_examples": 0})
+        return {task.name: list(task.splits[split]) for task in self._load(None, data)}
 
     # What follows serves the wrappers around files of records.
 
@@ -338,12 +343,14 @@ class Session:
         tokenizer: Any = self.evaluator.model.tokenizer
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _load(self, tasks: Sequence[Task] | None) -> list[TokenizedTask]:
+    def _load(
+        self, tasks: Sequence[Task] | None, data: DataSettings | None = None
+    ) -> list[TokenizedTask]:
         evaluator = self.evaluator
         given = {task.name: task for task in tasks or ()}
         chosen = [given.get(task.name, task) for task in evaluator.tasks]
         wanted = [task for task in chosen if task.name in self._finished]
-        return evaluator.load(wanted, spared=self._finished)
+        return evaluator.load(wanted, spared=self._finished, data=data)
 
     def _build_parameters(self, tasks: tuple[int, ...], base: bool) -> TaskParameters:
         """What answers for one task, or for several in the same batch."""

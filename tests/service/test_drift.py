@@ -93,4 +93,10 @@ def test_a_session_s_validation_texts_are_what_scores_are_compared_with(trained,
     session = labeller.session
     texts = [example.text for example in session.examples("validation")["five"]]
     known = [list(said.probabilities.values()) for said in session.predict(texts, "five")]
+    evaluator = session.evaluator
+    monkeypatch.setattr(
+        evaluator, "settings", evaluator.settings.changed({"data": {"validation_examples": 8}})
+    )
+    assert len(evaluator.load()[0].splits["validation"]) == 8
+    assert len(session.examples("validation")["two"]) == 48  # not as many of each label
     np.testing.assert_allclose(labeller.drifts["five"]._reference, known, rtol=1e-4, atol=1e-6)
