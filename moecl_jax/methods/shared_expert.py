@@ -139,7 +139,7 @@ class Frozen(Snapshot):
         if "shared" in own and bool(memory["frozen"]):
             raise UserError(
                 "moe_cl.shared = 'frozen': a task that was finished before the shared expert was "
-                "frozen has a copy of its own, with which it cannot be trained on"
+                "frozen has a copy of its own, and cannot go on; train its data as a new task"
             )
 
     def carried_on(self, expert: Expert, memory: Tree, end: TaskEnd) -> tuple[Expert, Tree]:

@@ -198,6 +198,8 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         f"and {LOG_NAME} say of it"
     )
     first = tasks[index].continues
+    if first in {each.continues for each in tasks[index + 1 : count]}:
+        first = ""  # a newer part answers for it, and goes on to
     unchanged = [name for name in others if name != first]
     if unchanged:
         lines.append(f"  {listed(unchanged)} answer as before")
