@@ -66,7 +66,7 @@ def check_continued(tasks: Sequence[Task], *, joint: bool = False) -> None:
 def _check(task: Task, before: Mapping[str, Task], joint: bool) -> None:
     first = before.get(task.continues)
     able = [name for name, each in before.items() if not (each.continues or each.removed)]
-    if first is None:
+    if first is None or first.removed:
         raise task.error(
             "continues", f"must name a task that is trained before it: {listed(able) or 'none is'}"
         )

@@ -87,8 +87,10 @@ class Drift:
     def _tested(self, found: Found, window: np.ndarray) -> Found:
         """What is found with one more window `[n, C']`."""
         self._windows += 1
-        pairs = zip(self._reference.T, window.T, strict=True)
-        least = min(float(scipy.stats.ks_2samp(*pair).pvalue) for pair in pairs)
+        # All labels have equally many texts: the largest distance has the least p-value, and the
+        # exact one of that takes up to 0.2 s.
+        farthest = max(zip(self._reference.T, window.T, strict=True), key=_distance)
+        least = float(scipy.stats.ks_2samp(*farthest).pvalue)
         share = window.shape[1] * self._windows * (self._windows + 1)
         p_value = min(found.p_value, least * share)
         return dataclasses.replace(
@@ -97,6 +99,10 @@ class Drift:
             p_value=p_value,
             drifted=p_value <= self._alpha,
         )
+
+
+def _distance(pair: tuple[np.ndarray, np.ndarray]) -> float:
+    return float(scipy.stats.ks_2samp(*pair, method="asymp").statistic)
 
 
 def _told(probabilities: np.ndarray) -> np.ndarray:

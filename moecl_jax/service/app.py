@@ -56,7 +56,9 @@ class DriftInformation(BaseModel):
     drifted: bool = Field(description="whether thresholds should be chosen anew")
     p_value: float = Field(description="least adjusted p-value so far; a drift is told at 0.01")
     reference: int = Field(description="number of validation texts")
-    texts: int = Field(description="number of texts answered since the checkpoint was opened")
+    texts: int = Field(
+        description="number of texts answered since the validation texts were labelled"
+    )
     tested: int = Field(description="number of those that were compared")
 
 
@@ -67,7 +69,7 @@ class TaskInformation(BaseModel):
     labels: list[str]
     thresholds: str | None
     drift: DriftInformation | None = Field(
-        description="null where there are too few validation texts"
+        description="null where there are too few validation texts, and until they are labelled"
     )
 
 

@@ -8,6 +8,7 @@ of them its texts belong to; there are as few groups as `methods.mixed` allows.
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.serving.prompts import Prompt, PromptReader
 from moecl_jax.serving.session import Session, labelled
 
-_MOST_KNOWN = 2048  # validation texts of a task with which scores are compared
+_MOST_KNOWN = 1024  # validation texts of a task with which scores are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +107,14 @@ class Labeller:
         for task in (*self.tasks, *([None] if self.choosing_problem is None else [])):
             self.label([found.prompt for found in self.read([("a", task)]) if found.prompt])
 
-    def watch_scores(self) -> None:
+    def watch_scores(self, stop: threading.Event | None = None) -> None:
         """Labels validation texts, with which the scores of texts to come are compared.
 
         A task with less than `drift.FEWEST` of them is not watched, nor one whose data are gone.
+        Another thread may label texts meanwhile.
+
+        Args:
+          stop: ends it between two batches when it is set.
         """
         evaluator, examples = self._evaluator, self.session.examples("validation")
         for name in self.tasks:
@@ -120,13 +125,18 @@ class Labeller:
                 for example in examples.get(evaluator.names[same], ())
             ]
             stride = -(-len(known) // _MOST_KNOWN) or 1
-            found = [
-                [answer["probabilities"][label] for label in self.labels[name]]
-                for answer in self.label(known[::stride])
-                if "error" not in answer
-            ]
-            if len(found) >= FEWEST:
-                self.drifts[name] = Drift(np.array(found))
+            known = sorted(known[::stride], key=lambda prompt: len(prompt.ids))
+            found: list[list[float]] = []
+            for start in range(0, len(known), self.most_texts):
+                if stop is not None and stop.is_set():
+                    return
+                found += [
+                    [answer["probabilities"][label] for label in self.labels[name]]
+                    for answer in self.label(known[start : start + self.most_texts])
+                    if "error" not in answer
+                ]
+            if len(found) >= FEWEST:  # a new mapping, for another thread may read the old one
+                self.drifts = {**self.drifts, name: Drift(np.array(found))}
 
     def read(self, texts: Sequence[tuple[str, str | None]]) -> list[Read]:
         """The prompts of texts.

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def open_service(
 ) -> tuple[FastAPI, Engine]:
     """The application and the engine, which is started, of a workdir's finished tasks.
 
-    All programs are compiled before it returns.
+    All programs are compiled before it returns. Validation texts, with which scores are compared,
+    are labelled while the service answers already.
 
     Args:
       workdir: folder of a training or a conversion.
@@ -55,9 +57,11 @@ def open_service(
     policy = read_policy(thresholds, block, labeller.labels)
     store = ReviewStore(reviews or workdir / "reviews.db")
     labeller.prepare()
-    labeller.watch_scores()
     engine = Engine(labeller, policy, limits)
     engine.start()
+    threading.Thread(
+        target=labeller.watch_scores, args=(engine.closing,), name="moecl-validation"
+    ).start()
     app = make_app(engine, keys)
     model = labeller.session.evaluator.model
 
