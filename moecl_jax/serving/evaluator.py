@@ -113,6 +113,10 @@ class Evaluator:
         first, names = self.starting.first, self.names
         return [place for place, name in enumerate(names) if first(name) == first(names[index])]
 
+    def parts(self, index: int) -> list[int]:
+        """Places of a task and of those before it that are answered alike: what it goes on from."""
+        return [place for place in self.same(index) if place <= index]
+
     def load(
         self,
         tasks: Sequence[Task] | None = None,

@@ -172,11 +172,12 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
         rounds = [count] if joint else list(range(1, count + 1))  # by the tasks finished then
         total = early * (1 + sum(finished <= index for finished in rounds))
         after = [finished for finished in rounds if finished > index]
-        if settled:  # its answers never change again
-            total += test * len(after[:1])
+        parts = sum(place >= index for place in evaluator.same(index))  # it, and what continues it
+        if settled:  # its answers change with these alone
+            total += test * min(parts, len(after))
         else:
             total += sum(test if done in (index + 1, count) else early for done in after)
-        total += settings.epochs * len(task.splits["validation"])
+        total += settings.epochs * len(task.splits["validation"]) * parts
         if method.traits.expert_per_task and not task.definition.free_form:
             total += len(task.splits["train"]) + test  # the features by which a task is chosen
         found.append(total)

@@ -191,7 +191,7 @@ class TaskTraining:
         self.validated = [
             place
             for place in (
-                range(len(steps.tasks)) if self.policy.joint else self.evaluator.same(index)
+                range(len(steps.tasks)) if self.policy.joint else self.evaluator.parts(index)
             )
             if steps.tasks[place].splits["validation"]
         ]

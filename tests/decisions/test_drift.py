@@ -29,13 +29,11 @@ def false_alarms(streams, texts, *, alpha, labels, reference, ties=False):
     return told / streams
 
 
-@pytest.mark.parametrize(
-    ("labels", "reference", "ties"), [(2, 100, False), (3, 150, False), (2, 100, True)]
-)
-def test_false_alarms_are_at_most_alpha(labels, reference, ties):
-    """By simulation, with windows of 64, 128 and 256 texts; 3 standard errors above alpha."""
+@pytest.mark.parametrize(("labels", "ties"), [(2, False), (3, True)])
+def test_false_alarms_are_at_most_alpha(labels, ties):
+    """By simulation, with windows of 64 and 128 texts; 3 standard errors above alpha."""
     streams, alpha = 200, 0.2
-    share = false_alarms(streams, 448, alpha=alpha, labels=labels, reference=reference, ties=ties)
+    share = false_alarms(streams, 192, alpha=alpha, labels=labels, reference=100, ties=ties)
     assert share <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / streams)
 
 

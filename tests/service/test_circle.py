@@ -53,6 +53,9 @@ class Clients:
             for status, count in load(url, texts, clients=4, requests=40).statuses.items():
                 self.statuses[status] = self.statuses.get(status, 0) + count
 
+    def answered(self):
+        return sum(self.statuses.copy().values())
+
     def stop(self):
         self._done.set()
         self._thread.join()
@@ -124,7 +127,9 @@ def test_what_reviewers_decide_makes_the_service_better(tmp_path, record_propert
         further = settings.changed({"tasks": ("two", "five", "two_2"), "definitions": definitions})
         results = train(further, tmp_path / "run")
         known = json.loads(desk.call("tasks"))
+        earlier = clients.answered()
         switched = json.loads(desk.call("reload", {}))
+        meanwhile = clients.answered() - earlier
         now = json.loads(desk.call("tasks"))
         statuses = clients.stop()
         assert finish_of(process) == 0
@@ -133,7 +138,8 @@ def test_what_reviewers_decide_makes_the_service_better(tmp_path, record_propert
         process.communicate()
     after = measured(tmp_path)
 
-    assert set(statuses) == {200} and statuses[200] > 100
+    assert set(statuses) == {200} and statuses[200] > 100 and meanwhile > 0
+    record_property("requests answered, and while it reloads", (statuses[200], meanwhile))
     assert switched["previous"] == known["checkpoint"] != now["checkpoint"]
     assert now["checkpoint"] == switched["checkpoint"]
     assert [task["name"] for task in now["tasks"]] == ["two", "five"]

@@ -17,7 +17,7 @@ from moecl_jax.methods.stream import StreamState
 from moecl_jax.runs.undo import remove, rollback
 from moecl_jax.serving.session import open_run
 from moecl_jax.testing import write_task
-from moecl_jax.training.trainer import Trainer, train
+from moecl_jax.training.trainer import train
 
 FEW = {"epochs": 1, "checkpoint_every": 2}
 TASKS = ("two", "five", "two_2")
@@ -160,35 +160,26 @@ def test_a_removal_says_what_answers_then_and_needs_the_parts_gone_first(continu
 @pytest.mark.parametrize(
     "changes",
     [
-        {"moe_cl__shared": "moving"},
-        {"moe_cl__shared": "frozen"},
         {"moe_cl__shared": "merged"},
-        {"moe_cl__shared": "projected"},
-        {"head": "classification"},
-        {"head": "classification", "shared_head": True, "tasks": ("two", "other", "two_2")},
-        {"method": "per_task"},
-        {"adversarial__past": "statistics"},
+        {"moe_cl__snapshot_dtype": "int8"},
+        {"head": "classification", "shared_head": True},
     ],
     ids=str,
 )
-def test_without_a_step_all_ways_answer_as_before(tmp_path, changes):
-    tasks = changes.pop("tasks", TASKS)
-    settings = settings_in(tmp_path, tasks=TASKS[:1] + TASKS[2:], **changes)
-    other = {"other": write_task(tmp_path / "data", "other", 2)}
-    settings = settings.changed({"definitions": {**settings.definitions, **other}})
-    settings = settings.changed({"tasks": tasks})
-    train(settings.changed({"tasks": tasks[:2]}), tmp_path / "run")
+def test_without_a_step_other_ways_answer_as_before(tmp_path, changes):
+    tasks = ("two", "two_2") if changes.get("shared_head") else TASKS
+    settings = settings_in(tmp_path, tasks, **changes)
+    train(settings.changed({"tasks": tasks[:-1]}), tmp_path / "run")
     before = answers(tmp_path / "run", "two")
     train(settings.changed(NO_STEP), tmp_path / "run")
     for now, then in zip(answers(tmp_path / "run", "two")["two"], before["two"], strict=True):
         assert now.label == then.label
-        np.testing.assert_allclose(now.logits, then.logits, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(now.logits, then.logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sequential_lora", "replay", "ewc", "slao", "o_lora", "lwf"])
-def test_methods_without_an_expert_a_task_train_on(tmp_path, method):
-    settings = settings_in(tmp_path, method=method)
+def test_a_method_without_an_expert_a_task_trains_on(tmp_path):
+    settings = settings_in(tmp_path, method="replay")
     train(settings, tmp_path / "run")
     found = matrix(tmp_path / "run")
     np.testing.assert_array_equal(found[:, 2], found[:, 0])
@@ -205,26 +196,12 @@ def test_a_method_that_cannot_go_on_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_snapshot_in_int8_goes_on_from_what_it_says(tmp_path):
-    settings = settings_in(tmp_path, moe_cl__snapshot_dtype="int8")
-    train(settings.changed({"tasks": TASKS[:2]}), tmp_path / "run")
-    before = answers(tmp_path / "run", "two")
-    train(settings.changed(NO_STEP), tmp_path / "run")
-    for now, then in zip(answers(tmp_path / "run", "two")["two"], before["two"], strict=True):
-        np.testing.assert_allclose(now.logits, then.logits, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_in_memory_it_is_the_same(continued):
+def test_all_at_once_it_is_the_same(continued, tmp_path):
+    """No task is validated on data of one that comes later."""
     folder, settings = continued
-    session = open_run(folder / "run")
-    trainer = Trainer(session.evaluator.model, "moe_cl", settings=settings)
-    tasks = settings.task_objects()
-    trainer.fit(tasks[:2])
-    found = trainer.fit(tasks)
-    np.testing.assert_array_equal(
-        np.array(found.results.content["accuracy_matrix"], float), matrix(folder / "more")
-    )
+    train(settings, tmp_path / "run")
+    assert logged(tmp_path / "run") == logged(folder / "more")
+    np.testing.assert_array_equal(matrix(tmp_path / "run")[1:], matrix(folder / "more")[1:])
 
 
 def rows(*pairs):
