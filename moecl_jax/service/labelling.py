@@ -124,7 +124,9 @@ class Labeller:
                 for same in evaluator.same(place)
                 for example in examples.get(evaluator.names[same], ())
             ]
-            stride = -(-len(known) // _MOST_KNOWN) or 1
+            if len(known) < FEWEST:
+                continue
+            stride = -(-len(known) // _MOST_KNOWN)
             known = sorted(known[::stride], key=lambda prompt: len(prompt.ids))
             found: list[list[float]] = []
             for start in range(0, len(known), self.most_texts):

@@ -1,6 +1,7 @@
 """Makes a service of a workdir."""
 
 import functools
+import logging
 import math
 import threading
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from moecl_jax.service.review_routes import add_routes
 from moecl_jax.service.reviews import ReviewStore
 from moecl_jax.service.watch import Watcher, finished_mark
 from moecl_jax.serving.session import open_run
+
+_log = logging.getLogger(__name__)
 
 
 def open_service(
@@ -60,7 +63,7 @@ def open_service(
     engine = Engine(labeller, policy, limits)
     engine.start()
     threading.Thread(
-        target=labeller.watch_scores, args=(engine.closing,), name="moecl-validation"
+        target=_watch_scores, args=(labeller, engine.closing), name="moecl-validation"
     ).start()
     app = make_app(engine, keys)
     model = labeller.session.evaluator.model
@@ -77,6 +80,13 @@ def open_service(
     if watch is not None:
         Watcher(engine, reloader, mark, before).start(watch)
     return app, engine
+
+
+def _watch_scores(labeller: Labeller, closing: threading.Event) -> None:
+    try:
+        labeller.watch_scores(closing)
+    except (UserError, OSError) as error:
+        _log.warning("scores are not compared with those of validation texts: %s", error)
 
 
 def _accuracies(labeller: Any) -> dict[str, float]:
