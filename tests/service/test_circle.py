@@ -87,7 +87,7 @@ class Desk:
 
 
 @pytest.mark.slow
-def test_what_reviewers_decide_makes_the_service_better(tmp_path, record_property):
+def test_what_reviewers_decide_makes_the_service_better(tmp_path):
     config = tiny_config(tmp_path, tasks=("two", "five"), epochs=4)
     fields = write_task(tmp_path / "data", "two", 2, examples=400)
     pool = tmp_path / "data" / "two_train.jsonl"
@@ -139,7 +139,7 @@ def test_what_reviewers_decide_makes_the_service_better(tmp_path, record_propert
     after = measured(tmp_path)
 
     assert set(statuses) == {200} and statuses[200] > 100 and meanwhile > 0
-    record_property("requests answered, and while it reloads", (statuses[200], meanwhile))
+    print(f"requests: {statuses}, while it reloaded: {meanwhile}")
     assert switched["previous"] == known["checkpoint"] != now["checkpoint"]
     assert now["checkpoint"] == switched["checkpoint"]
     assert [task["name"] for task in now["tasks"]] == ["two", "five"]
@@ -152,7 +152,7 @@ def test_what_reviewers_decide_makes_the_service_better(tmp_path, record_propert
     assert matrix[2][0] == pytest.approx(after[0]) and matrix[1][0] == pytest.approx(before[0])
     assert matrix[2][1] == matrix[1][1]
     for name, then, found in zip(("accuracy", f"rate at {TARGET}"), before, after, strict=True):
-        record_property(f"{name} before and after", (then, found))
+        print(f"{name}: {then} before, {found} after")
         assert found > then, name
 
 
