@@ -18,7 +18,7 @@ from moecl_jax.serving.session import open_run
 from moecl_jax.testing import write_task
 from moecl_jax.training.trainer import train
 
-BEGUN, REVIEWED = 24, 40  # texts that the model is trained on first, and that are reviewed then
+BEGUN, REVIEWED = 40, 40  # texts that the model is trained on first, and that are reviewed then
 TARGET = 0.9
 
 
