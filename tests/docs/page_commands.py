@@ -60,7 +60,7 @@ RULES = (
         r"(moecl predict .*) --input=messages/(\S+) (.*)",
         r"head -n 21 messages/\2 > few.tsv; \1 --input=few.tsv \3",
     ),
-    Rule(r"(moecl (?:evaluate|predict|generate|report|convert|export|new|strip) .*)", r"\1"),
+    Rule(r"(moecl (?:evaluate|predict|generate|report|advise|convert|export|new|strip) .*)", r"\1"),
     Rule(r"(export PYTHONPATH=.*)", r"\1:$PYTHONPATH"),
     Rule(r"((?:echo|cat) .*)", r"\1"),
 )
