@@ -247,8 +247,8 @@ class Session:
 
         Also those that a training leaves out to have equally many of each label.
         """
-        data = dataclasses.replace(self.evaluator.settings.data, **{f"{split}_examples": 0})
-        return {task.name: list(task.splits[split]) for task in self._load(None, data)}
+        settings = self.evaluator.settings.changed({"data": {f"{split}_examples": 0}})
+        return {task.name: list(task.splits[split]) for task in self._load(None, settings.data)}
 
     # What follows serves the wrappers around files of records.
 
