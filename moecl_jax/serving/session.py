@@ -58,7 +58,8 @@ class Session:
     Attributes:
       evaluator: model, method and tasks.
       state: the finished tasks' parameters.
-      results: accuracy matrix and metrics; None where the stream is not finished.
+      results: accuracy matrix and metrics, as the training that finished last wrote them; None
+        where none has.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Session:
           evaluator: model, method and tasks.
           store: keeps the features by which a text's task is chosen.
           state: state of the stream, with at least one finished task.
-          results: results of the whole stream, if it is finished.
+          results: results of the training that finished last, if one has.
           place: names the session in messages, such as its workdir.
         """
         self.evaluator, self.state, self.results = evaluator, state, results
@@ -224,7 +225,7 @@ class Session:
         by_task: dict[str, dict[str, Any]] = {}
         loaded = self._load(tasks)
         with reporting.working() as progress:
-            progress.expect(self.evaluator.work([task.splits[split] for task in loaded]))
+            progress.expect(self.evaluator.work(loaded, split))
             for task in loaded:
                 if task.unread and all(each.unread for each in loaded):
                     raise UserError(task.unread)
