@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from moecl_jax.decisions import Drift
 from moecl_jax.service.labelling import Read
 from moecl_jax.serving.prompts import Prompt
 
@@ -27,6 +28,7 @@ class FakeLabeller:
         self.checkpoint, self.most_texts, self.tasks = checkpoint, 4, list(tasks)
         self.labels = dict.fromkeys(tasks, labels)
         self.choosing_problem: str | None = None
+        self.drifts: dict[str, Drift] = {}
         self.batches: list[list[tuple[str, str]]] = []
         self.open = threading.Event()
         self.open.set()

@@ -47,6 +47,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keeps texts to review and decisions (default: reviews.db in the workdir)",
     )
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="look for a newer checkpoint every so many seconds (10 if none are given), and answer "
+        "with it as after POST /v1/reload (default: only when asked to)",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 86400 seconds")
+    return seconds
 
 
 def _port(text: str) -> int:
@@ -75,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
             thresholds=arguments.thresholds,
             block=arguments.block,
             reviews=arguments.reviews,
+            watch=arguments.watch,
         )
         url = url_of(bound)
         ended = serve(

@@ -12,6 +12,7 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.config.file import overridden, read_config
+from moecl_jax.data.continued import check_continued
 from moecl_jax.data.survey import Lengths, Rendered, Survey, lengths, rendered, survey
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import TokenizedTask, tokenize_answers, tokenize_task
@@ -190,6 +191,7 @@ class _Checking:
         if method is None or not tasks:
             return None
         alone = [self.tried(Evaluator, model, method, [task], settings) for task in tasks]
+        self.tried(check_continued, tasks, joint=method.examples.joint)
         if None in alone:
             return None
         return self.tried(Evaluator, model, method, tasks, settings)

@@ -40,6 +40,7 @@ _SPLIT_NAMES = {
 }
 _TEXTS = (
     *("path", "subset", "text_format", "label_field", "response_field", "metric", "template"),
+    "continues",
 )
 
 Split = str | Iterable[Mapping[str, Any]]
@@ -89,6 +90,9 @@ class Task:
         template: the instruction, with "{text}" exactly once; " " + answer follows it.
         chat: whether the template is what the user says in the tokenizer's chat template, and
             the answer what the assistant replies.
+        continues: the name of an earlier task of the stream, of which this one has more data; ""
+            for none. What answers for that task goes on from where it was (see
+            `data.continued`).
         options: the fields that only this source has: a mapping, or an object of its `Options`,
             which it becomes. In a config they stand among the other fields.
 
@@ -113,6 +117,7 @@ class Task:
     metric: str = "exact_match"
     template: str = "{text}"
     chat: bool = False
+    continues: str = ""
     options: Any = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,8 @@ Here belong the thresholds above which a label is decided without a person, the 
 are chosen on validation samples, what they give on test samples (the share that is decided and the
 precision reached), and the comparison of two systems by that share. It starts from scores and gold
 labels, whoever wrote them: no model runs here, nothing imports JAX, and how a result is shown
-belongs to report/.
+belongs to report/. Here too belongs whether scores have moved away from those that thresholds
+were chosen on.
 
     from moecl_jax import decisions
 
@@ -20,10 +21,12 @@ thresholds.py   the thresholds, their file, and the decision
 choosing.py     the two rules that choose thresholds
 stripping.py    shares and precisions on test samples, with intervals
 ab.py           two systems on the same samples
+drift.py        whether scores are still those of the validation samples
 """
 
 from moecl_jax.decisions.ab import Comparison, compare
 from moecl_jax.decisions.choosing import Validation, choose
+from moecl_jax.decisions.drift import Drift
 from moecl_jax.decisions.samples import Samples, read_samples
 from moecl_jax.decisions.stripping import Estimate, Row, Stripped, strip
 from moecl_jax.decisions.thresholds import GUARANTEED, PLAIN, Thresholds
@@ -32,6 +35,7 @@ __all__ = [
     "GUARANTEED",
     "PLAIN",
     "Comparison",
+    "Drift",
     "Estimate",
     "Row",
     "Samples",

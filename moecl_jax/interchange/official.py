@@ -325,7 +325,8 @@ def _official_checkpoint(workdir: Path) -> tuple[official_format.Tensors, dict[s
     evaluator, store = open_stream(workdir)
     stream, origin = _whole_stream(evaluator, store, workdir), Origin.load(workdir)
     names = evaluator.names
-    finished = {name: done for name, done in stream.finished.items() if done is not None}
+    answering = {name: evaluator.starting.answering(stream, name) for name in names}
+    finished = {name: done for name, done in answering.items() if done is not None}
     order = list(origin.tasks) if origin is not None else []
     order += [name for name in names if name not in order]
     if not settings.shared_head:

@@ -277,8 +277,7 @@ def trained_lora(
       expert: which expert, named as for `export_peft`; or None.
 
     Returns:
-      `{projection: {"a": [L, I, r], "b": [L, r, O]}}` in float32; r is that of all LoRAs that
-      answer together.
+      `{projection: {"a": [L, I, r], "b": [L, r, O]}}` in float32, r of all LoRAs together.
 
     Raises:
       UserError: as `export_peft`.
@@ -311,7 +310,8 @@ def trained_lora(
             f"note: the expert {expert!r} alone is not the model that was trained, in which a gate "
             "mixes it with another for each token"
         )
-    own = stream.finished[finished[-1] if expert in (None, SHARED) else expert]
+    named = finished[-1] if expert in (None, SHARED) else expert
+    own = evaluator.starting.answering(stream, named)
     assert own is not None  # it is one of those that answer
     layers = method.adapter(TaskParameters(stream.shared, own.expert, own.head, stream.memory))
     chosen: Expert = layers[SHARED if expert == SHARED else traits.experts[-1]]

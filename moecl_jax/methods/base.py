@@ -393,6 +393,20 @@ class Method(abc.ABC):
         del end
         return parameters
 
+    def continue_task(self, parameters: TaskParameters) -> TaskParameters:
+        """The parameters with which the training of a finished task goes on, on more data.
+
+        Before the first step they must answer as the task does. As a default they are what answers:
+        `finish_task` left the structures as they are in training.
+
+        Args:
+          parameters: those that answer for the task now.
+
+        Raises:
+          UserError: they are not what the task can be trained with.
+        """
+        return parameters
+
     def without_task(self, memory: Tree, index: int) -> Tree:
         """The memory less what it has of one finished task, which is removed.
 

@@ -186,6 +186,21 @@ class MoeCl(Method):
             shared={**shared, "expert": carried}, expert=expert, memory=memory
         )
 
+    def continue_task(self, parameters: TaskParameters) -> TaskParameters:
+        """The task's expert, and as the shared ones the gate and shared expert that answer for it.
+
+        Tasks after it go on from these.
+        """
+        own, shared = parameters.expert, parameters.shared
+        if "gate" not in own:
+            return parameters
+        self.shared_expert.check_continued(own, parameters.memory)
+        acting = self.adapter(parameters)
+        return parameters.replace(
+            shared={**shared, "expert": acting["shared"], "gate": acting["gate"]},
+            expert=acting["task"],
+        )
+
     def without_task(self, memory: Tree, index: int) -> Tree:
         """The statistics of the task's features go, and the experts' starting value.
 

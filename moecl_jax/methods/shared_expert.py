@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from moecl_jax.errors import UserError
 from moecl_jax.methods.base import TaskEnd, blank
 from moecl_jax.methods.parameters import Tree
 from moecl_jax.methods.slao import following, merged_with
@@ -78,6 +79,17 @@ class SharedExpert:
         del expert, index
         return None
 
+    def check_continued(self, own: Tree, memory: Tree) -> None:
+        """Refuses to go on with a finished task that could not begin as it answers.
+
+        Args:
+          own: the finished task's own tree.
+          memory: memory of the moment.
+
+        Raises:
+          UserError: says why.
+        """
+
     def carried_on(self, expert: Expert, memory: Tree, end: TaskEnd) -> tuple[Expert, Tree]:
         """The expert with which the next task begins, and the memory.
 
@@ -121,6 +133,14 @@ class Frozen(Snapshot):
     def kept(self, expert: Expert, index: int) -> Tree | None:
         """A copy, of the tasks before the k-th."""
         return super().kept(expert, index) if index + 1 < self.options.frozen_after else None
+
+    def check_continued(self, own: Tree, memory: Tree) -> None:
+        """Refuses a task with a copy that is not the frozen expert."""
+        if "shared" in own and bool(memory["frozen"]):
+            raise UserError(
+                "moe_cl.shared = 'frozen': a task that was finished before the shared expert was "
+                "frozen has a copy of its own, and cannot go on; train its data as a new task"
+            )
 
     def carried_on(self, expert: Expert, memory: Tree, end: TaskEnd) -> tuple[Expert, Tree]:
         """The expert, which is frozen with the k-th task."""

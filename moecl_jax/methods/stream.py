@@ -81,6 +81,7 @@ class StartingValues:
       head: "lm" or "classification".
       classes: number of classes of the widest task.
       shared_head: whether one classification head is carried on from task to task.
+      continues: for the name of each task that continues an earlier one, the name of that one.
     """
 
     method: Method
@@ -89,6 +90,7 @@ class StartingValues:
     head: Head
     classes: int
     shared_head: bool = False
+    continues: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def shared(self, task_count: int) -> Tree:
         """The shared tree before the first of `task_count` tasks."""
@@ -131,12 +133,50 @@ class StartingValues:
             head = init_head(key, self.sizes.width, self.classes)
         return TaskParameters(shared, expert, head, known)
 
+    def first(self, name: str) -> str:
+        """Name of the task that a task continues, or its own where it continues none."""
+        return self.continues.get(name, name)
+
+    def answering(self, state: StreamState, name: str) -> FinishedTask | None:
+        """The finished task that answers for a task; None if there is none.
+
+        Of a task and those that continue it, that is the one that was finished last.
+        """
+        for other in reversed(list(state.finished)):
+            done = state.finished[other] if self.first(other) == self.first(name) else None
+            if done is not None:
+                return done
+        return None
+
+    def to_train(self, state: StreamState, name: str, index: int) -> TaskParameters:
+        """The parameters with which the training of a task begins.
+
+        Those of a task that continues another are what answers for that one.
+
+        Raises:
+          UserError: the method cannot go on with what it has made of a finished task.
+        """
+        begun = self.begin(state.shared, index, state.last_head, state.memory)
+        if self.answering(state, name) is None:
+            return begun
+        went_on = self.method.continue_task(self.task(state, name, index))
+        shapes = [
+            jax.tree.map(jnp.shape, (tree.shared, tree.expert, tree.head))
+            for tree in (begun, went_on)
+        ]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"task '{name}' continues '{self.first(name)}', and method '{self.method.name}' "
+                "cannot go on with a task that was finished; train it as a task of its own"
+            )
+        return went_on
+
     def task(self, state: StreamState, name: str, index: int) -> TaskParameters:
-        """The parameters that answer for a task: its finished ones, or those it starts from.
+        """The parameters that answer for a task: finished ones, or those it starts from.
 
         They are on the device; a finished head is padded with zeros, which are masked out.
         """
-        done = state.finished.get(name)
+        done = self.answering(state, name)
         if done is None:
             return self.begin(state.shared, index, state.last_head, state.memory)
         expert = jax.tree.map(jnp.asarray, done.expert)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.continued import with_inherited
 from moecl_jax.data.settings import BatchSettings, DataSettings
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, suggestion
@@ -147,6 +148,7 @@ class Settings(Section):
             )
         check_names(self.trackers)
         _check_definitions(self.definitions)
+        object.__setattr__(self, "definitions", with_inherited(self.definitions))
         object.__setattr__(self, "options", _options(find_method(self.method), self.options))
         if self.task_settings:
             self._check_task_settings()

@@ -57,7 +57,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def restore_moment(self, index: int) -> StreamState:
-        """The state of the moment when a task was finished, with that task's own part."""
+        """The state of the moment when a task was finished."""
 
     @abc.abstractmethod
     def save_finished(
@@ -270,9 +270,9 @@ class DiskStore(Store):
         return self.checkpoints.has_shared(index)
 
     def restore_moment(self, index: int) -> StreamState:
-        """As `Store` says, as NumPy arrays and with that task alone."""
-        name = self.names[index]
-        return dataclasses.replace(self._shared(index), finished={name: self._own(index)})
+        """As `Store` says, as NumPy arrays; tasks' own parts are read when they are asked for."""
+        finished = _Finished(self.names[: index + 1], self._own)
+        return dataclasses.replace(self._shared(index), finished=finished)
 
     def save_finished(
         self,

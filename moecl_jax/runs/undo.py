@@ -221,7 +221,14 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         f"  stays: its place, as '{trace.name}', with its labels and template; what {RESULTS_NAME} "
         f"and {LOG_NAME} say of it"
     )
-    lines.append(f"  {listed(others)} answer as before")
+    first = tasks[index].continues
+    if first in {each.continues for each in tasks[index + 1 : count]}:
+        first = ""  # a newer part answers for it, and goes on to
+    unchanged = [name for name in others if name != first]
+    if unchanged:
+        lines.append(f"  {listed(unchanged)} answer as before")
+    if first:
+        lines.append(f"  '{first}' is answered by what it had before '{task}'")
     if newest and jax.tree.leaves(trees):
         lines.append(f"  'moecl rollback --to={others[-1]}' would undo all that it changed")
     change = Change(
@@ -293,6 +300,12 @@ def _refuse_removal(
     """
     task, inside = tasks[index].name, TaskCheckpoints(workdir, settings.tasks).in_progress_record()
     others = [each.name for each in tasks[:count] if not each.removed and each.name != task]
+    later = [each.name for each in tasks if each.continues == task]
+    if later:
+        raise UserError(
+            f"'{task}' is continued by {listed(later)}, which cannot be told from it. Remove that "
+            "first, or take it out of the config if it is not trained"
+        )
     if inside is not None:
         raise UserError(
             f"training stopped inside task '{inside['task']}' of {workdir}. Finish it first, or "

@@ -14,6 +14,7 @@ queue.py     the texts that wait
 engine.py    the thread that answers them
 app.py       the HTTP routes
 reload.py    another checkpoint while the service runs
+watch.py     does so by itself when another task is finished
 start.py     a service of a workdir
 load.py      many clients, to measure it
 server.py    serves until a signal, and answers every request that was accepted

@@ -1,5 +1,6 @@
 """The HTTP routes of a service, described by its OpenAPI document at /openapi.json."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 import moecl_jax
 from moecl_jax.data.characters import is_blank
+from moecl_jax.decisions import Drift
 from moecl_jax.errors import UserError
 from moecl_jax.service.engine import Engine
 from moecl_jax.service.guard import Guard
@@ -48,12 +50,27 @@ class Answers(BaseModel):
     answers: list[Answer]
 
 
+class DriftInformation(BaseModel):
+    """Whether a task's scores are still those of its validation texts."""
+
+    drifted: bool = Field(description="whether thresholds should be chosen anew")
+    p_value: float = Field(description="least adjusted p-value so far; a drift is told at 0.01")
+    reference: int = Field(description="number of validation texts")
+    texts: int = Field(
+        description="number of texts answered since the validation texts were labelled"
+    )
+    tested: int = Field(description="number of those that were compared")
+
+
 class TaskInformation(BaseModel):
     """A task that can be asked."""
 
     name: str
     labels: list[str]
     thresholds: str | None
+    drift: DriftInformation | None = Field(
+        description="null where there are too few validation texts, and until they are labelled"
+    )
 
 
 class Tasks(BaseModel):
@@ -135,6 +152,7 @@ def _add_classify(app: FastAPI, engine: Engine) -> None:
                     name=name,
                     labels=list(labeller.labels[name]),
                     thresholds=engine.policy.version(name),
+                    drift=_drift(labeller.drifts.get(name)),
                 )
                 for name in labeller.tasks
             ],
@@ -158,6 +176,10 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
     async def metrics(_: Caller) -> Response:
         """Counters and times for Prometheus."""
         return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _drift(drift: Drift | None) -> DriftInformation | None:
+    return None if drift is None else DriftInformation(**dataclasses.asdict(drift.found))
 
 
 def _status(good: bool, yes: str, no: str) -> JSONResponse:

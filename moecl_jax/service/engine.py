@@ -13,6 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
+from moecl_jax.decisions import Drift
 from moecl_jax.outside import shortened
 from moecl_jax.service.labelling import Read
 from moecl_jax.service.limits import Limits, Refused
@@ -35,6 +38,8 @@ class Labelling(Protocol):
     @property
     def labels(self) -> Mapping[str, Sequence[str]]: ...  # noqa: D102
     @property
+    def drifts(self) -> Mapping[str, Drift]: ...  # noqa: D102
+    @property
     def choosing_problem(self) -> str | None: ...  # noqa: D102
     def read(self, texts: Sequence[tuple[str, str | None]]) -> list[Read]: ...  # noqa: D102
     def next_batch(self, prompts: Sequence[Prompt]) -> list[int]: ...  # noqa: D102
@@ -49,6 +54,7 @@ class Engine:
       limits: what is accepted.
       metrics: what is counted.
       draining: whether new requests are refused, since the service stops.
+      closing: is set when the engine is closed.
     """
 
     def __init__(
@@ -62,11 +68,13 @@ class Engine:
         self.policy, self.limits = policy or Policy(), limits or Limits()
         self.metrics = metrics or Metrics()
         self.draining = False
+        self.closing = threading.Event()
         self._labeller = labeller
         self._queue = TextQueue(self.limits)
         self._rate = 0.0  # texts a second of late batches
         self._thread = threading.Thread(target=self._run, name="moecl-engine", daemon=True)
         self.metrics.watch_queue(lambda: len(self._queue))
+        self.metrics.watch_drift(lambda: self._labeller.drifts)
 
     @property
     def labeller(self) -> Labelling:
@@ -85,6 +93,7 @@ class Engine:
     def close(self) -> None:
         """Refuses new requests, answers all that were accepted, and ends the thread."""
         self.draining = True
+        self.closing.set()
         self._queue.close()
         if self.alive:
             self._thread.join()
@@ -198,6 +207,7 @@ class Engine:
         decision = "review"
         if "error" not in labelled and task is not None:
             decision = self.policy.decide(task, labelled["probabilities"])
+            self._watch(labeller, task, labelled["probabilities"])
         self.metrics.texts.labels(task or "none", decision).inc()
         job.request.answers[job.place] = {
             "task": task,
@@ -209,6 +219,22 @@ class Engine:
             "truncated": job.read is not None and job.read.truncated,
             "error": labelled.get("error"),
         }
+
+    def _watch(self, labeller: Labelling, task: str, probabilities: Mapping[str, float]) -> None:
+        """Adds a text's scores to those that are compared with validation texts'."""
+        drift = labeller.drifts.get(task)
+        if drift is None:
+            return
+        before = drift.found.drifted
+        drift.add(np.array([probabilities[label] for label in labeller.labels[task]]))
+        if drift.found.drifted and not before:
+            _log.warning(
+                "the scores of task %s are no longer those of its validation texts (adjusted "
+                "p = %.2g after %d texts): choose new thresholds, or train on",
+                task,
+                drift.found.p_value,
+                drift.found.texts,
+            )
 
     def _measure(self, texts: int, seconds: float) -> None:
         self.metrics.batch_texts.observe(texts)

@@ -8,6 +8,7 @@ of them its texts belong to; there are as few groups as `methods.mixed` allows.
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,16 @@ import jax
 import numpy as np
 
 from moecl_jax.data.batching import chunks, need_of
+from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.decisions import Drift
+from moecl_jax.decisions.drift import FEWEST
 from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.serving.prompts import Prompt, PromptReader
 from moecl_jax.serving.session import Session, labelled
+
+_MOST_KNOWN = 1024  # validation texts of a task with which scores are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Labeller:
       tasks: names of those with labels, in their order.
       labels: labels of each, by name.
       checkpoint: digest of what answers; equal for equal parameters.
+      drifts: compares scores with those of validation texts, by task; empty until `watch_scores`.
       most_texts: texts that fit a batch at most.
     """
 
@@ -79,6 +86,7 @@ class Labeller:
         self._parameters = self._build_parameters(places)
         self._readers = {name: session.reader(name) for name in self.tasks}
         self.checkpoint = self._digest()
+        self.drifts: dict[str, Drift] = {}
         self.most_texts = evaluator.scoring.layout.batch_size
 
     @functools.cached_property
@@ -98,6 +106,39 @@ class Labeller:
             self._evaluator.prepare_features()
         for task in (*self.tasks, *([None] if self.choosing_problem is None else [])):
             self.label([found.prompt for found in self.read([("a", task)]) if found.prompt])
+
+    def watch_scores(self, stop: threading.Event | None = None) -> None:
+        """Labels validation texts, with which the scores of texts to come are compared.
+
+        A task with less than `drift.FEWEST` of them is not watched, nor one whose data are gone.
+        Another thread may label texts meanwhile.
+
+        Args:
+          stop: ends it between two batches when it is set.
+        """
+        evaluator, examples = self._evaluator, self.session.examples("validation")
+        for name in self.tasks:
+            place = evaluator.index(name)
+            known = [
+                Prompt(example.prompt, place)
+                for same in evaluator.same(place)
+                for example in examples.get(evaluator.names[same], ())
+            ]
+            if len(known) < FEWEST:
+                continue
+            stride = -(-len(known) // _MOST_KNOWN)
+            known = sorted(known[::stride], key=lambda prompt: len(prompt.ids))
+            found: list[list[float]] = []
+            for start in range(0, len(known), self.most_texts):
+                if stop is not None and stop.is_set():
+                    return
+                found += [
+                    [answer["probabilities"][label] for label in self.labels[name]]
+                    for answer in self.label(known[start : start + self.most_texts])
+                    if "error" not in answer
+                ]
+            if len(found) >= FEWEST:  # a new mapping, for another thread may read the old one
+                self.drifts = {**self.drifts, name: Drift(np.array(found))}
 
     def read(self, texts: Sequence[tuple[str, str | None]]) -> list[Read]:
         """The prompts of texts.

@@ -1,8 +1,12 @@
 """What a service counts and measures, for Prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from moecl_jax.decisions import Drift
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -51,6 +55,30 @@ class Metrics:
         gauge = Gauge("moecl_queue_texts", "texts that wait for an answer", registry=self._registry)
         gauge.set_function(waiting)
 
+    def watch_drift(self, drifts: Callable[[], Mapping[str, Drift]]) -> None:
+        """Shows what was found of the tasks whose scores are watched, by task."""
+        self._registry.register(_Drifts(drifts))
+
     def text(self) -> bytes:
         """All of them in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
+
+
+class _Drifts(Collector):
+    """Reads what was found when it is asked for, as the tasks change with the checkpoint."""
+
+    def __init__(self, drifts: Callable[[], Mapping[str, Drift]]):
+        self._drifts = drifts
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """A gauge for each figure, with a value for each task."""
+        drifted = GaugeMetricFamily(
+            "moecl_score_drift", "1 where scores have drifted from validation's", labels=["task"]
+        )
+        p_value = GaugeMetricFamily(
+            "moecl_score_drift_p_value", "least adjusted p-value so far", labels=["task"]
+        )
+        for task, drift in self._drifts().items():
+            drifted.add_metric([task], float(drift.found.drifted))
+            p_value.add_metric([task], drift.found.p_value)
+        yield from (drifted, p_value)

@@ -1,8 +1,10 @@
 """Changes the checkpoint of a service while it runs, and back."""
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
@@ -56,7 +58,7 @@ class Reloader:
         """
         self._engine, self._open, self._accuracies = engine, open_newest, accuracies
         self._previous: Labelling | None = None
-        self._busy = False
+        self._busy = threading.Lock()
 
     async def reload(self) -> Switched:
         """Changes to the newest checkpoint, unless it answers known tasks less well.
@@ -67,15 +69,19 @@ class Reloader:
           Refused: there is none that can be read or checked, a task is missing, has other labels
             or an accuracy that falls by more than `MOST_LOSS`, or another change is under way.
         """
-        if self._busy:
-            raise Refused(409, "another change of the checkpoint is under way")
-        self._busy = True
-        try:
-            return await asyncio.to_thread(self._reload)
-        except (UserError, OSError) as error:
-            raise Refused(409, str(UserError(f"nothing was changed: {error}"))) from error
-        finally:
-            self._busy = False
+        return await asyncio.to_thread(self.reload_now)
+
+    def reload_now(self, *, wait: bool = False) -> Switched:
+        """As `reload`, for a thread that has the time.
+
+        Args:
+          wait: whether another change is waited for; else it is a reason to refuse.
+        """
+        with self._alone(wait=wait):
+            try:
+                return self._reload()
+            except (UserError, OSError) as error:
+                raise Refused(409, str(UserError(f"nothing was changed: {error}"))) from error
 
     async def rollback(self) -> Switched:
         """Changes back to the checkpoint before the last change; a second time, forth again.
@@ -83,11 +89,20 @@ class Reloader:
         Raises:
           Refused: there was no change, or another one is under way.
         """
-        if self._busy:
+        with self._alone():
+            if self._previous is None:
+                raise Refused(409, "the checkpoint was not changed since the service was started")
+            return self._switch(self._previous, {})
+
+    @contextlib.contextmanager
+    def _alone(self, *, wait: bool = False) -> Iterator[None]:
+        """Refuses a change while another one is under way, or waits for that."""
+        if not self._busy.acquire(blocking=wait):
             raise Refused(409, "another change of the checkpoint is under way")
-        if self._previous is None:
-            raise Refused(409, "the checkpoint was not changed since the service was started")
-        return self._switch(self._previous, {})
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def _reload(self) -> Switched:
         current, newest = self._engine.labeller, self._open()

@@ -10,7 +10,9 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.data.batching import BatchLayout, make_mixed_batch, need_of
+from moecl_jax.data.continued import first_names
 from moecl_jax.data.loading import load_tasks
+from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.shapes import Need, scoring_shapes
 from moecl_jax.data.task import Task
 from moecl_jax.data.tokenize import (
@@ -78,7 +80,13 @@ class Evaluator:
         self.answers = _answers(head, tasks, model)
         classes = max(1, *(len(task.labels) for task in tasks))
         self.starting = StartingValues(
-            method, model.sizes, settings.seed, head, classes, settings.shared_head
+            method,
+            model.sizes,
+            settings.seed,
+            head,
+            classes,
+            settings.shared_head,
+            first_names(tasks),
         )
         section = settings.evaluation
         self.sampling = Sampling(section.temperature, section.top_k, section.top_p)
@@ -109,14 +117,27 @@ class Evaluator:
             raise UserError(f"there is no task '{name}'; the tasks are {', '.join(self.names)}")
         return self.names.index(name)
 
+    def same(self, index: int) -> list[int]:
+        """Places of the tasks that are answered alike: a task, and those that continue it."""
+        first, names = self.starting.first, self.names
+        return [place for place, name in enumerate(names) if first(name) == first(names[index])]
+
+    def parts(self, index: int) -> list[int]:
+        """Places of a task and of those before it that are answered alike: what it goes on from."""
+        return [place for place in self.same(index) if place <= index]
+
     def load(
-        self, tasks: Sequence[Task] | None = None, spared: Collection[str] = ()
+        self,
+        tasks: Sequence[Task] | None = None,
+        spared: Collection[str] = (),
+        data: DataSettings | None = None,
     ) -> list[TokenizedTask]:
         """Reads and tokenises the examples of tasks of the stream, of all as a default.
 
         Args:
           tasks: some of the stream's tasks, maybe with other examples.
           spared: names of the tasks that may be without data, as `load_tasks` says.
+          data: which examples are read; by default as the run's settings say.
 
         Raises:
           UserError: data are missing or malformed, or do not fit.
@@ -125,7 +146,7 @@ class Evaluator:
         return load_tasks(
             chosen,
             [self.answers[self.index(task.name)] for task in chosen],
-            self.settings.data,
+            self.settings.data if data is None else data,
             seed=self.settings.seed,
             tokenizer=self.model.tokenizer,
             vocabulary_size=self.model.sizes.vocabulary_size,

@@ -159,9 +159,9 @@ def reader_of_task(evaluator: Evaluator, index: int) -> PromptReader:
 
 def choosing_reader(evaluator: Evaluator, features: TaskFeatures) -> PromptReader:
     """Reads prompts of the task that each text belongs to, among those with features."""
-    places = [evaluator.index(name) for name in features.names]
+    places = [evaluator.same(evaluator.index(name))[0] for name in features.names]
 
     def choose(examples: Sequence[TokenizedExample]) -> list[int]:
         return [places[choice] for choice in features.choose(evaluator.features(examples))]
 
-    return PromptReader(evaluator, places, choose)
+    return PromptReader(evaluator, list(dict.fromkeys(places)), choose)

@@ -10,6 +10,7 @@ import numpy as np
 
 from moecl_jax import reporting
 from moecl_jax.data.batching import chunks
+from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.errors import UserError
@@ -85,7 +86,16 @@ class Session:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the finished tasks in their order."""
+        """Names of the finished tasks in their order, less those that continue another.
+
+        What was trained last of such tasks answers for the name of the first.
+        """
+        first = self.evaluator.starting.first
+        return [name for name in self._finished if first(name) == name]
+
+    @property
+    def _finished(self) -> list[str]:
+        """Names of all finished tasks that were not removed."""
         finished = self.evaluator.tasks[: len(self.state.finished)]
         return [task.name for task in finished if not task.removed]
 
@@ -236,6 +246,14 @@ class Session:
                 }
         return {"split": split, "tasks": plain(by_task)}
 
+    def examples(self, split: str) -> dict[str, list[TokenizedExample]]:
+        """All examples of a split by the finished tasks' names; none where data cannot be read.
+
+        Also those that a training leaves out to have equally many of each label.
+        """
+        settings = self.evaluator.settings.changed({"data": {f"{split}_examples": 0}})
+        return {task.name: list(task.splits[split]) for task in self._load(None, settings.data)}
+
     # What follows serves the wrappers around files of records.
 
     def reader(self, task: str | None, *, written: bool = False) -> PromptReader:
@@ -332,12 +350,14 @@ class Session:
         tokenizer: Any = self.evaluator.model.tokenizer
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _load(self, tasks: Sequence[Task] | None) -> list[TokenizedTask]:
+    def _load(
+        self, tasks: Sequence[Task] | None, data: DataSettings | None = None
+    ) -> list[TokenizedTask]:
         evaluator = self.evaluator
         given = {task.name: task for task in tasks or ()}
         chosen = [given.get(task.name, task) for task in evaluator.tasks]
-        wanted = [task for task in chosen if task.name in self.tasks]
-        return evaluator.load(wanted, spared=self.tasks)
+        wanted = [task for task in chosen if task.name in self._finished]
+        return evaluator.load(wanted, spared=self._finished, data=data)
 
     def _build_parameters(self, tasks: tuple[int, ...], base: bool) -> TaskParameters:
         """What answers for one task, or for several in the same batch."""

@@ -38,7 +38,7 @@ def evaluate_task_free(
 
     Where the choice is right, so is the answer that is right when the task is known. Where it is
     wrong, the chosen task's template, expert and labels answer, and the answer is right if it is
-    the right label's text.
+    the right label's text. A task and those that continue it are one to be chosen.
 
     Args:
       evaluator: model, method and tasks.
@@ -54,14 +54,16 @@ def evaluate_task_free(
     """
     count = len(tasks)
     places = np.array([evaluator.index(name) for name in features.names])
+    firsts = np.array([evaluator.same(place)[0] for place in places])
     accuracy, choices = np.full(count, np.nan), np.zeros((count, count), int)
     for index in places:
         examples = tasks[index].splits["test"]
         if not examples:
             continue
-        chosen = places[features.choose(evaluator.features(examples))]
-        right = np.where(chosen == index, known[index].right, False)
-        for other in np.unique(chosen[chosen != index]):
+        chosen = firsts[features.choose(evaluator.features(examples))]
+        same = np.isin(chosen, evaluator.same(index))
+        right = np.where(same, known[index].right, False)
+        for other in np.unique(chosen[~same]):
             asked = np.flatnonzero(chosen == other)
             texts = [examples[place] for place in asked]
             right[asked] = _right_as(evaluator, state, texts, index, other)

@@ -195,12 +195,15 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
         rounds = [count] if joint else list(range(1, count + 1))  # by the tasks finished then
         total = early * (1 + sum(finished <= index for finished in rounds))
         after = [finished for finished in rounds if finished > index]
-        if settled:  # its answers never change again
-            total += test * len(after[:1])
+        later = [place for place in evaluator.same(index) if place >= index]
+        trained = [count - 1] if joint else later  # with which its answers change
+        if settled:  # and with no other
+            total += test * min(len(trained), len(after))
         else:
             total += sum(test if done in (index + 1, count) else early for done in after)
-        trained_with = settings.for_task(evaluator.names[-1] if joint else task.name)
-        total += _epochs(evaluator, trained_with) * len(task.splits["validation"])
+        of_trained = [settings.for_task(evaluator.names[place]) for place in trained]
+        epochs = sum(_epochs(evaluator, each) for each in of_trained)
+        total += epochs * len(task.splits["validation"])
         if method.traits.expert_per_task and not task.definition.free_form:
             # The features by which a task is chosen.
             total += len(spaced(task.splits["train"])) + test

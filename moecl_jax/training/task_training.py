@@ -125,7 +125,7 @@ class TrainingSteps:
         evaluator, method = self.evaluator, self.evaluator.method
         starting, placement = evaluator.starting, evaluator.model.placement
         index = len(stream.finished)
-        parameters = starting.task(stream, evaluator.names[index], index)
+        parameters = starting.to_train(stream, evaluator.names[index], index)
         key, start = starting.training_key(index), starting.task_start(index)
         state = placement.put(init_train_state(method, self.optimizer, parameters, key, start))
         return state, placement.put(no_sums(state.active)), evaluator.model.params
@@ -178,7 +178,7 @@ class TaskTraining:
         self.total_steps = self.epoch_steps * self.evaluator.epochs
 
         starting, self.placement = self.evaluator.starting, self.evaluator.model.placement
-        parameters = starting.task(stream, self.task.name, index)
+        parameters = starting.to_train(stream, self.task.name, index)
         key = starting.training_key(index)
         state = init_train_state(
             self.method, steps.optimizer, parameters, key, self._start(parameters)
@@ -190,7 +190,9 @@ class TaskTraining:
         self.stored = self._stored_examples(stream.memory)
         self.validated = [
             place
-            for place in (range(len(steps.tasks)) if self.policy.joint else [index])
+            for place in (
+                range(len(steps.tasks)) if self.policy.joint else self.evaluator.parts(index)
+            )
             if steps.tasks[place].splits["validation"]
         ]
         self.validates = bool(self.validated) and self.method.traits.trains

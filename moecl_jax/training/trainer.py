@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from moecl_jax import reporting, stopping
+from moecl_jax.data.continued import check_continued
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
@@ -145,6 +146,7 @@ class Trainer:
                 settings = check_workdir(settings, self.workdir)
                 given = {task.name: task for task in tasks}
                 tasks = [given.get(task.name, task) for task in settings.task_objects()]
+            check_continued(tasks, joint=self.method.examples.joint)
             evaluator = Evaluator(self.model, self.method, tasks, settings)
             store = self._store(evaluator)
             if isinstance(store, DiskStore):
@@ -318,7 +320,7 @@ class StreamTraining:
         """Trains one task to its end, evaluates on all tasks and saves it."""
         task, starting, steps = self.tasks[index], self.evaluator.starting, self.steps_of(index)
         waits = self.joint and index + 1 < len(self.tasks)  # to be trained with the last task
-        parameters, validation = starting.task(stream, task.name, index), None
+        parameters, validation = starting.to_train(stream, task.name, index), None
         end = starting.task_end(index)
         if not waits:
             training = TaskTraining(
@@ -331,6 +333,8 @@ class StreamTraining:
         parameters = self.evaluator.model.placement.host(parameters)
         finished = steps.evaluator.method.finish_task(parameters, end)
         stream = stream.after(task.name, finished, len(task.labels))
+        for place in self.evaluator.same(index):  # from now on answered with this task's
+            self.settled.pop(place, None)
         own_features = None
         if self.method.traits.expert_per_task and not task.definition.free_form:
             own_features = features_of(self.evaluator, task.name, task.splits["train"])
@@ -392,8 +396,10 @@ class StreamTraining:
         """Places of tasks that cannot be scored again, whose results never change."""
         if not self.method.traits.settled or self.settings.shared_head:
             return []
-        earlier = self.tasks[: len(stream.finished) - 1]
-        return [place for place, task in enumerate(earlier) if task.unread]
+        count = len(stream.finished) - 1
+        changed = self.evaluator.same(count)
+        earlier = enumerate(self.tasks[:count])
+        return [place for place, task in earlier if task.unread and place not in changed]
 
     def evaluate_task(
         self, stream: StreamState, index: int, split: str, *, early: bool = False

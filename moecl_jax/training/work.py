@@ -98,8 +98,9 @@ class _Plan:
             epoch_steps = max(1, -(-len(texts) // settings.batch.size))
             rest = epochs - steps / epoch_steps if current else epochs
             self.found[TRAIN] += max(0.0, rest) * text_size(texts) * len(texts)
-            for task in learned:
+            for task in learned if joint else self.evaluator.parts(place):
                 self._add(task, "validation", times=epochs - (validations if current else 0))
+            self.settled.difference_update(self.evaluator.same(place))
             self._measure_all(place + 1)
         self._add_choices(finished)
         return dict(self.found)

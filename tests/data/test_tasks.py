@@ -15,6 +15,7 @@ from moecl_jax.config.default import get_config
 from moecl_jax.data.catalog import CATALOG, MTL5_LABELS, MTL5_ORDERS, shared_mtl5
 from moecl_jax.data.compliance import COLD, LANGUAGES, TENCENT3, cold, tencent3
 from moecl_jax.data.compliance import LABELS as COMPLIANCE_LABELS
+from moecl_jax.data.continued import with_inherited
 from moecl_jax.data.examples import Example
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
@@ -355,9 +356,10 @@ def test_definitions_in_the_documentation_are_right(
     (tmp_path / "notes.py").write_text(SOURCE, encoding="utf-8")
     config = get_config()
     exec(code, {"config": config, "ConfigDict": ConfigDict})
-    (name,) = config.tasks
-    definition = Task.from_fields(name, config.definitions[name].to_dict())
-    assert definition.name == name
+    *_, name = config.tasks  # the one that the code defines
+    earlier = {"mail": {"source": "none", "labels": ("ham", "spam")}}
+    definitions = with_inherited(earlier | config.definitions.to_dict())
+    assert Task.from_fields(name, definitions[name]).name == name
 
 
 def test_the_documentation_has_every_field() -> None:

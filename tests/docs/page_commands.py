@@ -47,7 +47,20 @@ RULES = (
     Rule(r"(moecl train --config=runs/.*)", r"\1 --config.epochs=1"),
     # The other format of the original needs torch.
     Rule(r"(moecl export .*)--format=official(.*)", r"\1--format=safetensors\2"),
-    Rule(r"(moecl (?:evaluate|predict|generate|report|advise|convert|export) .*)", r"\1"),
+    Rule(r"(moecl train --config=desk(?:_2)?\.py .*)", rf"\1 {SMALL}"),
+    # The desk is open while tests/service/test_circle.py reviews, exports and reloads.
+    Rule(r"moecl serve .*", elsewhere="tests/service/test_circle.py::"),
+    Rule(
+        r"curl -o (\S+) .*",
+        r"""for i in $(seq 20); do echo '{"text": "Hi '$i'", "label": "ham"}'; """
+        r"""echo '{"text": "Win '$i'", "label": "spam"}'; done > \1""",
+    ),
+    Rule(r"curl .*", elsewhere="tests/service/test_circle.py::"),
+    Rule(
+        r"(moecl predict .*) --input=messages/(\S+) (.*)",
+        r"head -n 21 messages/\2 > few.tsv; \1 --input=few.tsv \3",
+    ),
+    Rule(r"(moecl (?:evaluate|predict|generate|report|advise|convert|export|new|strip) .*)", r"\1"),
     Rule(r"(export PYTHONPATH=.*)", r"\1:$PYTHONPATH"),
     Rule(r"((?:echo|cat) .*)", r"\1"),
 )

@@ -29,7 +29,7 @@ class HashEngine:
     alive, draining = True, False
     policy = Policy()
     labeller = SimpleNamespace(
-        tasks=list(LABELS), labels=LABELS, checkpoint="7", choosing_problem=None
+        tasks=list(LABELS), labels=LABELS, checkpoint="7", choosing_problem=None, drifts={}
     )
 
     def __init__(self):

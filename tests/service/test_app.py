@@ -239,8 +239,8 @@ def test_metrics_count_what_was_answered(engine):
 def test_tasks_and_openapi_describe_the_service(engine):
     assert ask(engine, method="GET", path="/v1/tasks").json() == {
         "tasks": [
-            {"name": "mail", "labels": ["ham", "spam"], "thresholds": "abc123"},
-            {"name": "news", "labels": ["ham", "spam"], "thresholds": None},
+            {"name": "mail", "labels": ["ham", "spam"], "thresholds": "abc123", "drift": None},
+            {"name": "news", "labels": ["ham", "spam"], "thresholds": None, "drift": None},
         ],
         "checkpoint": "first",
         "finds_task": True,

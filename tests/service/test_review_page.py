@@ -7,10 +7,13 @@ import re
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
-from review_app import entry, make
+from review_app import HashEngine, entry, make
+
+from moecl_jax.decisions.drift import Found
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
@@ -305,6 +308,17 @@ def test_tasks_are_filtered_and_skipped_texts_come_last(open_desk):
     assert desk.text("#text") == "second"
     desk.press("3")
     assert desk.text("#text") == "first"
+
+
+def test_a_drift_is_said_beside_the_progress(open_desk, monkeypatch):
+    desk = open_desk([entry("a")])
+    assert desk.text("#drift") == ""
+    found = Found(reference=100, texts=70, tested=64, p_value=0.001, drifted=True)
+    monkeypatch.setitem(HashEngine.labeller.drifts, "mail", SimpleNamespace(found=found))
+    desk.open()
+    assert desk.text("#drift").startswith("mail: texts score otherwise than the validation texts")
+    assert "64 were compared" in desk.text("#drift")
+    assert desk.complaints == []
 
 
 def test_the_language_is_that_of_the_browser_and_can_be_changed(open_desk):

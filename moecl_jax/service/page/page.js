@@ -75,7 +75,10 @@ async function fetchProgress() {
   aside.setAttribute("aria-busy", "true");
   try {
     const progress = await ask("progress");
-    if (mine === asked) showProgress(progress);
+    const answering = await ask("tasks", { base: "v1/" });
+    if (mine !== asked) return;
+    showProgress(progress);
+    showDrift(answering.tasks);
   } catch (error) {
     if (!(error instanceof Refused)) throw error; // the text's own request says why
   } finally {
@@ -95,6 +98,15 @@ function showProgress(progress) {
     const line = document.createElement("li");
     const kappa = progress[name] === null ? "–" : progress[name].toFixed(2);
     line.textContent = word(name, { kappa, count });
+    return line;
+  }));
+}
+
+function showDrift(answering) {
+  const drifted = answering.filter(({ drift }) => drift?.drifted);
+  get("drift").replaceChildren(...drifted.map(({ name, drift }) => {
+    const line = document.createElement("li");
+    line.textContent = word("drifted", { task: name, texts: drift.tested });
     return line;
   }));
 }

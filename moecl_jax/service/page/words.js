@@ -40,6 +40,10 @@ const WORDS = {
   no_texts: ["No texts yet.", "尚无文本。"],
   kappa: ["Cohen's κ {kappa}: first and second reviewer ({count} disputed texts)", "Cohen κ {kappa}：第一与第二审核员（{count} 条有争议的文本）"],
   model_kappa: ["Cohen's κ {kappa}: reviewer and model ({count} texts)", "Cohen κ {kappa}：审核员与模型（{count} 条文本）"],
+  drifted: [
+    "{task}: texts score otherwise than the validation texts did ({texts} were compared). Ask for new thresholds, or for a further training.",
+    "{task}：文本的得分与验证文本不同（已比较 {texts} 条）。请重新选择阈值，或继续训练。",
+  ],
   show_opinion: ["Show the model's opinion before I decide", "决定之前显示模型的判断"],
   paste: ["Paste texts, one a line", "粘贴文本，每行一条"],
   or_file: [
