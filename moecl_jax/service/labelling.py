@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from moecl_jax.data.batching import chunks, need_of
-from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.decisions import Drift
 from moecl_jax.decisions.drift import FEWEST
 from moecl_jax.errors import UserError

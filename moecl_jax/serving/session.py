@@ -12,7 +12,7 @@ from moecl_jax import reporting
 from moecl_jax.data.batching import chunks
 from moecl_jax.data.settings import DataSettings
 from moecl_jax.data.task import SPLITS, Task
-from moecl_jax.data.tokenize import TokenizedTask
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
