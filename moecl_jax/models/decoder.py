@@ -320,6 +320,7 @@ class Decoder(nn.Module):
         seeds: jax.Array | None = None,
         computed: jax.Array | None = None,
         places: jax.Array | None = None,
+        shift: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Final hidden states.
 
@@ -333,13 +334,17 @@ class Decoder(nn.Module):
           seeds: `[L]` uint32 for dropout; `None` in evaluation.
           computed: `[N]`, which of the R * S slots are computed; `None` for all.
           places: `[N]` uint32, by which dropout tells tokens apart; `None` for their order.
+          shift: `[N, D]` float32, what is added to the word embeddings; `None` for nothing.
 
         Returns:
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
         """
         context = attention_context(self.config, positions, segments, branches, computed)
         tokens = tokens.reshape(-1) if computed is None else tokens.reshape(-1)[computed]
-        x = self.split(self.embedder(tokens))
+        x = self.embedder(tokens)
+        if shift is not None:
+            x = (x.astype(jnp.float32) + shift).astype(x.dtype)
+        x = self.split(x)
         kinds = layer_kinds(self.config)
         layer = LayerContext(membership, places=places)
         (x, _), reports = self.layers((x, None), adapter, seeds, layer, context, kinds, None)

@@ -9,6 +9,7 @@ from moecl_jax.data.settings import BatchSettings, DataSettings
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, suggestion
 from moecl_jax.methods import METHODS, Method, find_method, spec_of
+from moecl_jax.methods.adversarial_inputs import AdversarialInputs
 from moecl_jax.methods.options import from_sections, to_sections
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
@@ -73,6 +74,7 @@ SECTIONS: dict[str, type[Section]] = {
         MeshSettings,
         EvaluationSettings,
         OptimizerSettings,
+        AdversarialInputs,
     )
 }
 
@@ -103,6 +105,7 @@ class Settings(Section):
       mesh: the mesh of devices.
       evaluation: how answers are evaluated.
       optimizer: AdamW and its learning rate.
+      adversarial_inputs: adversarial training on the word embeddings.
       epochs: passes over each task's training examples.
       selection: best keeps the epoch that validates best, last the last one.
       log_every: steps between two logged ones.
@@ -130,6 +133,7 @@ class Settings(Section):
     mesh: MeshSettings = MeshSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    adversarial_inputs: AdversarialInputs = AdversarialInputs()
     epochs: int = setting(3, least=1, most=10**6, by_task=True)
     selection: str = setting("best", choices=("best", "last"), by_task=True)
     log_every: int = setting(10, least=1, most=10**9)

@@ -72,7 +72,9 @@ class Evaluator:
         head: Any = settings.head
         _check(model, method, tasks, settings)
         self.model, self.method, self.settings, self.tasks = model, method, settings, tuple(tasks)
-        self.context = StepContext(model.architecture, method, head)
+        self.context = StepContext(
+            model.architecture, method, head, attack=settings.adversarial_inputs
+        )
         self.answers = _answers(head, tasks, model)
         classes = max(1, *(len(task.labels) for task in tasks))
         self.starting = StartingValues(
