@@ -102,7 +102,8 @@ def forward(
 def places_of(batch: Batch) -> jax.Array:
     """A number `[N]` for each computed token: its example's place in the whole batch, and its own.
 
-    So what is drawn for a token does not depend on how examples are packed, or on which share a piece.
+    So what is drawn for a token does not depend on how examples are packed, or on which share a
+    piece.
     """
     count = batch.weights.shape[0]
     members = jnp.arange(count) if batch.members is None else batch.members

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from moecl_jax.data.catalog import CATALOG
+from moecl_jax.data.perturbing import PERTURBATIONS
 from moecl_jax.data.settings import BatchSettings, DataSettings
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, suggestion
@@ -33,6 +34,9 @@ class EvaluationSettings(Section):
       top_p: generated tokens are drawn from the most probable that together reach this probability.
       early_examples: test texts of a task by which it is measured before the stream's end, but for
         the moment when it is finished; 0 for all of them.
+      perturbations: small changes of the test texts with which all tasks are scored again at the
+        stream's end, of typos, swaps, case, homoglyphs, homophones and split (docs: Robustness).
+      perturbation_rate: part of the places in a text that each of them changes.
     """
 
     KEY: ClassVar[str] = "evaluation"
@@ -41,6 +45,8 @@ class EvaluationSettings(Section):
     top_k: int = setting(0, least=0, most=10**7)
     top_p: float = setting(1.0, above=0, most=1)
     early_examples: int = setting(0, least=0, most=10**9)
+    perturbations: tuple[str, ...] = setting((), choices=PERTURBATIONS)
+    perturbation_rate: float = setting(0.1, above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
