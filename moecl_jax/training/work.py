@@ -102,6 +102,9 @@ class _Plan:
                 self._add(task, "validation", times=epochs - (validations if current else 0))
             self._measure_all(place + 1)
         self._add_choices(finished)
+        if finished < count:  # the texts that are changed, after the last task
+            for place in range(count):
+                self._add(place, "test", times=len(self.settings.evaluation.perturbations))
         return dict(self.found)
 
     def _measure_all(self, finished: int) -> None:
