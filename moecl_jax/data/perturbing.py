@@ -6,10 +6,9 @@ the same changed texts.
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from moecl_jax.data.lookalikes import HOMOGLYPHS, HOMOPHONES, NEIGHBOURS, SPLITS
-from moecl_jax.errors import UserError, suggestion
 
 Change = Callable[[str, random.Random], str]
 
@@ -117,19 +116,3 @@ def perturbed(text: str, kind: str, rate: float) -> str:
         pieces += [text[end:start], change(text[start:stop], draw)]
         end = stop
     return "".join([*pieces, text[end:]])
-
-
-def check_perturbations(kinds: Sequence[str]) -> None:
-    """Refuses unknown kinds, and one that is named twice.
-
-    Raises:
-      UserError: names it.
-    """
-    for kind in kinds:
-        if kind not in _KINDS:
-            raise UserError(
-                f"perturbation {kind!r} is not one of {', '.join(PERTURBATIONS)}"
-                f"{suggestion(kind, PERTURBATIONS)}"
-            )
-    if len(set(kinds)) < len(kinds):
-        raise UserError(f"perturbations {', '.join(kinds)} must hold none of them twice")
