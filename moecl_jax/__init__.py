@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from moecl_jax.runs.undo import remove, rollback
     from moecl_jax.serving.generation import Sampling
     from moecl_jax.serving.session import Prediction, Session, open_run
+    from moecl_jax.training.distilling import distil
     from moecl_jax.training.trainer import Trainer
     from moecl_jax.weights.families import Family
     from moecl_jax.weights.load import load_model
@@ -73,6 +74,7 @@ _HOMES = {
     "runs.undo": ("remove", "rollback"),
     "serving.generation": ("Sampling",),
     "serving.session": ("Prediction", "Session", "open_run"),
+    "training.distilling": ("distil",),
     "training.trainer": ("Trainer",),
     "weights.families": ("Family",),
     "weights.load": ("load_model",),
@@ -134,6 +136,7 @@ __all__ = [
     "Traits",
     "UserError",
     "__version__",
+    "distil",
     "load_model",
     "open_run",
     "register",

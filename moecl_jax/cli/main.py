@@ -26,6 +26,7 @@ COMMANDS = (
     "predict",
     "generate",
     "serve",
+    "distil",
     "convert",
     "export",
     "strip",
