@@ -3,11 +3,11 @@
     L = - sum over texts and labels k of  p_k log q(label k | text)
 
 p are the teacher's probabilities of a task's labels, q those of the student, which is one LoRA for
-all tasks, or a LoRA in another LLM. L is their divergence KL(p || q) up to a constant (Hinton et al.
+all tasks, maybe in another LLM. L is their divergence KL(p || q) up to a constant (Hinton et al.
 2015, arXiv 1503.02531). Only texts of the tasks are read, not their labels: the student is trained
 as `joint` on what the teacher answers. Each text stands there with `answers` answers, allotted to
-the labels in proportion to p. So one answer is the teacher's label, and more of them say how sure it
-is. A free-form task's text has the answer that the teacher writes (Kim and Rush 2016, arXiv
+the labels in proportion to p. So one answer is the teacher's label, and more of them say how sure
+it is. A free-form task's text has the answer that the teacher writes (Kim and Rush 2016, arXiv
 1606.07947).
 """
 
@@ -58,7 +58,7 @@ class Distilled:
 
 
 def distil(
-    workdir: str | Path,
+    teacher: Session | str | Path,
     into: str | Path,
     *,
     answers: int = 1,
@@ -70,7 +70,7 @@ def distil(
     PEFT. If it was interrupted, the same call goes on.
 
     Args:
-      workdir: the teacher's workdir, with finished tasks.
+      teacher: a run with finished tasks: its workdir, or a session.
       into: the student's workdir.
       answers: number of answers that each text stands with.
       adjust: changes the student's settings, such as its LLM (`model.path`), how that is quantised
@@ -79,12 +79,20 @@ def distil(
     Raises:
       UserError: nothing is finished, data cannot be read, or the student's settings do not fit.
     """
-    workdir, into = Path(workdir), Path(into)
+    into = Path(into)
     if answers < 1:
         raise UserError(f"answers = {answers} must be at least 1")
-    if into.resolve() == workdir.resolve():
-        raise UserError(f"{into} is the teacher's workdir; name another folder for the student")
-    session = open_run(workdir)
+    if not isinstance(teacher, Session):
+        if into.resolve() == Path(teacher).resolve():
+            raise UserError(f"{into} is the teacher's workdir; name another folder for the student")
+        teacher = open_run(teacher)
+    return _distil(teacher, into, answers, adjust)
+
+
+def _distil(
+    session: Session, into: Path, answers: int, adjust: Callable[[Settings], Settings]
+) -> Distilled:
+    """`distil` of checked arguments."""
     evaluator = session.evaluator
     tasks = evaluator.load([t for t in evaluator.tasks if t.name in session.tasks])
     settings = adjust(student_settings(evaluator.settings, tasks, into))
