@@ -136,8 +136,8 @@ def student_settings(settings: Settings, tasks: Sequence[TokenizedTask], into: P
 def allotted(probabilities: np.ndarray, answers: int) -> np.ndarray:
     """How many of a text's answers each label gets: the largest remainders round up.
 
-    With probabilities 0.6, 0.3 and 0.1, ten answers are 6, 3 and 1; four are 3, 1 and 0 of 2.4, 1.2
-    and 0.4; and one is 1, 0 and 0.
+    With probabilities 0.62, 0.3 and 0.08, ten answers are 6, 3 and 1; four are 3, 1 and 0 of 2.48,
+    1.2 and 0.32; and one is 1, 0 and 0.
 
     Args:
       probabilities: `[n, K]`, rows that sum to 1.
