@@ -17,6 +17,7 @@ from moecl_jax.methods import mixed
 from moecl_jax.methods.adversarial_inputs import AdversarialInputs, Prompts
 from moecl_jax.methods.base import Method
 from moecl_jax.methods.losses import answer_loss, classification_loss
+from moecl_jax.methods.next_token import SelfSupervised
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import Head
 from moecl_jax.models.decoder import Decoder
@@ -36,6 +37,7 @@ class StepContext:
       reported: what the layers report beside what they do: keyword arguments of the method's
         `feed_forward` that are switched on, such as "second_moments".
       attack: what training does to the word embeddings.
+      self_supervised: what else is trained on the texts.
     """
 
     architecture: Architecture
@@ -43,6 +45,7 @@ class StepContext:
     head: Head
     reported: tuple[str, ...] = ()
     attack: AdversarialInputs = AdversarialInputs()
+    self_supervised: SelfSupervised = SelfSupervised()
 
     @property
     def placement(self) -> Placement:

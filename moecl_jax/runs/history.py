@@ -85,6 +85,7 @@ class History:
       task_settings: for each task, by its name, the values it was trained with of those that may
         differ from task to task.
       task_free: after the last task of the stream, results where each text's task is chosen.
+      pretraining: what is told of a training on plain texts before the first task.
       robustness: after the last task of the stream, results with changed texts.
       scored_random_init: the same as `random_init`, by scoring the labels' texts.
     """
@@ -102,6 +103,7 @@ class History:
     classification: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
     task_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     task_free: dict[str, Any] | None = None
+    pretraining: dict[str, Any] | None = None
     robustness: dict[str, Any] | None = None
     scored_random_init: list[float] = dataclasses.field(default_factory=list)
 
@@ -190,6 +192,7 @@ class History:
             "scored_random_init": self.scored_random_init,
             "validation_accuracy": self.validation,
             "task_free": self.task_free,
+            "pretraining": self.pretraining,
             "robustness": self.robustness,
             "classification": self.classification,
             "gate_weights": self.gate_weights,
@@ -198,7 +201,7 @@ class History:
             "skipped_steps": self.skipped,
             "wall_seconds": self.wall_seconds,
         }
-        for key in ("gate_weights", "skipped_steps", "robustness"):
+        for key in ("gate_weights", "skipped_steps", "pretraining", "robustness"):
             if not results[key]:
                 del results[key]
         return results

@@ -11,6 +11,7 @@ from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, suggestion
 from moecl_jax.methods import METHODS, Method, find_method, spec_of
 from moecl_jax.methods.adversarial_inputs import AdversarialInputs
+from moecl_jax.methods.next_token import SelfSupervised
 from moecl_jax.methods.options import from_sections, to_sections
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
@@ -81,6 +82,7 @@ SECTIONS: dict[str, type[Section]] = {
         EvaluationSettings,
         OptimizerSettings,
         AdversarialInputs,
+        SelfSupervised,
     )
 }
 
@@ -112,6 +114,7 @@ class Settings(Section):
       evaluation: how answers are evaluated.
       optimizer: AdamW and its learning rate.
       adversarial_inputs: adversarial training on the word embeddings.
+      self_supervised: training by next tokens on texts without labels.
       epochs: passes over each task's training examples.
       selection: best keeps the epoch that validates best, last the last one.
       log_every: steps between two logged ones.
@@ -140,6 +143,7 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     adversarial_inputs: AdversarialInputs = AdversarialInputs()
+    self_supervised: SelfSupervised = SelfSupervised()
     epochs: int = setting(3, least=1, most=10**6, by_task=True)
     selection: str = setting("best", choices=("best", "last"), by_task=True)
     log_every: int = setting(10, least=1, most=10**9)

@@ -73,7 +73,11 @@ class Evaluator:
         _check(model, method, tasks, settings)
         self.model, self.method, self.settings, self.tasks = model, method, settings, tuple(tasks)
         self.context = StepContext(
-            model.architecture, method, head, attack=settings.adversarial_inputs
+            model.architecture,
+            method,
+            head,
+            attack=settings.adversarial_inputs,
+            self_supervised=settings.self_supervised,
         )
         self.answers = _answers(head, tasks, model)
         classes = max(1, *(len(task.labels) for task in tasks))

@@ -22,10 +22,13 @@ from moecl_jax.methods.forward import (
     StepContext,
     forward,
     instruction_loss,
+    membership_of,
     output_logits,
     prompt_query,
     prompts_of,
+    vocabulary_logits,
 )
+from moecl_jax.methods.next_token import mean_over_examples, next_token_losses
 from moecl_jax.methods.parameters import TaskParameters, Tree
 
 Metrics = dict[str, jax.Array]
@@ -274,7 +277,7 @@ def loss(
     piece: Piece | None = None,
     shift: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """What is differentiated: instruction loss plus the method's penalty; and metrics.
+    """What is differentiated: instruction loss, the method's penalty, next tokens; and metrics.
 
     A mean over the batch is the sum of its pieces' means, each times the piece's share. `shift`
     `[N, D]` is added to the word embeddings.
@@ -297,17 +300,32 @@ def loss(
     penalty_key = jax.random.fold_in(key, _PENALTY)
     inputs = LossInputs(batch, reports, query, logits, predict, penalty_key, over_answers)
     penalty = context.method.penalty(answering, inputs)
+    weight = context.self_supervised.weight
+    texts = _text_loss(answering, hidden, frozen, batch, context) if weight else jnp.zeros(())
     if piece is not None:
         instruction = instruction * piece.instruction_share
-        penalty = jax.tree.map(lambda x: x * piece.example_share, penalty)
+        penalty, texts = jax.tree.map(lambda x: x * piece.example_share, (penalty, texts))
     seen = penalty.term if penalty.reported is None else penalty.reported
     metrics = {
-        "loss": instruction + seen,
+        "loss": instruction + seen + weight * texts,
         "loss_instruction": instruction,
         "loss_adversarial": penalty.adversarial,
+        **({"loss_next_token": texts} if weight else {}),
         **penalty.metrics,
     }
-    return instruction + penalty.term, metrics
+    return instruction + penalty.term + weight * texts, metrics
+
+
+def _text_loss(
+    answering: TaskParameters, hidden: jax.Array, frozen: Tree, batch: Batch, context: StepContext
+) -> jax.Array:
+    """The next-token loss on the batch's prompts."""
+
+    def logits_of(states: jax.Array) -> jax.Array:
+        return vocabulary_logits(answering, states, frozen, context)
+
+    losses, follows = next_token_losses(hidden, batch, logits_of)
+    return mean_over_examples(losses, follows, membership_of(batch), batch.weights)
 
 
 def gradient_step(

@@ -35,6 +35,7 @@ from moecl_jax.serving.session import Session, model_of
 from moecl_jax.serving.task_free import evaluate_task_free, features_of
 from moecl_jax.training.facts import parameter_counts, versions
 from moecl_jax.training.figures import show_row, show_untrained
+from moecl_jax.training.pretraining import pretrained
 from moecl_jax.training.resuming import (
     add_known_sizes,
     features_again,
@@ -266,6 +267,7 @@ class StreamTraining:
             reporting.current().message("evaluating the untrained model on every task")
             with reporting.stage("before training", REST):
                 history = History.of_untrained(self.evaluate_all(stream))
+            stream, history.pretraining = pretrained(self.evaluator, stream, self.workdir)
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
         else:
