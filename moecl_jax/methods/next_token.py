@@ -3,7 +3,7 @@
 As an auxiliary of any method, on the texts of the batch (Radford et al. 2018, "Improving language
 understanding by generative pre-training"):
 
-    L + weight mean over examples b, and over the tokens i of the prompt of b, of - log p(i + 1 | .. i)
+    L + weight mean over examples, and over the tokens i of their prompts, of - log p(i + 1 | .. i)
 
 and before the first task, on other texts, as continued pre-training (`training.pretraining`). Axes:
 B examples, N computed tokens, D width.

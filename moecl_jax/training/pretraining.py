@@ -2,9 +2,9 @@
 
     L = mean over tokens i of - log p(i + 1 | .. i)
 
-(Gururangan et al. 2020, arXiv 2004.10964). Texts are streamed, never all in memory. They are packed:
-put one after the other with an end of sequence between them, and cut into rows of equal length. One
-paragraph in twenty is held out, and tells the perplexity before and after.
+(Gururangan et al. 2020, arXiv 2004.10964). Texts are streamed, never all in memory. They are
+packed: put one after the other with an end of sequence between them, and cut into rows of equal
+length. One paragraph in twenty is held out, and tells the perplexity before and after.
 """
 
 import dataclasses
@@ -250,6 +250,8 @@ class _Pretraining:
         self.scored = jax.jit(functools.partial(text_losses, context=context))
         rows = itertools.islice(self._rows(texts.held_out()), _HELD_OUT_ROWS)
         self.held_out = list(self._batches(rows))
+        if not self.held_out:
+            raise _too_little(texts)
         self.held_out_tokens = 0
 
     def perplexity(self) -> float:
@@ -268,7 +270,8 @@ class _Pretraining:
         """Trains; returns the number of tokens that were predicted."""
         key = jax.random.fold_in(jax.random.key(self.seed), _KEY)
         tokens = 0
-        with reporting.stage("pre-training", TRAIN, steps) as stage:
+        total, length = steps * self.size, self.length
+        with reporting.stage("pre-training", TRAIN, total, size=length) as stage:
             for place, batch in enumerate(itertools.islice(self._endless(), steps)):
                 stopping.check()
                 rate = np.float32(self.schedule(place, steps))
@@ -284,7 +287,7 @@ class _Pretraining:
                 tokens += int(np.maximum(np.count_nonzero(batch.segments, axis=1) - 1, 0).sum())
                 if place % 10 == 0:
                     stage.losses = {"loss": float(loss)}
-                reporting.advance(1)
+                reporting.advance(self.size)
         return tokens
 
     def _endless(self) -> Iterator[Batch]:
@@ -295,11 +298,7 @@ class _Pretraining:
                 empty = False
                 yield batch
             if empty:
-                raise UserError(
-                    f"the text files of {self.texts.folder} hold too little to train on: one "
-                    f"paragraph in {_HELD_OUT} is held out, the first among them. Give more text, "
-                    "with empty lines between paragraphs"
-                )
+                raise _too_little(self.texts)
 
     def _rows(self, texts: Iterator[str]) -> Iterator[np.ndarray]:
         return rows_of(texts, self.model.tokenizer, self.length)
@@ -307,6 +306,14 @@ class _Pretraining:
     def _batches(self, rows: Iterator[np.ndarray]) -> Iterator[Batch]:
         while chunk := list(itertools.islice(rows, self.size)):
             yield batch_of_rows(chunk, self.size, self.length)
+
+
+def _too_little(texts: Texts) -> UserError:
+    return UserError(
+        f"the text files of {texts.folder} hold too little text: one paragraph in {_HELD_OUT} is "
+        "held out, the first among them, and the others are trained on. Give more text, with empty "
+        "lines between paragraphs"
+    )
 
 
 def pretraining_step(

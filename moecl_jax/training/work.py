@@ -86,6 +86,9 @@ class _Plan:
         count, joint = len(self.tasks), self.method.examples.joint
         if untrained:
             self._measure_all(0)
+            section = self.settings.self_supervised
+            rows = section.steps * self.settings.batch.size if section.texts else 0
+            self.found[TRAIN] += rows * self.settings.data.max_length
         for place in range(finished, count):
             self._add_features(place)
             if joint and place + 1 < count:
