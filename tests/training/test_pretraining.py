@@ -9,10 +9,11 @@ from streams import assert_bit_equal, logged, restored, stop_after, tiny_setting
 
 from moecl_jax.errors import UserError
 from moecl_jax.methods.next_token import next_tokens
+from moecl_jax.testing import write_model
 from moecl_jax.training import pretraining
 from moecl_jax.training.pretraining import PRETRAINED_NAME, Texts, batch_of_rows, rows_of
 from moecl_jax.training.trainer import train
-from moecl_jax.weights.tokenizer import load_tokenizer
+from moecl_jax.weights.tokenizer import from_folder
 
 
 def write_texts(folder, paragraphs=120):
@@ -43,16 +44,12 @@ def settings_with(tmp_path, **changes):
     )
 
 
-def test_texts_become_rows_of_equal_length(monkeypatch):
-    monkeypatch.setattr(pretraining, "end_of_sequence", lambda tokenizer: 2)
-    monkeypatch.setattr(
-        pretraining,
-        "encode_between",
-        lambda texts, *rest, **others: [([int(c) for c in text], []) for text in texts],
-    )
-    found = [row.tolist() for row in rows_of(["56", "7", "8949"], None, 3)]
-    assert found == [[5, 6, 2], [7, 2, 8], [9, 4, 9]]  # the last end alone predicts nothing
-    assert [row.tolist() for row in rows_of(["56", "7"], None, 3)] == [[5, 6, 2], [7, 2]]
+def test_texts_become_rows_of_equal_length(tmp_path):
+    tokenizer = from_folder(write_model(tmp_path))  # w0 is 2, w1 is 3, ..., and the end is 0
+    texts = ["w3 w4", "w5", "w6 w7 w8 w9"]
+    found = [row.tolist() for row in rows_of(texts, tokenizer, 3)]
+    assert found == [[5, 6, 0], [7, 0, 8], [9, 10, 11]]  # the last end alone predicts nothing
+    assert [row.tolist() for row in rows_of(texts[:2], tokenizer, 3)] == [[5, 6, 0], [7, 0]]
 
 
 def test_rows_become_a_batch_with_empty_places():
@@ -97,7 +94,7 @@ def test_the_perplexity_is_that_of_the_model_alone_before(tmp_path):
     stream, _ = run.store.restore()
     _, facts = pretraining.pretrained(run.evaluator, stream, None)
     assert facts["perplexity_after"] == facts["perplexity_before"]
-    tokenizer = load_tokenizer(tmp_path / "model")
+    tokenizer = from_folder(tmp_path / "model")
     texts = Texts(tmp_path / "texts", 0).held_out()
     total, count = 0.0, 0
     model = run.evaluator.model
