@@ -122,18 +122,18 @@ class Texts:
 
     def held_out(self) -> Iterator[str]:
         """The paragraphs that are not trained on."""
-        return self._texts(self._stream().filter(_is_held_out, with_indices=True))
+        return (text for place, text in enumerate(self._texts()) if place % _HELD_OUT == 0)
 
     def training(self, epoch: int) -> Iterator[str]:
         """The others, shuffled as they are streamed."""
-        others = self._stream().filter(_is_trained, with_indices=True)
-        return self._texts(others.shuffle(seed=self.seed + epoch, buffer_size=_SHUFFLED))
+        others = (text for place, text in enumerate(self._texts()) if place % _HELD_OUT)
+        return shuffled(others, np.random.default_rng((self.seed, epoch, *b"texts")), _SHUFFLED)
 
-    def _stream(self) -> Any:
-        """A `datasets.IterableDataset`.
+    def _texts(self) -> Iterator[str]:
+        """All paragraphs, in the order of the files' paths.
 
         Raises:
-          UserError: there are no text files.
+          UserError: there are no text files, or one cannot be read.
         """
         import datasets
 
@@ -144,13 +144,11 @@ class Texts:
                 "a folder that does"
             )
         with quiet.datasets():
-            return datasets.load_dataset(
+            rows = datasets.load_dataset(
                 "text", data_files=files, split="train", streaming=True, sample_by="paragraph"
             )
-
-    def _texts(self, stream: Any) -> Iterator[str]:
         try:
-            for row in stream:
+            for row in rows:
                 if row["text"].strip():
                     yield row["text"]
         except (OSError, ValueError) as error:  # a UnicodeDecodeError is one
@@ -159,13 +157,14 @@ class Texts:
             ) from error
 
 
-def _is_held_out(row: Any, index: int) -> bool:
-    del row
-    return index % _HELD_OUT == 0
-
-
-def _is_trained(row: Any, index: int) -> bool:
-    return not _is_held_out(row, index)
+def shuffled(texts: Iterator[str], generator: np.random.Generator, size: int) -> Iterator[str]:
+    """Texts in a random order, drawn from `size` of them at a time."""
+    waiting = list(itertools.islice(texts, size))
+    for text in texts:
+        place = int(generator.integers(len(waiting)))
+        waiting[place], drawn = text, waiting[place]
+        yield drawn
+    yield from (waiting[place] for place in generator.permutation(len(waiting)))
 
 
 def rows_of(texts: Iterable[str], tokenizer: Any, length: int) -> Iterator[np.ndarray]:
