@@ -150,7 +150,7 @@ class Texts:
         try:
             for row in rows:
                 if row["text"].strip():
-                    yield row["text"]
+                    yield row["text"].strip("\r\n")
         except (OSError, ValueError) as error:  # a UnicodeDecodeError is one
             raise UserError(
                 f"the text files of {self.folder} cannot be read as UTF-8: {one_line(error)}"
