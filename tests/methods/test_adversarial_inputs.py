@@ -289,8 +289,7 @@ def test_an_attacked_run_compiles_no_more_and_is_resumed_bit_for_bit(tmp_path, m
         tasks=("two", "five"),
         adversarial_inputs__attack="freelb",
         adversarial_inputs__steps=2,
-        task_settings={"five": {"adversarial_inputs": {"attack": "fgm"}}},
-    )
+    ).changed({"task_settings": {"five": {"adversarial_inputs": {"attack": "fgm"}}}})
     run = training_of(settings, tmp_path / "watched")
     run.run()
     assert run.steps.step._cache_size() <= len(run.steps.cutter.shapes)
