@@ -25,7 +25,7 @@ from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.tables import align_columns
-from moecl_jax.runs.workdir import claimed
+from moecl_jax.runs.workdir import check_workdir, claimed
 from moecl_jax.serving.prompts import Prompt
 from moecl_jax.serving.session import Session, open_run
 from moecl_jax.training.trainer import train
@@ -98,11 +98,12 @@ def _distil(
     settings = adjust(student_settings(evaluator.settings, tasks, into))
     teacher = []
     with claimed(into):
+        check_workdir(settings, into)  # before anything is written into another run's
         for task in tasks:
             accuracy, answered = _taught(session, task, answers)
             teacher.append(accuracy)
             _write(into / TEACHER_FOLDER, task, answered)
-        results = train(settings, into)
+    results = train(settings, into)
     student = [np.nan if value is None else value for value in results["accuracy_matrix"][-1]]
     return Distilled([task.name for task in tasks], teacher, student)
 
@@ -173,6 +174,11 @@ def _taught(
                 if fields.get("response")
             ]
         scores = evaluator.scores(parameters, index, texts).scores.astype(np.float64)
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"the teacher's scores for task '{task.name}' are not finite, so that they choose no "
+            "label: its weights or its training are broken"
+        )
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     counts = allotted(shares / shares.sum(axis=1, keepdims=True), answers)
     return accuracy, [
