@@ -41,14 +41,14 @@ class Run:
         source, output = self.folder / "data" / f"{task}_test.jsonl", self.folder / "out.jsonl"
         self("predict", f"--task={task}", f"--input={source}", f"--output={output}")
         lines, gold = read(output), [line["label"] for line in read(source)]
-        right = np.mean([line["label"] == label for line, label in zip(lines, gold, strict=True)])
+        right = np.mean([a == b for a, b in zip(labels_of(lines), gold, strict=True)])
         assert right >= RIGHT, (task, right)
         self("predict", f"--input={source}", f"--output={output}")
         return lines, read(output)
 
 
 def labels_of(lines):
-    return [line["label"] for line in lines]
+    return [line["prediction"]["label"] for line in lines]
 
 
 def test_every_prediction_on_the_way_is_right(tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_every_prediction_on_the_way_is_right(tmp_path, capsys):
     # One task goes, and the data of another.
     run("remove", "--task=two", "--yes")
     assert run.answers("deux")[0] == deux[0] and run.answers("zwei")[0] == zwei[0]
-    assert {line["task"] for line in run.answers("deux")[1]} <= {"deux", "zwei"}
+    assert {line["prediction"]["task"] for line in run.answers("deux")[1]} <= {"deux", "zwei"}
     capsys.readouterr()
     source = tmp_path / "data" / "two_test.jsonl"
     arguments = ["--task=two", f"--input={source}", f"--output={tmp_path / 'out.jsonl'}"]

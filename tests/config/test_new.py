@@ -53,6 +53,7 @@ def new(*data: str, base: str, config: str = "my.py", **arguments: Any) -> Path:
     return write_config(Path(config), data, base=base, **arguments).path
 
 
+@pytest.mark.slow
 def test_the_config_is_one_that_can_be_started(base: str) -> None:
     path = new(comments(), base=base)
     settings = load_settings(str(path))

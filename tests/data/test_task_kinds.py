@@ -87,6 +87,7 @@ def test_a_config_without_room_for_a_response_is_refused(mixed, changes, message
         evaluator_of(from_config(mixed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_chat_is_trained_and_predicted_alike(tmp_path, head):
     config = tiny_config(tmp_path, tasks=("two",), epochs=1, head=head)

@@ -402,6 +402,7 @@ def test_a_task_can_be_added_to_a_conversion(tencent, tmp_path):
     assert predicted(run, "chat", tmp_path) == predicted(tmp_path / "again", "chat", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_one_lora_on_attention_is_trained_on_and_exported(mtl, tmp_path):
     folder, _, tensors = mtl
     run = tmp_path / "run"
@@ -474,6 +475,7 @@ def check_published(base, adapter, dump, folder):
         np.testing.assert_allclose(ours, dump[name], atol=1e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_original_s_logits_and_trajectory(published, tmp_path):
     check_published(*published, tmp_path)
 

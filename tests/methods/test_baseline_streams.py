@@ -146,6 +146,7 @@ def test_moe_cl_trains_alike_with_and_without_snapshots(run):
     assert difference == 2 * one
 
 
+@pytest.mark.slow
 def test_frozen_after_all_tasks_is_snapshot(run):
     frozen = run("moe_cl", moe_cl__shared="frozen", moe_cl__frozen_after=3)
     kept = run("moe_cl")
@@ -255,6 +256,7 @@ def test_ewc_s_penalty_pulls_towards_where_the_first_task_ended(run):
     assert all(np.any(leaf) for leaf in gradients)
 
 
+@pytest.mark.slow
 def test_fisher_information_is_the_mean_over_a_task_s_examples(tmp_path):
     settings = settings_of(tmp_path, "ewc", tasks=("five",), ewc__examples=1000)
     train(settings, tmp_path / "run")
@@ -343,6 +345,7 @@ def test_an_epoch_of_joint_training_passes_over_all_tasks_mixed(tmp_path, batche
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -382,6 +385,7 @@ def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
         assert_bit_equal(getattr(whole, part), getattr(pieces, part))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -111,6 +111,7 @@ class Ungated(GainLora):
         return jnp.ones((len(query), 1 + TASKS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_with_gates_fixed_at_1_it_is_the_sum_of_loras(weight):
     ours = context_with(method_with(Ungated, weight=weight, hidden=HIDDEN))

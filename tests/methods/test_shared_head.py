@@ -53,6 +53,7 @@ def two_tasks(folder, **changes):
     return settings.changed({"definitions": definitions, "tasks": ("two", "pair")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_head", [True, False])
 def test_a_run_of_ours_in_the_original_s_format(tmp_path, shared_head):
     chosen = two_tasks(tmp_path, shared_head=shared_head)

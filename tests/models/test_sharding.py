@@ -73,6 +73,7 @@ def assert_same_run(ours, theirs, tolerance=1e-5):
         assert likelihoods[0] == pytest.approx(likelihoods[1], abs=10 * tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [

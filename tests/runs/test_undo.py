@@ -81,6 +81,7 @@ def results_of(workdir):
     return {key: value for key, value in content.items() if key != "wall_seconds"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -129,6 +130,7 @@ def test_other_tasks_may_follow_a_rollback(copied):
         np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes", "task"),
     [
@@ -212,6 +214,7 @@ def test_a_removed_task_leaves_no_trace_in_features_and_memory(copied):
     assert len(history.accuracy) == 3
 
 
+@pytest.mark.slow
 def test_a_removal_may_be_rolled_back_over_and_repeated(copied):
     workdir, settings = copied
     two = answers(workdir, "two")["two"]

@@ -177,9 +177,10 @@ def test_tasks_are_added_to_features_or_to_a_run_that_has_none(tmp_path):
     settings = tiny_settings(tmp_path, tasks=("two",), **changes)
     assert train(settings, tmp_path / "run")["task_free"]["choices"] == [[48]]
     shutil.copytree(tmp_path / "run", tmp_path / "old")
-    shutil.rmtree(tmp_path / "old" / "checkpoints" / "000_two" / "features")
+    for kept in ("features", "own_features"):
+        shutil.rmtree(tmp_path / "old" / "checkpoints" / "000_two" / kept)
     source, target = tmp_path / "data" / "two_test.jsonl", tmp_path / "out.jsonl"
-    with pytest.raises(UserError, match=r"hold no features .* Name one by --task: two"):
+    with pytest.raises(UserError, match=r"do not hold features .* Name one by --task: two"):
         predict(tmp_path / "old", None, source, target)
     assert predict(tmp_path / "old", "two", source, target) == 0
     settings = settings.changed({"tasks": ("two", "five")})

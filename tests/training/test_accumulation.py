@@ -88,6 +88,7 @@ def test_gradients_and_metrics_are_those_of_the_whole_batch(head, parts, dropout
     chex.assert_trees_all_close(metrics, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"packed": False}, {"row_length": 64}, {"compact": True}])
 def test_a_batch_in_one_piece_is_the_step_with_the_same_dropout_in_any_layout(changes):
     chosen = context_of("lm", dropout=0.5)

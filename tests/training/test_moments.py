@@ -209,6 +209,7 @@ def measured(evaluator, parameters, index, examples):
     return mean_moments(sums, FFN_TARGETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_method_gets_the_moments_of_its_task_s_training_examples(tmp_path, head):
     settings = tiny_settings(tmp_path, tasks=("two", "five"), epochs=1, head=head)
@@ -252,6 +253,7 @@ class Pooling(MoeCl):
         return super().finish_task(parameters, end)
 
 
+@pytest.mark.slow
 def test_a_method_gets_what_the_layers_report_of_each_training_example(tmp_path):
     settings = tiny_settings(tmp_path, tasks=("two", "five"), epochs=1, lora__dropout=0.5)
     model, tasks = model_of(settings), settings.task_objects()

@@ -40,6 +40,7 @@ def steps(workdir, task):
     return sum(line["task"] == task for line in logged(workdir))
 
 
+@pytest.mark.slow
 def test_a_changed_value_and_a_task_s_own_train_alike(copied, tmp_path, caplog):
     workdir, settings = copied
     shutil.copytree(workdir, tmp_path / "own")
@@ -74,6 +75,7 @@ def test_a_changed_value_and_a_task_s_own_train_alike(copied, tmp_path, caplog):
     assert own["task_settings"] == {"five": flat}
 
 
+@pytest.mark.slow
 def test_what_a_task_is_trained_with_matters(copied):
     """The whole option reaches the step: with weight 0 nothing of the penalty is left."""
     workdir, settings = copied
@@ -109,6 +111,7 @@ def test_without_a_task_to_train_a_new_value_is_refused(copied):
         train(settings.changed({"tasks": ("two",), "epochs": 5}), workdir)
 
 
+@pytest.mark.slow
 def test_a_task_that_stopped_inside_goes_on_with_its_values(copied, tmp_path, monkeypatch):
     workdir, settings = copied
     shutil.copytree(workdir, tmp_path / "whole")

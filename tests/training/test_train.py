@@ -213,6 +213,7 @@ def test_tasks_are_not_added_inside_a_task(tmp_path, monkeypatch):
         train(tiny_settings(tmp_path, tasks=("two", "five")), workdir)
 
 
+@pytest.mark.slow
 def test_added_columns_are_what_an_evaluation_at_that_time_gives(tmp_path):
     workdir = tmp_path / "added"
     train(tiny_settings(tmp_path, method="sequential_lora", tasks=("two", "five")), workdir)
@@ -222,6 +223,7 @@ def test_added_columns_are_what_an_evaluation_at_that_time_gives(tmp_path):
     assert added["random_init"] == at_once["random_init"]
 
 
+@pytest.mark.slow
 def test_tasks_can_be_added_one_by_one(tmp_path):
     workdir = tmp_path / "run"
     for count in (1, 2, 3):
