@@ -237,7 +237,9 @@ class _Pretraining:
         self.size = up(settings.batch.size, model.placement.row_shards)
         self.length = settings.data.max_length
         starting = evaluator.starting
-        self.parameters = model.placement.put(starting.begin(stream.shared, 0, None, stream.memory))
+        begun = starting.begin(stream.shared, 0, None, stream.memory)
+        memory = evaluator.method.begin_task(begun, starting.task_start(0))  # as if in a task
+        self.parameters = model.placement.put(begun.replace(memory=memory))
         self.shared = self.parameters.shared
         section = settings.optimizer
         optimizer = make_optimizer(0.0, section.clip_norm)  # decay would move what has no gradient
@@ -380,9 +382,9 @@ def _refuse_nothing_shared(evaluator: Evaluator, stream: StreamState) -> None:
     """Refuses methods whose tasks carry nothing on that could be pre-trained."""
     if not jax.tree.leaves(stream.shared) or isinstance(evaluator.method, AddedLoras):
         raise UserError(
-            f"config: self_supervised.texts: method = '{evaluator.method.name}' trains a LoRA a "
-            "task and has none that all tasks carry on, which could be pre-trained; leave it out, "
-            "or take another method, such as 'moe_cl' or 'sequential_lora'"
+            f"config: self_supervised.texts: method = '{evaluator.method.name}' has nothing that "
+            "all tasks carry on, which could be pre-trained; leave the texts out, or take another "
+            "method, such as 'moe_cl' or 'sequential_lora'"
         )
 
 

@@ -143,7 +143,7 @@ def test_no_steps_are_no_pre_training_and_an_interrupted_run_goes_on(tmp_path, m
 def test_methods_that_carry_nothing_on_are_refused(tmp_path, method):
     run = training_of(settings_with(tmp_path, method=method), tmp_path / "run")
     stream, _ = run.store.restore()
-    with pytest.raises(UserError, match=f"method = '{method}' trains a LoRA a task and has none"):
+    with pytest.raises(UserError, match=f"method = '{method}' has nothing that all tasks carry on"):
         pretraining.pretrained(run.evaluator, stream, None)
 
 
