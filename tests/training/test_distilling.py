@@ -64,27 +64,26 @@ def test_wrong_arguments_are_named(tmp_path):
         distil(tmp_path / "run", tmp_path / "run")
 
 
-def rows(folder, name):
-    lines = (folder / "teacher" / name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def rows(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.slow
 def test_a_student_learns_what_the_teacher_answers(tmp_path, capsys):
-    settings = tiny_settings(tmp_path, tasks=("two", "five"))
+    settings = tiny_settings(tmp_path, tasks=("two", "five"), epochs=1)
     train(settings, tmp_path / "teacher")
     one = tmp_path / "one"
-    arguments = [f"--workdir={tmp_path / 'teacher'}", f"--into={one}", "--config.epochs=1"]
+    arguments = [f"--workdir={tmp_path / 'teacher'}", f"--into={one}", "--config.lora.rank=4"]
     assert main(["distil", *arguments]) == 0
     shown = capsys.readouterr().out
     assert "accuracy in %  teacher  student" in shown
 
     session = open_run(tmp_path / "teacher")
-    given = rows(one, "five.train.jsonl")
+    given = rows(one / "teacher" / "five.train.jsonl")
     answers = session.predict([row["text"] for row in given], task="five")
     assert [row["label"] for row in given] == [answer.label for answer in answers]
-    gold = [json.loads(line) for line in (tmp_path / "data" / "five_test.jsonl").open()]
-    assert rows(one, "five.test.jsonl") == gold
+    gold = rows(tmp_path / "data" / "five_test.jsonl")
+    assert rows(one / "teacher" / "five.test.jsonl") == gold
 
     student = open_run(one)
     assert student.evaluator.method.name == "joint" and student.tasks == ["two", "five"]
@@ -92,6 +91,7 @@ def test_a_student_learns_what_the_teacher_answers(tmp_path, capsys):
     export_peft(one, tmp_path / "adapter")
     sizes = student.evaluator.model.sizes
     adapter = read_adapter(tmp_path / "adapter", sizes, "tiny")
+    assert adapter.rank == 4
     assert any(np.any(factors["b"]) for factors in adapter.expert.values())
 
 
@@ -122,7 +122,7 @@ def test_more_answers_and_a_quantised_student_that_goes_on(tmp_path):
     session = open_run(tmp_path / "teacher")
     one = tmp_path / "one"
     found = distil(session, one, answers=3, adjust=quantised)
-    given = rows(one, "two.train.jsonl")
+    given = rows(one / "teacher" / "two.train.jsonl")
     texts = [row["text"] for row in given]
     assert len(given) == 3 * len(set(texts)) == 144
     assert open_run(one).evaluator.model.quantization == "int8"
