@@ -9,4 +9,4 @@ cd "$moecl_root"
 
 "$moecl_python" -m ruff check
 "$moecl_python" -m mypy moecl_jax
-"$moecl_python" -m pytest -n 2 -rs -m "not slow and not oracle" "$@"
+"$moecl_python" -m pytest -n 2 --dist=loadfile -rs -m "not slow and not oracle" "$@"

@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # Orbax's threads wait minutes for what failed; see moecl_jax.cli.main.program

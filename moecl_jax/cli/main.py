@@ -3,9 +3,12 @@
 import argparse
 import importlib
 import io
+import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 import moecl_jax
 from moecl_jax.cli import signals
@@ -33,9 +36,24 @@ COMMANDS = (
     "ab",
     "compare",
     "report",
+    "advise",
     "cache",
 )
 _FLAG = re.compile(r"--?[A-Za-z]")
+
+
+def program() -> NoReturn:
+    """The program `moecl`: runs the command and ends the process with its exit status.
+
+    Threads of Orbax whose checkpoint could not be written wait minutes for what will not come, and
+    Python waits for its threads: such a process ends without them.
+    """
+    status = main()
+    if any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,11 +23,12 @@ from moecl_jax.config.file import OVERRIDE, load_settings
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.methods import find_method
 from moecl_jax.outside import parse_json
+from moecl_jax.runs.lock import Busy, refuse_file
 from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.tables import wall_time
-from moecl_jax.runs.workdir import Busy, refuse_file, refuse_other_settings, write_json
+from moecl_jax.runs.workdir import refuse_other_settings, write_json
 from moecl_jax.training.trainer import train
 
 TRACE_NAME = "trace.txt"

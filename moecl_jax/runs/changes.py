@@ -17,6 +17,7 @@ from typing import Any
 
 from moecl_jax.errors import UserError, one_line
 from moecl_jax.outside import inside, parse_json
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.names import CHANGE_NAME, CHECKPOINTS_FOLDER
 from moecl_jax.writing import write_json
 
@@ -53,8 +54,6 @@ def finish_interrupted(workdir: Path) -> None:
       UserError: another process is at work in the workdir, or `change.json` is broken.
     """
     if (workdir / CHANGE_NAME).exists():
-        from moecl_jax.runs.workdir import claimed  # imports JAX, which most readers do without
-
         with claimed(workdir):
             finish(workdir)
 

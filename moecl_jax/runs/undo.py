@@ -19,6 +19,7 @@ from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed
 from moecl_jax.runs.changes import PREPARED, Change
 from moecl_jax.runs.checkpoint import IN_PROGRESS, TaskCheckpoints
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.names import (
     CHECKPOINTS_FOLDER,
     CONFIG_NAME,
@@ -30,7 +31,7 @@ from moecl_jax.runs.names import (
 )
 from moecl_jax.runs.results import read_object
 from moecl_jax.runs.settings import Settings
-from moecl_jax.runs.workdir import Origin, claimed, load_settings
+from moecl_jax.runs.workdir import Origin, load_settings
 
 # What is left of the definition of a task that is removed: what shapes depend on.
 _KEPT_FIELDS = ("labels", "raw_labels", "response_field", "metric", "template", "chat")

@@ -23,12 +23,13 @@ from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.runs.data_record import DataRecord
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.history import Evaluation, History
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.log import MetricsLog, plain
 from moecl_jax.runs.names import RESULTS_NAME
 from moecl_jax.runs.results import Results
 from moecl_jax.runs.settings import Settings, settings_of
 from moecl_jax.runs.store import DiskStore, MemoryStore, Store
-from moecl_jax.runs.workdir import check_workdir, claimed, save_settings, write_json
+from moecl_jax.runs.workdir import check_workdir, save_settings, write_json
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.robustness import robustness_of_stream
 from moecl_jax.serving.session import Session, model_of

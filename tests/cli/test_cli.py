@@ -444,55 +444,28 @@ def test_the_formats_of_export_are_those_that_there_are(capsys):
     assert all(name in message.rpartition("choose from")[2] for name in FORMATS)
 
 
-def write_results(workdir, **changes):
-    workdir.mkdir()
-    (workdir / "results.json").write_text(json.dumps(RESULTS | changes))
-    return workdir
-
-
-def test_compare_prints_each_matrix_and_one_table(tmp_path, capsys):
-    first = write_results(tmp_path / "a")
-    second = write_results(tmp_path / "b", method="sequential_lora", wall_seconds=60)
-    assert cli.main(["compare", f"--workdir={first}", f"--workdir={second}"]) == 0
-    output = capsys.readouterr().out
-    assert output.count("after irony") == 2
-    assert f"moe_cl ({first})" in output
-    assert output.splitlines()[-3].split()[:3] == ["method", "seed", "acc"]
-    assert output.splitlines()[-1].split()[-1] == "0:01:00"
-    assert "not comparable" not in output
-
-
-def test_compare_says_when_the_tasks_differ(tmp_path, capsys):
-    first = write_results(tmp_path / "a")
-    second = write_results(tmp_path / "b", tasks=["irony", "spam"])
-    assert cli.main(["compare", f"--workdir={first}", f"--workdir={second}"]) == 0
-    assert "not comparable" in capsys.readouterr().out
-
-
-def test_compare_without_results(tmp_path, capsys):
-    error = error_of(capsys, "compare", f"--workdir={tmp_path}")
-    assert error.startswith(f"{tmp_path / 'results.json'} does not exist")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot read {path}: "),
-        ("[]", "{path} is broken: expected a JSON object"),
-        ('{"method": "moe_cl"}', "{path} is broken: it lacks tasks, accuracy_matrix"),
-        (json.dumps(RESULTS | {"random_init": [0.5]}), "{path} is broken: random_init has"),
-        (json.dumps(RESULTS | {"metrics": {}}), "{path} is broken: metrics lacks acc"),
-        (json.dumps(RESULTS | {"wall_seconds": None}), "{path} is broken: "),
-    ],
-)
-def test_compare_with_broken_results(tmp_path, capsys, content, message):
-    path = tmp_path / "results.json"
-    path.write_text(content)
-    error = error_of(capsys, "compare", f"--workdir={tmp_path}")
-    assert error.startswith(message.format(path=path))
-
-
 def test_how_a_training_goes_on_is_chosen_on_the_command_line(calls, config_file):
     argv = ["train", "--workdir=w", f"--config={config_file}", "--resume=last-good"]
     assert cli.main([*argv, "--accept-changes"]) == 0
     assert calls["train"][2] == {"resume": "last-good", "accept_changes": True}
+
+
+def test_a_process_does_not_wait_for_threads_of_a_checkpoint_that_failed(tmp_path):
+    program = (
+        "import sys, threading\n"
+        "from moecl_jax.cli.main import program\n"
+        "Waiting = type('Waiting', (threading.Thread,), {'__module__': 'orbax.checkpoint.any'})\n"
+        "Waiting(target=threading.Event().wait).start()\n"
+        "sys.argv = ['moecl', 'status', '--workdir=absent']\n"
+        "program()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("moecl: error: ") and "absent" in done.stderr

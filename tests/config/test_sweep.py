@@ -16,8 +16,8 @@ from moecl_jax.config import sweep
 from moecl_jax.config.sweep import Grid, plan, run_folder, time_left
 from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.settings import Settings
-from moecl_jax.runs.workdir import claimed
 from moecl_jax.testing import write_model, write_task
 from moecl_jax.training.trainer import train as real_train
 

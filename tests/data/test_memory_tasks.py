@@ -10,26 +10,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from toy_task import load
 
-from moecl_jax.data import SPLITS, Example, Task, TaskExamples, load_examples
+from moecl_jax.data import SPLITS, Example, Task
 from moecl_jax.errors import UserError
 
 TRAIN = [{"text": "win a prize", "label": "spam"}, {"text": "lunch at noon", "label": "ham"}]
 TEST = [{"text": "you have won", "label": "spam"}, {"text": "see you", "label": "ham"}]
-
-
-def load(task: Task, **changes: Any) -> TaskExamples:
-    values: dict[str, Any] = {
-        "seed": 0,
-        "vocabulary_size": 100,
-        "validation_from": "train",
-        "validation_fraction": 0.0,
-        "train_examples": 0,
-        "validation_examples": 0,
-        "test_examples": 0,
-        "on_bad_example": "error",
-    }
-    return load_examples(task, **(values | changes))
 
 
 def labelled(*labels: object) -> list[dict[str, object]]:

@@ -1,54 +1,14 @@
 """Labels that are numbers, and a test split that is taken out of training."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_task import TEST, Rows, define, load, texts, write
 
-from moecl_jax.data.examples import Example, TaskExamples, load_examples
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.errors import UserError
-
-Rows = list[tuple[str, object]]
-TEST: Rows = [("five", "a"), ("six", "b")]
-
-
-def define(folder: Path | str = "", **changes: Any) -> Task:
-    values: dict[str, Any] = {
-        "name": "toy",
-        "source": "jsonl",
-        "path": str(folder),
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "labels": ("a", "b"),
-        "template": "{text} :",
-    }
-    return Task(**(values | changes))
-
-
-def write(folder: Path, split: str, rows: Rows) -> None:
-    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
-    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def load(definition: Task, **changes: Any) -> TaskExamples:
-    values: dict[str, Any] = {
-        "seed": 0,
-        "vocabulary_size": 100,
-        "validation_from": "train",
-        "validation_fraction": 0.0,
-        "train_examples": 0,
-        "validation_examples": 0,
-        "test_examples": 0,
-        "on_bad_example": "error",
-    }
-    return load_examples(definition, **(values | changes))
-
-
-def texts(examples: tuple[Example, ...]) -> list[str]:
-    return [example.text for example in examples]
 
 
 @pytest.mark.parametrize("labels", [(0, 1), ("0", "1")])
@@ -118,3 +78,47 @@ def test_labels_that_are_read_from_the_data_are_whole_numbers_too() -> None:
     assert task.classes() == {"0": 0, "1": 1}
     with pytest.raises(UserError, match=r"the label 0\.5 is neither a text nor a whole number"):
         Task("toy", train=[{"text": "one", "label": 0.5}, {"text": "two", "label": 0}])
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Task:
+    """60 texts of class a, 20 of class b, each text of b twice."""
+    train: Rows = [(f"a {index}", "a") for index in range(60)]
+    train += [(f"b {index // 2}", "b") for index in range(40)]
+    write(tmp_path, "train", train)
+    write(tmp_path, "test", TEST)
+    return define(tmp_path)
+
+
+def test_validation_is_carved_by_class_without_overlap(uneven: Task) -> None:
+    task = load(uneven, validation_fraction=0.1)
+    assert Counter(example.label for example in task.validation) == {0: 6, 1: 4}  # 2 texts, twice
+    assert Counter(example.label for example in task.train) == {0: 54, 1: 36}
+    assert not set(texts(task.train)) & set(texts(task.validation))
+    assert load(uneven, validation_fraction=0.1) == task
+    other = load(uneven, validation_fraction=0.1, seed=1)
+    assert set(texts(other.validation)) != set(texts(task.validation))
+
+
+def test_nothing_to_carve(tmp_path: Path) -> None:
+    write(tmp_path, "train", [("one", "a"), ("two", "b")])
+    write(tmp_path, "test", TEST)
+    with pytest.raises(UserError, match="no class has two different training texts"):
+        load(define(tmp_path), validation_fraction=0.5)
+
+
+def test_sub_samples_are_balanced_nested_and_in_order(uneven: Task) -> None:
+    everything = load(uneven).train
+    position = {id_: index for index, id_ in enumerate(example.where for example in everything)}
+    previous: set[str] = set()
+    for count in (1, 10, 50, 90, 100, 1000):
+        sample = load(uneven, train_examples=count).train
+        classes = Counter(example.label for example in sample)
+        assert len(sample) == min(count, 100)
+        assert classes[1] == min(count // 2, 40)
+        places = [position[example.where] for example in sample]
+        assert places == sorted(places)
+        assert previous <= {example.where for example in sample}
+        previous = {example.where for example in sample}
+    assert load(uneven, train_examples=10) == load(uneven, train_examples=10)
+    assert load(uneven, train_examples=10) != load(uneven, train_examples=10, seed=1)

@@ -47,7 +47,7 @@ RULES = (
     Rule(r"(moecl train --config=runs/.*)", r"\1 --config.epochs=1"),
     # The other format of the original needs torch.
     Rule(r"(moecl export .*)--format=official(.*)", r"\1--format=safetensors\2"),
-    Rule(r"(moecl (?:evaluate|predict|generate|report|convert|export) .*)", r"\1"),
+    Rule(r"(moecl (?:evaluate|predict|generate|report|advise|convert|export) .*)", r"\1"),
     Rule(r"(export PYTHONPATH=.*)", r"\1:$PYTHONPATH"),
     Rule(r"((?:echo|cat) .*)", r"\1"),
 )

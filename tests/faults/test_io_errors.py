@@ -18,7 +18,7 @@ COUNTS = {".lock": 2, "config.json": 4, "data.json": 4, "metrics.jsonl": 7, "ten
 BESIDE = [(name, point) for name, count in COUNTS.items() for point in range(1, count + 1)]
 BESIDE += [("results.json", point) for point in range(1, 5)]
 # Of those on checkpoints, some 400, these places from the first (0) to the last (1).
-INSIDE = [("checkpoints", index / 16) for index in range(16)]
+INSIDE = [("checkpoints", index / 12) for index in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +35,16 @@ def shim(tmp_path_factory):
 
 
 def python(
-    shim: Path, *arguments: object, **variables: object
+    shim: Path, *arguments: object, seconds: float = 600, **variables: object
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs Python with the library."""
+    """Runs Python with the library, for at most some seconds."""
     named = {f"FAILING_IO_{name.upper()}": str(value) for name, value in variables.items()}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         env={**environment(), "LD_PRELOAD": str(shim), **named},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=seconds,
         check=False,
     )
 
@@ -107,7 +107,7 @@ def test_a_process_ends_when_its_disk_fails(shim, whole, tmp_path, tried, first)
     config, expected, _ = whole
     workdir = tmp_path / "run"
     train = ["-m", "moecl_jax", "train", f"--config={config}", f"--workdir={workdir}"]
-    done = python(shim, *train, below=workdir, first=first, last=LASTS)
+    done = python(shim, *train, seconds=200, below=workdir, first=first, last=LASTS)
     assert done.returncode == 1
     assert_one_line(1, done.stderr, workdir)
     assert python(shim, *train).returncode == 0

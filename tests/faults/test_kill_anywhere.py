@@ -19,7 +19,7 @@ from processes import (
 
 pytestmark = pytest.mark.slow
 
-METHODS = ("moe_cl", "replay", "ewc", "lwf")
+METHODS = ("moe_cl", "replay", "ewc")  # they keep features, examples and Fisher information
 POINTS = 8  # kills a method at operations on files
 MOMENTS = (1.5, 3.0, 3.5, 4.0)  # and at seconds after the start
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from converting import PROMPTS, convert, export, predicted, write_ids
 from official_files import OUTPUT, class_logits, random_tensors, write_adapter, write_base
 from streams import logged, tiny_settings
 
@@ -15,35 +16,9 @@ from moecl_jax.testing import write_model
 from moecl_jax.weights.safetensors_file import open_safetensors
 
 HEADS = {"tickets": 3, "amazon": 5, "agnews": 2}  # in the order of their experts
-PROMPTS = ([5, 9, 30, 2, 2, 17, 8], [1], [12, 11, 10, 0, 4])
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "moe_cl_tiny.npz"
 GATE = "seq_module_.layer1.wrapper_module_.mlp_.moes_.gate_.weight"
 LORA = "seq_module_.layer0.wrapper_module_.mlp_.mlp_.w2_.loras_.expert2.lora_a_.weight"
-
-
-def convert(base, adapter, workdir, *arguments):
-    places = [f"--base={base}", f"--adapter={adapter}", f"--workdir={workdir}"]
-    return main(["convert", "official", *places, *arguments])
-
-
-def export(workdir, output, form="safetensors"):
-    return main(["export", f"--workdir={workdir}", f"--format={form}", f"--output={output}"])
-
-
-def write_ids(file, prompts, labels=None):
-    lines = [{"input_ids": list(ids)} for ids in prompts]
-    for line, label in zip(lines, labels or (), strict=False):
-        line["label"] = label
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
-
-
-def predicted(workdir, task, folder, prompts=PROMPTS):
-    """The logits that `moecl predict` writes."""
-    source, target = write_ids(folder / "in.jsonl", prompts), folder / "out.jsonl"
-    places = [f"--workdir={workdir}", f"--input={source}", f"--output={target}"]
-    assert main(["predict", f"--task={task}", *places]) == 0
-    return [json.loads(line)["prediction"]["logits"] for line in target.read_text().splitlines()]
 
 
 def same_files(first, second):

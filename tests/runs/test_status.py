@@ -11,8 +11,8 @@ from streams import tiny_settings
 from moecl_jax.cli import main as cli
 from moecl_jax.errors import UserError
 from moecl_jax.runs import status
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.status import runs_of, status_of
-from moecl_jax.runs.workdir import claimed
 from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import train
 

@@ -9,7 +9,7 @@ from streams import tiny_config, tiny_settings
 
 from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
-from moecl_jax.runs.workdir import Busy, claimed
+from moecl_jax.runs.lock import Busy, claimed
 from moecl_jax.training.trainer import train
 
 

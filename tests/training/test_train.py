@@ -20,7 +20,8 @@ from streams import (
 
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.workdir import claimed, refuse_other_settings, save_settings
+from moecl_jax.runs.lock import claimed
+from moecl_jax.runs.workdir import refuse_other_settings, save_settings
 from moecl_jax.serving import evaluator as evaluator_module
 from moecl_jax.serving.scoring import evaluation_step
 from moecl_jax.testing import write_model
