@@ -23,9 +23,10 @@ from moecl_jax import reporting, stopping
 from moecl_jax.data.task import SPLITS, Task
 from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
+from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.tables import align_columns
-from moecl_jax.runs.workdir import check_workdir, claimed
+from moecl_jax.runs.workdir import check_workdir
 from moecl_jax.serving.prompts import Prompt
 from moecl_jax.serving.session import Session, open_run
 from moecl_jax.training.trainer import train
@@ -192,7 +193,9 @@ def _taught(
 def _definition(task: TokenizedTask, folder: Path) -> dict[str, Any]:
     """A task whose examples are in a student's workdir."""
     given = task.definition
-    files = {split: f"{task.name}.{split}.jsonl" for split in SPLITS if task.splits[split]}
+    files: dict[str, Any] = {
+        split: f"{task.name}.{split}.jsonl" for split in SPLITS if task.splits[split]
+    }
     return Task(
         task.name,
         source="jsonl",
