@@ -269,7 +269,7 @@ def test_overrides_may_stand_anywhere(calls, config_file):
         ("--config.items=1", "unknown config key 'items'"),
         (
             "--config.zzzzzz=1",
-            "unknown config key 'zzzzzz'; the keys are adversarial, batch, checkpoint_every, data,",
+            "unknown config key 'zzzzzz'; the keys are adversarial, adversarial_inputs, batch,",
         ),
         ("--config.=1", "unknown config key ''"),
         (
