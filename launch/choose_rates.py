@@ -21,6 +21,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.outside import parse_json
 from moecl_jax.runs.names import RESULTS_NAME, SWEEP_NAME
 from moecl_jax.serving.session import open_run
+from moecl_jax.writing import whole_file
 
 _KEY = ":optimizer.learning_rate="
 _KEPT = "validation.json"  # beside a run's results, so that it is evaluated once
@@ -34,7 +35,8 @@ def validation_accuracy(workdir: Path) -> float:
     if not kept.exists():
         found = open_run(workdir).evaluate("validation")["tasks"]
         accuracies = [task["accuracy"] for task in found.values()]
-        kept.write_text(json.dumps({"accuracy": float(np.mean(accuracies))}), encoding="utf-8")
+        with whole_file(kept) as stream:
+            stream.write(json.dumps({"accuracy": float(np.mean(accuracies))}).encode())
     return float(parse_json(kept.read_bytes())["accuracy"])
 
 
@@ -55,7 +57,11 @@ def choose(rates: Path, grid: Path) -> list[str]:
         *_, variant, folder = max(runs)
         print(f"{row}: {shown}; chosen: {variant.rpartition('=')[2]}", file=sys.stderr)
         if not (grid / folder).exists():
-            shutil.copytree(rates / folder, grid / folder)
+            # A copy that was cut short is no run of the grid, and is made again.
+            half = grid / f"{folder}.half"
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(rates / folder, half)
+            half.rename(grid / folder)
         chosen.append(variant)
     return chosen
 

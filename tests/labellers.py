@@ -18,9 +18,14 @@ class FakeLabeller:
       open: batches wait for this to be set.
     """
 
-    def __init__(self, checkpoint: str = "first", tasks: Sequence[str] = ("mail", "news")):
+    def __init__(
+        self,
+        checkpoint: str = "first",
+        tasks: Sequence[str] = ("mail", "news"),
+        labels: tuple[str, ...] = ("ham", "spam"),
+    ):
         self.checkpoint, self.most_texts, self.tasks = checkpoint, 4, list(tasks)
-        self.labels = {task: ("ham", "spam") for task in tasks}
+        self.labels = dict.fromkeys(tasks, labels)
         self.choosing_problem: str | None = None
         self.batches: list[list[tuple[str, str]]] = []
         self.open = threading.Event()

@@ -52,17 +52,22 @@ def _compare_predictions(arguments: argparse.Namespace) -> int:
     from moecl_jax.report.intervals import interval
     from moecl_jax.runs.classification import classify
     from moecl_jax.runs.tables import format_systems
+    from moecl_jax.runs.workdir import load_settings
     from moecl_jax.serving.comparison import gold_texts, other_predictions, run_predictions
     from moecl_jax.serving.session import open_run
 
-    sessions = {workdir: open_run(workdir) for workdir in arguments.workdir}
-    first = next(iter(sessions.values()))
+    for workdir in arguments.workdir:
+        load_settings(workdir)  # fails early
+    first = open_run(arguments.workdir[0])
     first.reader(arguments.task)  # refuses a task without labels
     task = first.evaluator.tasks[first.evaluator.index(arguments.task)]
     gold = gold_texts(task, arguments.gold)
     files: list[Path] = arguments.predictions
     others = {str(file): other_predictions(file, gold) for file in files}  # fails early
-    predicted = {str(name): run_predictions(run, gold) for name, run in sessions.items()} | others
+    predicted = {str(arguments.workdir[0]): run_predictions(first, gold)}
+    for workdir in arguments.workdir[1:]:  # one model at a time
+        predicted[str(workdir)] = run_predictions(open_run(workdir), gold)
+    predicted |= others
     right = [classes == gold.classes for classes in predicted.values()]
     bounds = [interval([{task.name: one - 1.0 * right[0]}]) for one in right]
     systems = {

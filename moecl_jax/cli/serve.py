@@ -77,10 +77,10 @@ def _run(arguments: argparse.Namespace) -> int:
             reviews=arguments.reviews,
         )
         url = url_of(bound)
-        serve(
+        ended = serve(
             app, engine, bound, lambda: print(f"serving {arguments.workdir} on {url}", flush=True)
         )
-    print("stopped; every accepted request was answered")
+    print("stopped; every accepted request was answered" if ended else "stopped at once")
     return 0
 
 

@@ -48,6 +48,7 @@ class Signals:
                 os._exit(self.status)
             self.first = number[0]
             stopping.request()
+        os.close(reader)
 
 
 def cause_of(error: KeyboardInterrupt) -> int:

@@ -153,8 +153,10 @@ class _Checking:
                 parts = [value]
             else:
                 parts = [{key: {name: each}} for name, each in value.items()]
+            # Which tasks there are is looked at with the whole.
+            others = {**base, "tasks": tuple(value)} if key == "task_settings" else base
             for part in parts:
-                if self.tried(Settings.from_mapping, {**base, **part}) is None:
+                if self.tried(Settings.from_mapping, {**others, **part}) is None:
                     continue
                 if isinstance(part[key], Mapping) and key != "definitions":
                     kept.setdefault(key, {}).update(part[key])
@@ -173,7 +175,8 @@ class _Checking:
         for name in settings.tasks:
             if name in settings.definitions and name not in definitions:
                 continue
-            alone = settings.changed({"tasks": (name,), "definitions": definitions})
+            only = {"tasks": (name,), "definitions": definitions, "task_settings": {}}
+            alone = settings.changed(only)
             (task,) = self.tried(alone.task_objects) or (None,)
             if task is not None:
                 tasks[name] = task

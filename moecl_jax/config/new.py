@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,11 @@ def _text(
     first = guesses[0].task
     command, lines = ("generate", "prompts") if first.free_form else ("predict", "texts")
     ending = first.source if first.source in ("csv", "tsv") else "jsonl"
+    config, workdir = shlex.quote(f"--config={path}"), shlex.quote(f"--workdir=runs/{name}")
     commands = [
-        f"moecl check   --config={path}",
-        f"moecl train   --config={path} --workdir=runs/{name}",
-        f"moecl {command} --workdir=runs/{name} --task={first.name} --input={lines}.{ending} "
+        f"moecl check   {config}",
+        f"moecl train   {config} {workdir}",
+        f"moecl {command} {workdir} --task={first.name} --input={lines}.{ending} "
         f"--output=answers.{ending}",
     ]
     title = f"{', '.join(guess.task.name for guess in guesses)}: written by 'moecl new'."

@@ -251,6 +251,8 @@ def _finished_seconds(run: PlannedRun, workdir: Path) -> float | None:
         return None
     try:
         results = Results.load(workdir).content
+    except Busy:  # another process changes it
+        return None
     except UserError as error:
         raise UserError(f"{error}. Delete it and run again.") from error
     same_tasks = results["tasks"] == list(run.settings.tasks)  # more may have been added

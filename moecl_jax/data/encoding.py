@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from moecl_jax.errors import UserError
-from moecl_jax.models.light_tokenizer import AnyTokenizer
+from moecl_jax.models.light_tokenizer import IN_USE, AnyTokenizer
 
 TEXTS_A_CALL = 1024
 """Enough for the tokenizer to use all cores, few enough to hold their offsets in memory."""
@@ -97,10 +97,11 @@ def _encode(
     With `split`, special tokens in the texts are read as plain characters.
     """
     core = tokenizer.backend_tokenizer
-    core.no_truncation()
-    core.no_padding()
-    core.encode_special_tokens = split or tokenizer.split_special_tokens
-    many = core.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+    with IN_USE:
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = split or tokenizer.split_special_tokens
+        many = core.encode_batch(list(texts), add_special_tokens=add_special_tokens)
     return [(encoded.ids, encoded.offsets) for encoded in many]
 
 

@@ -119,12 +119,13 @@ def read_samples(
     Args:
       path: the file.
       score: field of the scores; by default what `moecl predict` writes, or `score`.
-      gold: field of the gold label; by default `gold`, else `label` where that is no prediction. A
-        file without it has none.
+      gold: field of the gold label; by default `gold`, else `label` where that is no prediction.
+        All samples have it, or none.
       id: field of the sample's name; by default its line's number, where it has none.
       positive: label that a number stands for; by default the last in the order of the alphabet,
         as in scikit-learn.
-      labels: both labels, for a file of numbers without gold labels.
+      labels: labels in the order that they shall have, if the file has the same; both of them for a
+        file of numbers without gold labels.
       needs_ids: whether a sample without a name is an error.
 
     Raises:
@@ -142,7 +143,8 @@ def read_samples(
     if not records:
         raise UserError(f"{path}: holds no sample with scores")
     score, gold_fields = _fields(path, records[0][1], score, gold)
-    gold = next((f for f in gold_fields if _field(records[0][1], f) is not None), None)
+    given = (f for f in gold_fields if any(_field(record, f) is not None for _, record in records))
+    gold = next(given, None)
     values, golds, ids = [], [], []
     for number, record in records:
         place = f"{path}, line {number}"
@@ -161,7 +163,7 @@ def read_samples(
             golds.append(_name(label))
     lines = [number for number, _ in records]
     if isinstance(values[0], dict):
-        known, scores = _by_label(path, lines, values)
+        known, scores = _by_label(path, lines, values, labels)
     else:
         known, scores = _of_one_label(path, lines, values, golds, positive, labels)
     if positive is not None and positive not in known:
@@ -200,12 +202,20 @@ def _rows(path: Path, *, tabs: bool) -> list[tuple[int, Mapping[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = (
-                csv.DictReader(stream, restkey="", delimiter="\t", quoting=csv.QUOTE_NONE)
+                csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
                 if tabs
-                else csv.DictReader(stream, restkey="")
+                else csv.DictReader(stream)
             )
+            found: list[tuple[int, Mapping[str, Any]]] = []
             try:
-                return [(reader.line_num, {k: v for k, v in row.items() if v}) for row in reader]
+                for row in reader:
+                    if None in row:  # what follows a comma too many is in another's column
+                        raise UserError(
+                            f"{path}, line {reader.line_num}: has more cells than the header; "
+                            "quote cells with commas"
+                        )
+                    found.append((reader.line_num, {k: v for k, v in row.items() if v}))
+                return found
             except (csv.Error, ValueError) as error:
                 raise UserError(f"{path}, line {reader.line_num + 1}: {one_line(error)}") from error
     finally:
@@ -279,9 +289,11 @@ def _number(value: Any, place: str, field: str) -> float:
 
 
 def _by_label(
-    path: Path, lines: Sequence[int], values: Sequence[Any]
+    path: Path, lines: Sequence[int], values: Sequence[Any], wanted: Sequence[str] | None
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     labels = tuple(values[0])
+    if wanted is not None and set(wanted) == set(labels):
+        labels = tuple(wanted)
     for number, value in zip(lines, values, strict=True):
         if not isinstance(value, dict) or value.keys() != values[0].keys():
             found = listed(value) if isinstance(value, dict) else shortened(value)

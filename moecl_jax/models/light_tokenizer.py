@@ -1,5 +1,6 @@
 """A tokenizer that needs only the package tokenizers, and transformers for what is rarely asked."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AnyTokenizer: TypeAlias = Union["PreTrainedTokenizerBase", "LightTokenizer"]
+
+IN_USE = threading.Lock()
+"""Is held while a tokenizer is told how to read special tokens and then reads: threads share it."""
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order of transformers
 
@@ -152,8 +156,9 @@ class LightTokenizer:
           add_special_tokens: whether to add tokens around it, such as a beginning of sequence.
         """
         core = self.backend_tokenizer
-        core.encode_special_tokens = False
-        return list(core.encode(text, add_special_tokens=add_special_tokens).ids)
+        with IN_USE:
+            core.encode_special_tokens = False
+            return list(core.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids.

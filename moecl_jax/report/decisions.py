@@ -217,11 +217,11 @@ def write_comparison(comparison: Comparison, files: Mapping[str, str], output: P
       The paths of the HTML, Markdown and CSV files.
 
     Raises:
-      UserError: the output does not end in `.html`.
+      UserError: the output does not end in `.html`, or a file beside it would take the place of
+        one of the arms' files.
     """
     if output.suffix != ".html":
         raise UserError(f"--output={output}: expected a name that ends in .html")
-    output.parent.mkdir(parents=True, exist_ok=True)
     page = ComparisonPage(comparison, files)
     texts = {
         output: page.html(),
@@ -229,6 +229,11 @@ def write_comparison(comparison: Comparison, files: Mapping[str, str], output: P
         output.with_suffix(".csv"): page.csv(),
         output.with_name(f"{output.stem}_changed.csv"): page.changed_csv(),
     }
+    arms = {Path(file).resolve() for file in files.values()}
+    for path in texts:
+        if path.resolve() in arms:
+            raise UserError(f"--output={output}: would overwrite {path}; choose another name")
+    output.parent.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         with whole_file(path) as stream:
             stream.write(text.encode("utf-8", "replace"))
@@ -294,7 +299,7 @@ def _first_changed(comparison: Comparison) -> list[tuple[str, Table]]:
         return []
     shown = f"the first {len(lines)} of " if len(lines) < len(outcome.changed) else ""
     caption = f"rule {GUARANTEED}: {shown}{len(outcome.changed)} samples; all are in the CSV file"
-    table = Table(["id", "gold", *_ARMS], [[Cell(text) for text in line] for line in lines])
+    table = Table(["id", "gold", *_ARMS], [[Cell(text, "name") for text in line] for line in lines])
     return [(caption, table)]
 
 

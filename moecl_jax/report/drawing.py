@@ -254,7 +254,8 @@ def inline_svg(figure: "Figure", number: int, title: str, description: str) -> s
     body = re.sub(r"font-family: [^;\"]*;?", "", body)
     body = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", body)  # backgrounds
     body = re.sub(r"(\bid=\"|xlink:href=\"#|url\(#)", rf"\g<1>p{number}-", body)
-    body = re.sub(r"(\.\d\d)\d+", r"\1", body)
+    # Lengths are rounded, but not the numbers that a reader sees.
+    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), body)
     body = re.sub(r"\s+", " ", body.replace("xlink:href", "href"))
     for colour, name in _VARIABLES.items():
         body = body.replace(colour, f"var(--{name})")

@@ -104,7 +104,7 @@ class Difference:
       first: name of one variant.
       second: name of the other variant.
       difference: accuracy of the first minus accuracy of the second, a fraction: the mean over the
-        orders and seeds that both have, or, where they have none in common, of the means.
+        orders and seeds that both have an accuracy of, or, where there is none, of the means.
       interval: interval of the difference over those runs and their test texts, in pairs.
       seeds: number of seeds that both have.
     """
@@ -138,7 +138,8 @@ def differences(variants: Sequence[Variant]) -> list[Difference]:
 def difference(first: Variant, second: Variant) -> Difference:
     """The difference of two variants in their common runs."""
     other = {run.key: run for run in second.runs}
-    pairs = [(run, other[run.key]) for run in first.runs if run.key in other]
+    common = [(run, other[run.key]) for run in first.runs if run.key in other]
+    pairs = [pair for pair in common if None not in map(_accuracy, pair)]
     if not pairs:
         found = first.accuracy - second.accuracy
         return Difference(first.name, second.name, found, Interval(), 0)

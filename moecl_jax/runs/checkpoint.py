@@ -16,6 +16,7 @@ is. Whatever else lies in the folder is left alone.
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ from moecl_jax.runs.names import (
     FINISHED_NAME,
     IN_PROGRESS_FOLDER,
     SET_ASIDE_FOLDER,
+    states_inside,
 )
 from moecl_jax.writing import RETRY, write_json
 
@@ -363,27 +365,28 @@ class TaskCheckpoints:
         return self.path(index) / _FEATURES
 
     def save_in_progress(self, tree: Any, record: Mapping[str, Any]) -> None:
-        """Saves the state of the task in training over the one before, which stays till then.
+        """Saves the state of the task in training; the one before stays till that is done.
 
         Raises:
           UserError: it cannot be written.
         """
-        step = int(record["step"])
-        _save(self.folder / IN_PROGRESS / str(step), record, tree=tree)
-        for other in self._in_progress_steps() if first_process() else ():
-            if other != step:
-                self._remove(self.folder / IN_PROGRESS / str(other))
+        step, names = int(record["step"]), {path.name for path in states_inside(self.folder)}
+        again = (f"{step}_{count}" for count in itertools.count(1))
+        # Orbax deletes what it overwrites before it writes.
+        name = next(name for name in itertools.chain([str(step)], again) if name not in names)
+        _save(self.folder / IN_PROGRESS / name, record, tree=tree)
+        for other in names if first_process() else ():
+            self._remove(self.folder / IN_PROGRESS / other)
         wait_for_all("saved in progress")
 
     def in_progress_record(self) -> dict[str, Any] | None:
         """The record of the newest state of the task in training, or None."""
-        steps = self._in_progress_steps()
-        return _read_record(self.folder / IN_PROGRESS / str(max(steps))) if steps else None
+        states = states_inside(self.folder)
+        return _read_record(states[-1]) if states else None
 
     def restore_in_progress(self, template: Any) -> Any:
         """The newest state of the task in training as NumPy; `template` gives shapes and dtypes."""
-        path = self.folder / IN_PROGRESS / str(max(self._in_progress_steps()))
-        return _restore_like(path, "tree", template)
+        return _restore_like(states_inside(self.folder)[-1], "tree", template)
 
     def check_in_progress(self) -> None:
         """Reads the newest state of the task in training, if there is one, and drops it.
@@ -391,9 +394,9 @@ class TaskCheckpoints:
         Raises:
           UserError: it is damaged.
         """
-        steps = self._in_progress_steps()
-        if steps:
-            _checked(self.folder / IN_PROGRESS / str(max(steps)), "tree", None)
+        states = states_inside(self.folder)
+        if states:
+            _checked(states[-1], "tree", None)
 
     def clear_in_progress(self) -> None:
         """Forgets the state of the task in training."""
@@ -463,12 +466,6 @@ class TaskCheckpoints:
     def path(self, index: int) -> Path:
         """The folder of a task's checkpoint."""
         return self.folder / _folder_name(index, self.names[index])
-
-    def _in_progress_steps(self) -> list[int]:
-        folder = self.folder / IN_PROGRESS
-        if not folder.is_dir():
-            return []
-        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
     def _remove(self, path: Path) -> None:
         """Deletes a folder so that a process that is killed meanwhile leaves no half of it."""

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,10 +40,14 @@ def claimed(workdir: Path) -> Iterator[None]:
     path = workdir / LOCK_NAME
     with path.open("a") as lock:
         busy = f"another process is training in {workdir}; wait for it, or use another --workdir"
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(busy) from error
+        for last in (False, True):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if last:
+                    raise Busy(busy) from error
+                time.sleep(0.1)  # `moecl status` holds it for a moment, to see whether it is free
         try:
             # A start that failed in another process may have removed it between the two calls.
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock.fileno())):

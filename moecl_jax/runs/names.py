@@ -3,6 +3,10 @@
 They have a module of their own, without JAX, for readers of finished runs that must start at once.
 """
 
+import os
+import re
+from pathlib import Path
+
 CONFIG_NAME = "config.json"
 """The config of a run, with its overrides."""
 
@@ -17,6 +21,7 @@ NOT_FINITE_NAME = "not_finite.json"
 
 LOCK_NAME = ".lock"
 """An empty file, which the process that trains in a workdir has locked."""
+
 FINISHED_NAME = "finished.json"
 """Names of the finished tasks in their order, so that a checkpoint that is gone is missed."""
 
@@ -66,3 +71,23 @@ METRIC_NAMES = ("acc", "bwt", "fwt", "forgetting")
 
 SPLIT_NAMES = ("train", "validation", "test")
 """Keys of `sizes` in results.json, which has the number of texts in each task's split."""
+
+
+def states_inside(checkpoints: Path) -> list[Path]:
+    """Folders of the states inside the task that is being trained, the newest last.
+
+    A folder is named after the steps of the task, "12", and where a state was saved after the same
+    steps before, "12_1", "12_2" and so on.
+
+    Args:
+      checkpoints: the folder of the checkpoints.
+    """
+    folder, found = checkpoints / IN_PROGRESS_FOLDER, []
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for name in names:
+        if match := re.fullmatch(r"([0-9]+)(?:_([0-9]+))?", name):
+            found.append((int(match[1]), int(match[2] or 0), name))
+    return [folder / name for *_, name in sorted(found)]

@@ -20,11 +20,13 @@ from moecl_jax.runs.names import (
     CHECKPOINTS_FOLDER,
     CONFIG_NAME,
     IN_PROGRESS_FOLDER,
+    LOCK_NAME,
     LOG_NAME,
     RESULTS_NAME,
     SET_ASIDE_FOLDER,
     SWEEP_NAME,
     TENSORBOARD_FOLDER,
+    states_inside,
 )
 
 _LAST_BYTES = 2**16  # of metrics.jsonl, in which the last whole line is looked for
@@ -115,11 +117,12 @@ def status_of(workdir: str | Path) -> Status:
     workdir = Path(workdir)
     config = _config(workdir)
     names = [str(name) for name in config["tasks"]]
-    finished = [
-        record
-        for index, name in enumerate(names)
-        if (record := _record(workdir / CHECKPOINTS_FOLDER / f"{index:03d}_{name}")) is not None
-    ]
+    finished: list[dict[str, Any]] = []
+    for index, name in enumerate(names):
+        record = _record(workdir / CHECKPOINTS_FOLDER / f"{index:03d}_{name}")
+        if record is None:  # what follows a checkpoint that is gone does not count
+            break
+        finished.append(record)
     matrix = finished[-1].get("accuracy", []) if finished else []
     tasks = [
         TaskStatus(
@@ -209,15 +212,11 @@ def _begun(workdir: Path, name: str, done: int) -> TaskStatus | None:
       name: name of the task.
       done: steps of the finished tasks.
     """
-    folder, saved = workdir / CHECKPOINTS_FOLDER / IN_PROGRESS_FOLDER, None
-    try:
-        steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    except OSError:
-        steps = []
-    for step in reversed(steps):
-        record = _record(folder / str(step))
+    saved = None
+    for state in reversed(states_inside(workdir / CHECKPOINTS_FOLDER)):
+        record = _record(state)
         if record is not None and record.get("task") == name:
-            saved = step
+            saved = int(state.name.partition("_")[0])
             break
     line = _last_line(workdir / LOG_NAME)
     if line.get("task") != name or int(line.get("step", 0)) <= done:
@@ -260,7 +259,7 @@ def _locked(workdir: Path) -> bool:
     import fcntl  # of POSIX
 
     try:
-        with (workdir / ".lock").open("rb") as lock:
+        with (workdir / LOCK_NAME).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
@@ -278,7 +277,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, int, float]]:
                 found = path.lstat()
             except OSError:
                 continue
-            if name != ".lock":  # which a training opens without writing
+            if name != LOCK_NAME:  # which a training opens without writing
                 yield path, found.st_size, found.st_mtime
 
 

@@ -9,8 +9,9 @@ bit.
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -127,7 +128,7 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
     for place in range(index + 1):
         checkpoints.finished_record(place)  # it is there
     checkpoints.restore_shared(index)  # it was kept, and is whole
-    known, inside = checkpoints.known_finished(), checkpoints.in_progress_record()
+    known, inside = checkpoints.known_finished(), _state_inside(checkpoints)
     later = [checkpoints.path(place).name for place in range(index + 1, len(names))]
     there = [name for name in later if os.path.lexists(checkpoints.folder / name)]
     if not there and inside is None and len(known) <= index + 1:
@@ -140,7 +141,7 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
         f"  deleted: {CHECKPOINTS_FOLDER}/{name}, with expert, head and features" for name in there
     ]
     if inside is not None:
-        lines.append(f"  deleted: the training of '{inside['task']}' up to step {inside['step']}")
+        lines.append(f"  deleted: {inside}")
     if (workdir / RESULTS_NAME).exists():
         lines.append(f"  deleted: {RESULTS_NAME}, which is of all tasks")
     lines.append("  'moecl train' trains the later tasks again, or others in their place")
@@ -151,6 +152,17 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
         left = [name for name in names if name not in traces]
         files[CONFIG_NAME] = read_object(workdir / CONFIG_NAME) | {"tasks": left}
     return Plan(tuple(lines), Change((*removed, RESULTS_NAME, NOT_FINITE_NAME), files=files))
+
+
+def _state_inside(checkpoints: TaskCheckpoints) -> str | None:
+    """What there is of the state inside a task, which may be damaged; None if there is none."""
+    try:
+        record = checkpoints.in_progress_record()
+    except UserError:
+        return "the training inside a task, which is damaged"
+    if record is None:
+        return None
+    return f"the training of '{record['task']}' up to step {record['step']}"
 
 
 def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
@@ -253,17 +265,30 @@ def _files_without(
     config = read_object(workdir / CONFIG_NAME)
     definitions = {**config.get("definitions", {}), trace.name: trace.to_fields()}
     definitions.pop(task, None)
-    config |= {"tasks": list(names), "definitions": definitions}
+    own_values = {n: v for n, v in config.get("task_settings", {}).items() if n != task}
+    config |= {"tasks": list(names), "definitions": definitions, "task_settings": own_values}
     files: dict[str, object] = {CONFIG_NAME: config, FINISHED_NAME: list(names[:count])}
     if (workdir / RESULTS_NAME).exists():
         results = read_object(workdir / RESULTS_NAME)
-        renamed = [trace.name if name == task else name for name in results["tasks"]]
+        names_there = _entry(results, "tasks", workdir / RESULTS_NAME)
+        renamed = [trace.name if name == task else name for name in names_there]
         files[RESULTS_NAME] = results | {"tasks": renamed}
     if (workdir / DATA_NAME).exists():
         data = read_object(workdir / DATA_NAME)
-        data["tasks"].pop(task, None)
+        _entry(data, "tasks", workdir / DATA_NAME).pop(task, None)
         files[DATA_NAME] = data
     return files
+
+
+def _entry(content: Mapping[str, Any], key: str, path: Path) -> Any:
+    """A value that a file must have.
+
+    Raises:
+      UserError: it has none.
+    """
+    if key not in content:
+        raise UserError(f"{path} is broken: it lacks '{key}'. Restore it from a copy.")
+    return content[key]
 
 
 def _finished_place(workdir: Path, tasks: Sequence[Task], name: str) -> int:

@@ -20,7 +20,7 @@ from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, one_line
 from moecl_jax.kernels import MADE_FOR
 from moecl_jax.models.settings import MeshSettings
-from moecl_jax.models.sharding import first_process, fits
+from moecl_jax.models.sharding import first_process, fits, wait_for_all
 from moecl_jax.outside import parse_json
 from moecl_jax.runs import trackers
 from moecl_jax.runs.changes import finish, finish_interrupted
@@ -156,7 +156,9 @@ def check_workdir(settings: Settings, workdir: Path) -> Settings:
     Raises:
       UserError: says why.
     """
-    finish(workdir)
+    if first_process():
+        finish(workdir)
+    wait_for_all("a change that was interrupted")
     refuse_other_settings(settings, workdir)
     settings = with_removed(settings, workdir)
     trackers.require(settings.trackers)
@@ -291,11 +293,14 @@ def refuse_other_tasks(place: str, known: Sequence[str], now: Sequence[str], rem
 
 
 def _trained_since(workdir: Path, tasks: Sequence[str], origin: Origin) -> bool:
-    """Whether anything was trained since the conversion."""
+    """Whether anything was trained since the conversion, or cannot be told for damage."""
     checkpoints = TaskCheckpoints(workdir, tasks)
-    record = checkpoints.in_progress_record()
-    begun = record is not None and record["step"] > 0
-    return begun or checkpoints.finished_count() > origin.finished
+    try:
+        record = checkpoints.in_progress_record()
+        begun = record is not None and record["step"] > 0
+        return begun or checkpoints.finished_count() > origin.finished
+    except UserError:  # whoever goes on says so, or goes back to the newest whole state
+        return True
 
 
 def _fixed(settings: Settings, known: Sequence[str]) -> dict[str, Any]:

@@ -79,7 +79,6 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "the body did not arrive in time",
         409: "it cannot be done now, or would make answers worse",
         413: "the body is too long",
-        415: "the body is not JSON",
         422: "the body does not say what is expected",
         429: "too many texts of this caller wait; see Retry-After",
         503: "too much waits, or the service stops; see Retry-After",

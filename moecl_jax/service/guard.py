@@ -1,6 +1,7 @@
 """What is checked of a request before its body is parsed: host, key, size and speed."""
 
 import asyncio
+import ipaddress
 import json
 import time
 from collections.abc import Callable
@@ -13,15 +14,15 @@ from moecl_jax.service.keys import Keys, unauthorized
 from moecl_jax.service.limits import Limits, Refused
 from moecl_jax.service.metrics import Metrics
 
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _MOST_DISCARDED = 16  # times the largest body
 
 
 class Guard:
     """ASGI middleware that refuses requests early, reads bodies whole, and counts answers.
 
-    A service without keys is there for its own machine alone. It refuses other names of hosts, by
-    which a page of another site could reach it through a browser (DNS rebinding).
+    A service without keys is there for its own machine alone. It refuses what a page of another
+    site makes a browser send: requests that name another host (DNS rebinding), and requests other
+    than GET, such as a POST without a body, of which the browser says that they are of that site.
     """
 
     def __init__(
@@ -71,15 +72,17 @@ class Guard:
           Refused: the request is not let in.
           _Gone: the client has gone.
         """
-        if not self.keys and _host(headers) not in _LOCAL_NAMES:
-            raise Refused(421, "a service without keys is reached as localhost alone")
+        if not self.keys:
+            _refuse_other_sites(scope["method"], headers)
+        most = 0  # elsewhere nothing takes a body, and no key is asked for
         if scope["path"].startswith("/v1/"):
+            most = self.limits.body_bytes
             if self.keys.holder_of(headers.get("authorization")) is None:
                 raise Unauthorized
             if self._open > self.limits.requests:
                 raise Refused(503, f"{self._open - 1} requests are open; try again later", 1)
-        most = self.limits.body_bytes
-        too_long = Refused(413, f"the body has more than {most} bytes; send fewer texts at a time")
+        more = "; send fewer texts at a time" if most else ""
+        too_long = Refused(413, f"the body has more than {most} bytes{more}")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most and "expect" in headers:
             raise too_long  # the client waits for a word before it sends the body
@@ -126,6 +129,30 @@ class Unauthorized(Refused):
 
 class _Gone(Exception):
     """The client closed the connection before its request was complete."""
+
+
+def _refuse_other_sites(method: str, headers: Headers) -> None:
+    """Refuses a request that a page of another site may have made."""
+    if not _is_local(_host(headers)):
+        raise Refused(421, "a service without keys is reached as localhost alone")
+    if method in ("GET", "HEAD"):
+        return  # changes nothing, and its answer cannot be read there
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:  # not a browser, or an old one
+        host = headers.get("host", "").lower()
+        own = origin is None or origin.partition("://")[2].lower() == host
+    if not own:
+        raise Refused(403, "a service without keys does not answer pages of other sites")
+
+
+def _is_local(host: str) -> bool:
+    """Whether it is localhost, or an address of this machine's own network."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host(headers: Headers) -> str:

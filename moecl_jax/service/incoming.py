@@ -21,7 +21,8 @@ def read_texts(content: str, form: str) -> list[tuple[str, dict[str, Any]]]:
     Args:
       content: what was pasted or uploaded.
       form: `lines`, a text a line; `jsonl`, an object a line; `csv` or `tsv`, a table whose first
-        line names the columns. Objects and tables have a field `text`; the others are context.
+        line names the columns. In `tsv` nothing is quoted. Objects and tables have a field `text`;
+        the others are context.
 
     Raises:
       UserError: there is no text, or one is malformed; names the line.
@@ -66,12 +67,19 @@ def _objects(content: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _rows(content: str, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    delimiter = "\t" if form == "tsv" else ","
-    rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(content, newline="")
+    rows = (
+        csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        if form == "tsv"
+        else csv.DictReader(lines, strict=True)
+    )
     try:
         columns = rows.fieldnames or []
         if TEXT not in columns:
             raise UserError(f"no column '{TEXT}'; the columns are {listed(columns) or 'none'}")
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"column {shortened(twice)} stands twice; rename one")
         for row in rows:
             if None in row or None in row.values():
                 raise UserError(f"line {rows.line_num}: expected {len(columns)} cells")

@@ -36,9 +36,10 @@ class Measured:
     wall_seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """Rates and percentiles, in requests a second and milliseconds."""
-        milliseconds = np.array(self.seconds or [np.nan]) * 1e3
-        p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99)).round(1).tolist()
+        """Rates and percentiles, in requests a second and milliseconds; None if none answered."""
+        milliseconds = np.array(self.seconds or [0.0]) * 1e3
+        found = np.percentile(milliseconds, (50, 95, 99)).round(1).tolist()
+        p50, p95, p99 = found if self.seconds else (None, None, None)
         return {
             "answered": len(self.seconds),
             "statuses": self.statuses,
@@ -121,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--key", help="API key")
     arguments = parser.parse_args(argv)
-    lines = map(json.loads, arguments.texts.read_text(encoding="utf-8").splitlines())
+    if not arguments.url.startswith("http://"):
+        parser.error(f"{arguments.url}: expected http://HOST:PORT, without TLS")
+    with arguments.texts.open(encoding="utf-8") as stream:
+        lines = [json.loads(line) for line in stream if line.strip()]
     measured = load(
         arguments.url,
         [(line["text"], line.get("task")) for line in lines],

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from pydantic import BaseModel, Field
 
-from moecl_jax.errors import UserError
+from moecl_jax.errors import UserError, listed
 from moecl_jax.service.app import refusals
 from moecl_jax.service.engine import Engine, Labelling
 from moecl_jax.service.keys import Holder, Role, require
@@ -64,8 +64,8 @@ class Reloader:
         Requests are answered meanwhile by the one before.
 
         Raises:
-          Refused: there is none that can be read or checked, a task is missing or its accuracy
-            falls by more than `MOST_LOSS`, or another change is under way.
+          Refused: there is none that can be read or checked, a task is missing, has other labels
+            or an accuracy that falls by more than `MOST_LOSS`, or another change is under way.
         """
         if self._busy:
             raise Refused(409, "another change of the checkpoint is under way")
@@ -96,6 +96,12 @@ class Reloader:
         missing = set(current.tasks) - set(newest.tasks)
         if missing:
             raise UserError(f"the newest checkpoint lacks the tasks {', '.join(sorted(missing))}")
+        for task in current.tasks:
+            if set(newest.labels[task]) != set(current.labels[task]):
+                raise UserError(
+                    f"the labels of the task '{task}' were {listed(current.labels[task])} and are "
+                    f"{listed(newest.labels[task])}; start the service again"
+                )
         before, after = self._accuracies(current), self._accuracies(newest)
         worse = [
             f"{task} from {before[task]:.3f} to {after[task]:.3f}"

@@ -177,7 +177,7 @@ def _reviews(store: ReviewStore, allowed: Callable[..., Holder]) -> APIRouter:
     @router.get("/progress")
     def progress(holder: reviewer_holder) -> dict[str, Any]:
         """Numbers of texts by task, how well reviewers and the model agree, and who asks."""
-        return {**store.progress(), "reviewer": holder.name, "named": holder != LOCAL}
+        return {**store.progress(), "reviewer": holder.name, "named": holder is not LOCAL}
 
     @router.get("/export", response_class=StreamingResponse)
     def exported(
@@ -244,7 +244,7 @@ def _texts(store: ReviewStore, engine: Engine, allowed: Callable[..., Holder]) -
 
 def _reviewer(holder: Holder, given: str | None) -> str:
     """The name that goes into the audit: that of the key, or the given one where there is none."""
-    return given or holder.name if holder == LOCAL else holder.name
+    return given or holder.name if holder is LOCAL else holder.name
 
 
 def _shown(item: dict[str, Any] | None, opinion: bool) -> dict[str, Any] | None:

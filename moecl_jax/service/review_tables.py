@@ -85,6 +85,9 @@ STANDING = "SELECT * FROM standing WHERE item = ? AND kind = 'decision' ORDER BY
 VOTED = "SELECT 1 FROM standing WHERE item = ? AND reviewer = ? AND kind = 'decision'"
 """Whether a reviewer has decided a text."""
 
+TOLD = "SELECT 1 FROM audit WHERE item = ? AND reviewer = ? AND kind = 'decision'"
+"""Whether a reviewer has ever decided a text, and so was told the model's opinion."""
+
 LAST = "SELECT * FROM standing WHERE reviewer = ? ORDER BY id DESC LIMIT 1"
 """What a reviewer did last and has not undone."""
 

@@ -85,23 +85,32 @@ class ReviewStore:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
         try:
+            self._create_or_check()
+            # Not before: the file of another program is left as it is.
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            with self._transaction() as db:
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                if not db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                    tables.create(db)
-                    version = tables.VERSION
         except sqlite3.Error as error:
             self.close()
             raise self._unreadable(error) from error
-        if version != tables.VERSION:
+        except UserError:
             self.close()
-            raise UserError(
-                f"{self.path}: these are no reviews of version {tables.VERSION} (found {version}). "
-                "Name another file, or use the moecl_jax that wrote it."
-            )
+            raise
+
+    def _create_or_check(self) -> None:
+        """Makes the tables in an empty file; refuses a file that has others."""
+        with self._transaction() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            names = {row["name"] for row in found}
+            if not names:
+                tables.create(db)
+            elif version != tables.VERSION or not names >= {"items", "audit", "queue"}:
+                raise UserError(
+                    f"{self.path}: these are no reviews of version {tables.VERSION} (found "
+                    f"version {version}, tables {listed(sorted(names))}). Name another file, or "
+                    "use the moecl_jax that wrote it."
+                )
 
     def _unreadable(self, error: sqlite3.Error) -> UserError:
         return UserError(
@@ -165,7 +174,8 @@ class ReviewStore:
           reviewer: name of the reviewer.
           request: id that the client has made for this decision. The same one again returns what
             was recorded the first time.
-          opinion_shown: whether the reviewer saw the model's opinion before.
+          opinion_shown: whether the reviewer saw the model's opinion before. One who has decided
+            the text before, and undone that, has seen it, since it is told after a decision.
 
         Returns:
           The audit row, and `settled`: the label that is settled now, or None.
@@ -190,9 +200,9 @@ class ReviewStore:
                 raise ConflictError(
                     f"{shortened(reviewer)} has decided text {item} already; undo that first"
                 )
-            self._record(
-                db, row, "decision", reviewer, request, label=label, opinion_shown=opinion_shown
-            )
+            told = db.execute(tables.TOLD, (item, reviewer)).fetchone() is not None
+            seen = opinion_shown or told
+            self._record(db, row, "decision", reviewer, request, label=label, opinion_shown=seen)
             self._held.pop(reviewer, None)
             return self._told(db, request)
 

@@ -56,7 +56,7 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, engine: Engine, bound: socket.socket, on_ready: Callable[[], None]) -> None:
+def serve(app: FastAPI, engine: Engine, bound: socket.socket, on_ready: Callable[[], None]) -> bool:
     """Serves until SIGINT or SIGTERM, and returns when every accepted request is answered.
 
     At the signal new requests get 503 and connections are closed as they are answered; a moment
@@ -67,6 +67,9 @@ def serve(app: FastAPI, engine: Engine, bound: socket.socket, on_ready: Callable
       engine: its engine, which was started; it is closed at the end.
       bound: what `bound_socket` gave.
       on_ready: is called when requests are accepted.
+
+    Returns:
+      Whether it ended by itself; False if a second SIGINT ended it.
     """
     limits = engine.limits
     config = uvicorn.Config(
@@ -88,6 +91,7 @@ def serve(app: FastAPI, engine: Engine, bound: socket.socket, on_ready: Callable
         server.run(sockets=[bound])
     finally:
         engine.close()
+    return not server.force_exit
 
 
 class _Server(uvicorn.Server):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from moecl_jax.errors import UserError
 from moecl_jax.service.app import make_app
 from moecl_jax.service.engine import Engine
 from moecl_jax.service.keys import Keys, require
@@ -64,7 +65,14 @@ def open_service(
 
 
 def _accuracies(labeller: Any) -> dict[str, float]:
-    """Accuracy on the validation split of each task with labels, NaN where it is empty."""
+    """Accuracy on the validation split of each task with labels, NaN where it is empty.
+
+    Raises:
+      UserError: the data of a task cannot be read.
+    """
     found = labeller.session.evaluate("validation")["tasks"]
+    for task in labeller.tasks:
+        if "error" in found[task]:
+            raise UserError(found[task]["error"])
     known = {task: found[task]["accuracy"] for task in labeller.tasks}
     return {task: math.nan if value is None else value for task, value in known.items()}

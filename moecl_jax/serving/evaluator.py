@@ -273,16 +273,12 @@ class Evaluator:
         expected = [example.response_text for example in examples]
         return dataclasses.replace(evaluation, accuracy=score_texts(texts, expected, task.metric))
 
-    def work(self, examples: Sequence[Sequence[TokenizedExample]]) -> dict[str, float]:
-        """How much work it is to evaluate the first tasks on these examples, by kind.
-
-        Args:
-          examples: those of each task.
-        """
-        places = [place for place in range(len(examples)) if self.writes(place)]
+    def work(self, tasks: Sequence[TokenizedTask], split: str) -> dict[str, float]:
+        """How much work it is to evaluate some of the stream's tasks on a split, by kind."""
+        examples = {self.index(task.name): task.splits[split] for task in tasks}
         return {
-            EVALUATE: sum(len(own) * text_size(own) for own in examples),
-            WRITE: sum(len(examples[place]) for place in places),
+            EVALUATE: sum(len(own) * text_size(own) for own in examples.values()),
+            WRITE: sum(len(own) for place, own in examples.items() if self.writes(place)),
         }
 
     def writes(self, index: int) -> bool:

@@ -59,7 +59,8 @@ class Session:
     Attributes:
       evaluator: model, method and tasks.
       state: the finished tasks' parameters.
-      results: accuracy matrix and metrics; None where the stream is not finished.
+      results: accuracy matrix and metrics, as the training that finished last wrote them; None
+        where none has.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Session:
           evaluator: model, method and tasks.
           store: keeps the features by which a text's task is chosen.
           state: state of the stream, with at least one finished task.
-          results: results of the whole stream, if it is finished.
+          results: results of the training that finished last, if one has.
           place: names the session in messages, such as its workdir.
         """
         self.evaluator, self.state, self.results = evaluator, state, results
@@ -231,7 +232,7 @@ class Session:
         by_task: dict[str, dict[str, Any]] = {}
         loaded = self._load(tasks)
         with reporting.working() as progress:
-            work = self.evaluator.work([task.splits[split] for task in loaded])
+            work = self.evaluator.work(loaded, split)
             progress.expect({name: (1 + len(kinds)) * each for name, each in work.items()})
             for task in loaded:
                 if task.unread and all(each.unread for each in loaded):

@@ -19,8 +19,12 @@ def features_of(
     evaluator: Evaluator, name: str, examples: Sequence[TokenizedExample]
 ) -> TaskFeatures:
     """Features of one task, given its training texts."""
-    stride = -(-len(examples) // MOST_TEXTS)
-    return TaskFeatures.of(name, evaluator.features(examples[::stride]))
+    return TaskFeatures.of(name, evaluator.features(spaced(examples)))
+
+
+def spaced(examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
+    """The training texts of a task that features are taken of."""
+    return examples[:: -(-len(examples) // MOST_TEXTS) or 1]
 
 
 def evaluate_task_free(

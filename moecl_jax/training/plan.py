@@ -18,6 +18,7 @@ from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.methods.stream import StreamState
 from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.task_free import spaced
 from moecl_jax.training.pieces import own_examples
 from moecl_jax.training.steps import init_train_state, make_optimizer, no_sums
 from moecl_jax.training.task_training import TrainingSteps, in_progress_tree
@@ -81,10 +82,9 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
       UserError: a training batch cannot be computed in so many parts, or an example is too long.
     """
     placement, starting = evaluator.model.placement, evaluator.starting
-    steps = _steps_of(evaluator, tasks)
     stream = starting.stream(len(tasks))
-    state = _first_state(evaluator, steps, stream)
-    *_, largest = steps.cutter.samples()
+    several = [_steps_of(each, tasks) for each in dict.fromkeys(_evaluators(evaluator))]
+    state = _first_state(evaluator, several[0], stream)
     trained = state.active, state.optimizer_state
     disk, most = _disk(evaluator, stream, state)
     return TrainingPlan(
@@ -92,7 +92,9 @@ def plan_training(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Train
         evaluated=_evaluated(evaluator, tasks),
         frozen_bytes=placement.bytes_per_device(evaluator.model.params),
         trained_bytes=placement.bytes_per_device(trained),
-        step_bytes=step_memory(steps.compiled(stream, largest)),
+        step_bytes=max(
+            step_memory(steps.compiled(stream, [*steps.cutter.samples()][-1])) for steps in several
+        ),
         disk_bytes=disk,
         most_disk_bytes=most,
     )
@@ -111,10 +113,11 @@ def measure_training(
     Raises:
       UserError: as `plan_training`.
     """
-    steps = _steps_of(evaluator, tasks)
-    stream = evaluator.starting.stream(len(tasks))
+    stream, evaluators = evaluator.starting.stream(len(tasks)), _evaluators(evaluator)
+    steps_of = {each: _steps_of(each, tasks) for each in dict.fromkeys(evaluators)}
     step_seconds = tuple(
-        _seconds_of_a_step(evaluator, steps, stream, index) for index in range(len(tasks))
+        _seconds_of_a_step(each, steps_of[each], stream, index)
+        for index, each in enumerate(evaluators)
     )
     text_seconds = tuple(
         _seconds_of_a_text(evaluator, task, stream, index) for index, task in enumerate(tasks)
@@ -136,6 +139,16 @@ def _steps_of(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> TrainingS
     return TrainingSteps.compile(evaluator, tasks, optimizer)
 
 
+def _evaluators(evaluator: Evaluator) -> list[Evaluator]:
+    """For each task one with the settings that it is trained with, often the same."""
+    settings, model, tasks = evaluator.settings, evaluator.model, evaluator.tasks
+    of_task = {name: settings.for_task(name) for name in settings.task_settings}
+    own = {
+        name: Evaluator(model, each.method_object(), tasks, each) for name, each in of_task.items()
+    }
+    return [own.get(task.name, evaluator) for task in tasks]
+
+
 def _first_state(
     evaluator: Evaluator, steps: TrainingSteps, stream: StreamState, index: int = 0
 ) -> Any:
@@ -154,9 +167,10 @@ def _own(evaluator: Evaluator, tasks: Sequence[TokenizedTask], index: int) -> li
 
 
 def _step_counts(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[int, ...]:
-    size, epochs = evaluator.settings.batch.size, evaluator.settings.epochs
+    of_task = [evaluator.settings.for_task(task.name) for task in tasks]
     return tuple(
-        -(-len(_own(evaluator, tasks, index)) // size) * epochs for index in range(len(tasks))
+        -(-len(_own(evaluator, tasks, index)) // settings.batch.size) * settings.epochs
+        for index, settings in enumerate(of_task)
     )
 
 
@@ -176,9 +190,11 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
             total += test * len(after[:1])
         else:
             total += sum(test if done in (index + 1, count) else early for done in after)
-        total += settings.epochs * len(task.splits["validation"])
+        trained_with = settings.for_task(evaluator.names[-1] if joint else task.name)
+        total += trained_with.epochs * len(task.splits["validation"])
         if method.traits.expert_per_task and not task.definition.free_form:
-            total += len(task.splits["train"]) + test  # the features by which a task is chosen
+            # The features by which a task is chosen.
+            total += len(spaced(task.splits["train"])) + test
         found.append(total)
     return tuple(found)
 
@@ -192,9 +208,11 @@ def _disk(evaluator: Evaluator, stream: StreamState, state: Any) -> tuple[int, i
     shared = _bytes((parameters.shared, parameters.memory))
     moments = min(evaluator.settings.keep_shared or count, count)
     features = 0
-    if evaluator.method.traits.expert_per_task:
-        blank = TaskFeatures.blank(evaluator.starting.sizes.width, evaluator.names)
-        features = _bytes(blank.arrays)
+    labelled = [task.name for task in evaluator.tasks if not task.free_form]
+    if evaluator.method.traits.expert_per_task and labelled:  # of each task, and of all together
+        of_names = [*([name] for name in labelled), labelled]
+        width = evaluator.starting.sizes.width
+        features = sum(_bytes(TaskFeatures.blank(width, names).arrays) for names in of_names)
     inside = _bytes(in_progress_tree(state, begun.replace(memory={})))
     end = count * own + moments * shared + features
     return end, end + 2 * inside  # the new state is whole before the old one is deleted

@@ -122,10 +122,11 @@ def features_again(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> Task
     """
     features = TaskFeatures.blank(evaluator.starting.sizes.width)
     for task in tasks:
+        if task.definition.free_form or task.definition.removed:
+            continue
         if not task.splits["train"]:
             return None
-        if not task.definition.free_form:
-            features = features.joined(features_of(evaluator, task.name, task.splits["train"]))
+        features = features.joined(features_of(evaluator, task.name, task.splits["train"]))
     return features
 
 

@@ -107,7 +107,8 @@ class Trainer:
             "dtype": jax.numpy.dtype(model.dtype).name,
             "quantization": model.quantization,
         }
-        self.settings = known.changed({**changes, "model": section})
+        self._task_settings = changes.pop("task_settings", known.task_settings)
+        self.settings = known.changed({**changes, "model": section, "task_settings": {}})
         self.model, self.method = model, self.settings.method_object()
         self.workdir = None if workdir is None else Path(workdir)
         self._memory = MemoryStore()
@@ -132,7 +133,11 @@ class Trainer:
             **self.settings.definitions,
             **{task.name: task.to_fields() for task in tasks},
         }
-        changes = {"tasks": tuple(names), "definitions": definitions}
+        changes = {
+            "tasks": tuple(names),
+            "definitions": definitions,
+            "task_settings": self._task_settings,
+        }
         return self._train(self.settings.changed(changes), tasks)
 
     def _train(self, settings: Settings, tasks: Sequence[Task]) -> Session:
@@ -434,7 +439,7 @@ class StreamTraining:
             )
         initial = self.evaluator.starting.stream(count)
         for column in range(known, count):
-            history.append_untrained(self.evaluate_task(initial, column, "test"))
+            history.append_untrained(self.evaluate_task(initial, column, "test", early=True))
         for row in range(len(history.accuracy)):
             if row < history.converted - 1 or not self.store.has_moment(row):  # of that time
                 for matrix in (history.accuracy, history.scored):
@@ -442,7 +447,7 @@ class StreamTraining:
                 continue
             stream = self.store.restore_moment(row)
             for column in range(len(history.accuracy[row]), count):
-                evaluation = self.evaluate_task(stream, column, "test")
+                evaluation = self.evaluate_task(stream, column, "test", early=True)
                 history.accuracy[row].append(evaluation.accuracy)
                 history.scored[row].append(evaluation.scored_accuracy)
 

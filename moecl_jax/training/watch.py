@@ -118,7 +118,10 @@ class Watch:
         self.skipped += 1
         instruction, adversarial = (float(np.asarray(value)) for value in losses.values())
         self._row.append(SkippedStep(step, examples, instruction, adversarial))
-        if len(self._row) >= self._patience:
+        if len(self._row) < self._patience:
+            return
+        # A step under way that is not skipped changes the state, and ends the row.
+        if all(bool(later) for _, later, *_ in self._waiting):
             self._waiting.clear()
             raise NotFinite(self._message(), self._row)
 

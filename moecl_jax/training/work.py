@@ -7,7 +7,7 @@ from moecl_jax.data.tokenize import TokenizedTask
 from moecl_jax.progress import EVALUATE, TRAIN, WRITE, Progress
 from moecl_jax.runs.store import Store
 from moecl_jax.serving.evaluator import Evaluator, text_size
-from moecl_jax.serving.task_free import MOST_TEXTS
+from moecl_jax.serving.task_free import spaced
 
 REST = "rest"
 """Kind of stages whose work is not planned."""
@@ -133,8 +133,7 @@ class _Plan:
         """The features of a task's training texts, by which texts' tasks are chosen."""
         task = self.tasks[place]
         if self.method.traits.expert_per_task and not task.definition.free_form:
-            texts = task.splits["train"]
-            kept = texts[:: -(-len(texts) // MOST_TEXTS) or 1]
+            kept = spaced(task.splits["train"])
             self.found[EVALUATE] += len(kept) * text_size(kept)
 
     def _add_choices(self, finished: int) -> None:

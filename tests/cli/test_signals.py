@@ -1,17 +1,19 @@
 """SIGINT and SIGTERM at any moment: one line at most, a state to go on from, and the status."""
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from processes import assert_same_outcome, begin, environment, finish, run, write_config
 
 from moecl_jax import stopping
 from moecl_jax.cli.main import main
-from moecl_jax.cli.signals import INTERRUPTED
+from moecl_jax.cli.signals import INTERRUPTED, handled
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -102,6 +104,21 @@ def test_other_commands_end_at_once():
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not stopping.heeded() and not stopping.requested()
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="of Linux")
+def test_no_file_stays_open():
+    def files():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = files()
+    for _ in range(5):
+        with handled():
+            pass
+    until = time.monotonic() + 10
+    while files() > before and time.monotonic() < until:
+        time.sleep(0.01)  # the threads are about to end
+    assert files() <= before
 
 
 def test_requests_are_seen_only_where_they_are_heeded():

@@ -187,3 +187,18 @@ def test_our_own_configs_have_no_problem(name: str) -> None:
     found = check(str(ROOT / "configs" / name))
     assert found.problems == ()
     assert found.plan is not None
+
+
+def test_a_task_s_own_values_are_checked_with_its_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moecl_jax.config.check.plan_training", lambda *_: None)
+    file = config_file(
+        tmp_path,
+        "config.definitions.other = config.definitions.toy",
+        "config.tasks = ('other', 'toy')",
+        "config.task_settings = ConfigDict({'toy': {'epochs': 2}})",
+    )
+    assert check(file).problems == ()
+    found = check(file, ["--config.log_every=0"]).problems
+    assert len(found) == 1 and "log_every" in found[0]

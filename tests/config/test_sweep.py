@@ -367,6 +367,14 @@ def test_runs_of_another_process_are_left_to_it(
     assert trained == ["moe_cl/order1_seed0", "sequential_lora/order1_seed0"]
 
 
+def test_a_run_that_is_being_changed_is_not_called_broken(tmp_path: Path) -> None:
+    run = sweep.PlannedRun("moe_cl", None, 0, Settings())
+    for name in ("results.json", "change.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with claimed(tmp_path):
+        assert sweep._finished_seconds(run, tmp_path) is None
+
+
 def test_broken_results_are_named(
     config_file: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

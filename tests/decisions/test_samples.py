@@ -101,6 +101,14 @@ def test_errors_of_predict_are_left_out_by_any_name(tmp_path):
     assert read_samples(write(tmp_path / "f.jsonl", *lines)).left_out == 1
 
 
+def test_labels_have_the_order_that_is_asked_for(tmp_path):
+    path = write(tmp_path / "f.jsonl", {"gold": "spam", "probabilities": spam(0.75)})
+    found = read_samples(path, labels=("spam", "ham"))
+    assert (found.labels, found.gold.tolist()) == (("spam", "ham"), [0])
+    np.testing.assert_array_equal(found.scores, [[0.75, 0.25]])
+    assert read_samples(path, labels=("spam", "eggs")).labels == ("ham", "spam")
+
+
 def test_gold_labels_may_be_missing_and_ids_too(tmp_path):
     path = write(tmp_path / "f.jsonl", {"probabilities": spam(0.5)}, {"probabilities": spam(0.7)})
     found = read_samples(path)
@@ -121,6 +129,7 @@ GOOD = {"id": 1, "gold": "ham", "probabilities": spam(0.5)}
         ([], {}, "no sample"),
         ([GOOD, {**GOOD, "gold": "eggs"}], {}, "line 2: the gold label 'eggs'.*ham, spam"),
         ([GOOD, {**GOOD, "gold": None}], {}, "line 2: has no gold label in the field 'gold'"),
+        ([{**GOOD, "gold": None}, GOOD], {}, "line 1: has no gold label in the field 'gold'"),
         ([GOOD, {**GOOD, "probabilities": {"ham": 1}}], {}, "line 2: expected the prob.*one task"),
         ([GOOD, {**GOOD, "probabilities": 0.4}], {}, "line 2: expected the probabilities"),
         ([GOOD, {"id": 2, "gold": "ham"}], {}, "line 2: probabilities: expected a finite"),
@@ -154,6 +163,13 @@ def test_lines_that_are_no_json_are_named(tmp_path):
         read_samples(path)
     path.write_bytes(b'{"score": "\xff"}\n')
     with pytest.raises(UserError, match="line 1: no JSON"):
+        read_samples(path)
+
+
+def test_a_comma_that_is_not_quoted_moves_no_cell_in_silence(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("id,text,score,label,\n1,a,0.5,x,\n2,I owe you 5,000,0.5,y,\n")
+    with pytest.raises(UserError, match="line 3: has more cells than the header"):
         read_samples(path)
 
 

@@ -78,6 +78,16 @@ def test_page_and_markdown_have_the_figures_and_escape_names(comparison):
     assert "new\\|x.jsonl" in markdown
     assert not re.search(r"<script|src=|@import|url\(|http-equiv", html)
     assert "--paper" in html  # the report's style sheet
+    style, _, body = html.partition("</style>")
+    used = {name for names in re.findall(r'class="([^"]+)"', body) for name in names.split()}
+    assert [name for name in used if f".{name}" not in style] == []
+
+
+def test_labels_of_changed_samples_do_not_break_the_markdown(comparison):
+    markdown = ComparisonPage(comparison, FILES).markdown()
+    [row, *_] = re.findall(r"^\| `text .*", markdown, re.M)
+    assert row.count("`") == 8
+    assert "`spam & <eggs>`" in markdown
 
 
 def test_each_rule_has_a_picture_with_both_arms(comparison):
@@ -99,3 +109,12 @@ def test_four_files_are_written(comparison, tmp_path):
     assert all(path.stat().st_size > 500 for path in written)
     with pytest.raises(UserError, match="that ends in"):
         write_comparison(comparison, FILES, tmp_path / "ab.pdf")
+
+
+def test_no_file_of_an_arm_is_overwritten(comparison, tmp_path):
+    files = {"baseline": str(tmp_path / "old.csv"), "candidate": str(tmp_path / "new.csv")}
+    (tmp_path / "new.csv").write_text("id,score\n")
+    with pytest.raises(UserError, match=r"would overwrite .*new\.csv"):
+        write_comparison(comparison, files, tmp_path / "new.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+    assert (tmp_path / "new.csv").read_text() == "id,score\n"

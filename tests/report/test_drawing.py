@@ -53,6 +53,14 @@ def test_numbers_of_a_heat_map_can_be_read_in_light_and_dark(tmp_path):
             assert contrast(colours[letter], cell) > 3.5, (letter, tone)
 
 
+def test_numbers_in_names_and_at_axes_are_not_cut():
+    names = ["m:learning_rate=0.0003", "m:learning_rate=0.001"]
+    lines = [drawing.Curve(name, 0, [0, 1], [0.0, 0.004]) for name in names]
+    figure = drawing.curves(lines, size=(600, 300), label="y", named=True)
+    shown = re.findall(r"<text[^>]*>([^<]*)<", drawing.inline_svg(figure, 1, "t", "d"))
+    assert {*names, "0.002", "0.004"} <= set(shown)
+
+
 def test_one_point_is_drawn_as_a_point_with_its_spread():
     lines = [
         drawing.Curve(name, style, [0], [50.0 + style], [2.0]) for style, name in enumerate("ab")

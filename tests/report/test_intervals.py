@@ -1,5 +1,7 @@
 """Bootstrap intervals: against formulas that hold for large samples, and what is called settled."""
 
+import json
+
 import numpy as np
 import pytest
 from report_runs import write_run
@@ -137,3 +139,16 @@ def test_runs_without_a_partner_do_not_count(tmp_path):
     assert outcome.endswith(
         "They share no order and seed, in which they could be compared in pairs."
     )
+
+
+def test_runs_whose_accuracy_is_not_known_are_left_out_with_their_partners(tmp_path):
+    folders = written(tmp_path, "ewc", better, range(3)) + written(tmp_path, "lwf", worse, range(3))
+    path = folders[-1] / "results.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["acc"] = None
+    path.write_text(json.dumps(content))
+    first, second = summarize(read_runs(folders)[0])
+    found = difference(first, second)
+    partners = [run.results.metrics["acc"] for run in first.runs[:2]]
+    assert found.seeds == found.interval.runs == 2
+    assert found.difference == pytest.approx(np.mean(partners) - second.accuracy)

@@ -1,15 +1,19 @@
 """Checkpoints on disk: what is not ours stays, deletions are whole, damage is found."""
 
+import json
 import os
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from streams import assert_bit_equal
 
 from moecl_jax.errors import UserError
 from moecl_jax.runs.checkpoint import SET_ASIDE, TaskCheckpoints
+from moecl_jax.runs.names import states_inside
+from moecl_jax.runs.status import status_of
 
 NAMES = ("a", "b", "c")
 FOREIGN = ("lost+found", "old", "backup_of_001_b", "002_c.bak", "003_d", "1", ".removed_by_me")
@@ -97,6 +101,32 @@ def test_a_deletion_that_is_cut_short_leaves_no_half(tmp_path, monkeypatch, keep
     assert record is None or record["step"] == 2
     checkpoints.tidy()
     assert not (checkpoints.folder / ".removed").exists()
+
+
+def test_a_state_after_the_same_steps_is_not_gone_before_the_new_one_is_whole(
+    tmp_path, monkeypatch
+):
+    checkpoints = TaskCheckpoints(tmp_path, NAMES)
+
+    def save(epochs):
+        record = {"step": 6, "task": "a", "validated_epochs": epochs}
+        checkpoints.save_in_progress({"w": jnp.full(2, float(epochs))}, record)
+
+    save(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CompositeCheckpointHandler, "save", lambda *_, **__: 1 / 0)
+        with pytest.raises(UserError, match="cannot write the checkpoint"):
+            save(1)
+    for epochs in (0, 1, 2):
+        if epochs:
+            save(epochs)
+        assert checkpoints.in_progress_record()["validated_epochs"] == epochs
+        found = checkpoints.restore_in_progress({"w": np.zeros(2, np.float32)})
+        assert_bit_equal(found, {"w": np.full(2, float(epochs), np.float32)})
+        assert len(states_inside(checkpoints.folder)) == 1
+    record = {"method": "moe_cl", "tasks": list(NAMES), "seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert status_of(tmp_path).tasks[0].saved_step == 6
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -57,6 +57,12 @@ def test_a_stopped_run(workdir):
     assert found.written == pytest.approx(max(path.stat().st_mtime for path in files))
 
 
+def test_what_follows_a_checkpoint_that_is_gone_does_not_count(workdir):
+    os.rename(workdir / "checkpoints/000_two", workdir / "checkpoints/001_five")
+    found = status_of(workdir)
+    assert [task.state for task in found.tasks] == ["waiting"] * 3
+
+
 def test_the_text_fits_a_narrow_terminal(workdir):
     os.utime(workdir / "metrics.jsonl", (time.time() - 90,) * 2)
     for path in workdir.rglob("*"):

@@ -10,12 +10,13 @@ import pytest
 from streams import assert_bit_equal, logged, restored, stop_after, tiny_settings
 
 from moecl_jax.cli.main import main
+from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS
 from moecl_jax.runs.changes import Change
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.undo import remove, rollback
-from moecl_jax.runs.workdir import load_settings
+from moecl_jax.runs.undo import _files_without, remove, rollback
+from moecl_jax.runs.workdir import load_settings, save_settings, write_json
 from moecl_jax.serving.session import open_run, open_stream
 from moecl_jax.training.trainer import train
 
@@ -186,6 +187,22 @@ def test_all_other_tasks_answer_as_before_a_removal(tmp_path, method, changes, t
     last = np.array(content["accuracy_matrix"][-1], float)
     assert np.isnan(last[place]) and np.isfinite(np.delete(last, place)).all()
     assert open_run(workdir).tasks == [*left, task]
+
+
+def test_a_damaged_state_inside_a_task_can_be_left_behind(copied):
+    workdir, _ = copied
+    state = workdir / "checkpoints" / "in_progress" / "3"
+    state.mkdir(parents=True)
+    assert "deleted: the training inside a task, which is damaged" in str(rollback(workdir, "five"))
+    assert not state.exists() and open_run(workdir).tasks == ["two", "five"]
+
+
+def test_a_removal_names_a_file_that_lacks_its_tasks(copied):
+    workdir, _ = copied
+    (workdir / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json is broken: it lacks 'tasks'"):
+        remove(workdir, "five")
+    assert not (workdir / "change.json").exists()
 
 
 def test_a_removed_task_leaves_no_trace_in_features_and_memory(copied):
@@ -408,3 +425,14 @@ def test_a_change_is_whole_wherever_it_is_cut_short(finished, tmp_path, monkeypa
         shutil.rmtree(cut)
     assert answers(whole).keys() == {*after[0]["finished.json"], None} - {"two-removed"}
     assert kinds == sorted(kinds) and any(kinds) and not all(kinds)
+
+
+def test_a_task_s_own_values_go_with_it(tmp_path):
+    own = {name: {"epochs": 2} for name in ("two", "five")}
+    save_settings(tiny_settings(tmp_path).changed({"task_settings": own}), tmp_path)
+    names = ["two-removed", "five", "fourteen"]
+    trace = Task("two-removed", source="removed", labels=("a", "b"))
+    files = _files_without(tmp_path, "two", trace, names, 3)
+    write_json(tmp_path / "config.json", files["config.json"])
+    found = load_settings(tmp_path)
+    assert found.tasks == tuple(names) and found.task_settings == {"five": {"epochs": 2}}

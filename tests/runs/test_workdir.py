@@ -1,6 +1,7 @@
 """A workdir is made when something is saved in it, and a start that fails leaves none."""
 
 import fcntl
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from streams import tiny_config, tiny_settings
 from moecl_jax.config.default import from_config
 from moecl_jax.errors import UserError
 from moecl_jax.runs.lock import Busy, claimed
+from moecl_jax.runs.workdir import Origin, refuse_other_settings, save_settings
 from moecl_jax.training.trainer import train
 
 
@@ -71,3 +73,24 @@ def test_the_lock_of_a_folder_that_went_away_claims_nothing(
     monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(Busy, match="another process is training"), claimed(tmp_path / "run"):
         pytest.fail("claimed")
+
+
+def test_a_damaged_state_after_a_conversion_does_not_bar_the_way_back(tmp_path: Path) -> None:
+    """'--resume=last-good' looks at the settings before it goes back."""
+    settings = tiny_settings(tmp_path / "files", tasks=("two", "five"))
+    save_settings(settings, tmp_path)
+    Origin({}, ("two",), 1, {}).save(tmp_path)
+    (tmp_path / "checkpoints" / "in_progress" / "5").mkdir(parents=True)
+    refuse_other_settings(settings, tmp_path)
+    with pytest.raises(UserError, match=r"was begun with data\.max_length"):
+        refuse_other_settings(settings.changed({"data": {"max_length": 17}}), tmp_path)
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """As by `moecl status`, which looks whether the lock is free."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("a") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        threading.Timer(0.03, fcntl.flock, (looked_at, fcntl.LOCK_UN)).start()
+        with claimed(tmp_path / "run"), pytest.raises(BlockingIOError):
+            fcntl.flock(looked_at, fcntl.LOCK_SH | fcntl.LOCK_NB)

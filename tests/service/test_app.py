@@ -85,6 +85,7 @@ def test_one_text_or_many(engine):
         ({"content": b"x" * 4001, "headers": {"expect": "100-continue"}}, 413, "4000 bytes"),
         ({"method": "GET"}, 405, "Method Not Allowed"),
         ({"path": "/v1/other", "json": {}}, 404, "Not Found"),
+        ({"path": "/healthz", "json": {}}, 413, "more than 0 bytes"),  # takes none
     ],
 )
 def test_what_is_wrong_is_said(engine, request_, status, detail):
@@ -133,10 +134,39 @@ def test_a_wrong_key_is_refused_before_the_body_is_read(engine):
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example", 421)],
+    [
+        ("127.0.0.1:8000", 200),
+        ("127.0.0.2", 200),
+        ("[::1]:8000", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 421),
+        ("192.0.2.1", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
 )
 def test_without_keys_only_this_machine_is_answered(engine, host, status):
     assert ask(engine, json={"texts": "s"}, host=host).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("sent", "keys", "status"),
+    [
+        ({"origin": "http://localhost:8000"}, NO_KEYS, 200),
+        ({"origin": "http://localhost:9000"}, NO_KEYS, 403),
+        ({"origin": "https://evil.example"}, NO_KEYS, 403),
+        ({"origin": "null"}, NO_KEYS, 403),
+        ({"origin": "null", "sec-fetch-site": "same-origin"}, NO_KEYS, 200),
+        ({"sec-fetch-site": "cross-site"}, NO_KEYS, 403),
+        ({"sec-fetch-site": "same-site"}, NO_KEYS, 403),  # another port
+        ({"sec-fetch-site": "cross-site"}, KEYS, 200),  # no page of another site has the key
+    ],
+)
+def test_without_keys_pages_of_other_sites_change_nothing(engine, sent, keys, status):
+    headers = {**sent, "authorization": f"Bearer {CALLER}"}
+    response = ask(engine, keys, json={"texts": "s"}, host="localhost:8000", headers=headers)
+    assert response.status_code == status
+    link = ask(engine, keys, "GET", "/healthz", host="localhost:8000", headers=headers)
+    assert link.status_code == 200
 
 
 def test_a_slow_body_is_not_waited_for(engine):

@@ -13,6 +13,7 @@ from moecl_jax.service.incoming import read_texts
         ("jsonl", '{"text": "a\\nb", "from": "x", "n": 1}\n', [("a\nb", {"from": "x", "n": 1})]),
         ("csv", 'text,from\n"a, b\nc",x\n', [("a, b\nc", {"from": "x"})]),
         ("tsv", "from\ttext\nx\ta,b\n", [("a,b", {"from": "x"})]),
+        ("tsv", 'text\n"no\n"quoted"\r\n', [('"no', {}), ('"quoted"', {})]),
     ],
 )
 def test_texts_are_read_with_their_context(form, content, texts):
@@ -31,6 +32,7 @@ def test_texts_are_read_with_their_context(form, content, texts):
         ("jsonl", "[" * 100_000, "line 1: no JSON"),
         ("csv", "body,from\na,b\n", "no column 'text'; the columns are body, from"),
         ("csv", "", "no column 'text'"),
+        ("csv", "text,from,text\na,b,c\n", "column 'text' stands twice"),
         ("csv", "text,from\na\n", "line 2: expected 2 cells"),
         ("csv", "text,from\na,b,c\n", "line 2: expected 2 cells"),
         ("csv", 'text\n"a', "unexpected end of data"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import types
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from labellers import FakeLabeller
 from streams import tiny_settings
 
 from moecl_jax.errors import UserError
+from moecl_jax.service import start
 from moecl_jax.service.app import make_app
 from moecl_jax.service.engine import Engine
 from moecl_jax.service.keys import Holder, Keys, Role
@@ -103,6 +105,7 @@ def test_a_change_and_back(app):
         (None, {"mail": 0.8799, "news": 0.9}, "accuracy would fall: mail from 0.900 to 0.880"),
         (None, {"mail": float("nan"), "news": 0.9}, "mail from 0.900 to nan"),
         (FakeLabeller("third", tasks=("news", "other")), {}, "lacks the tasks mail"),
+        (FakeLabeller("third", labels=("ham", "ad")), {}, "the task 'mail' were ham, spam"),
         (UserError("the checkpoint is damaged"), {}, "changed: the checkpoint is damaged"),
         (OSError("no disk"), {}, "no disk"),
     ],
@@ -114,6 +117,14 @@ def test_a_worse_checkpoint_is_not_changed_to(app, places, newest, accuracies, d
     assert (refused.status_code, no_change.status_code) == (409, 409)
     assert detail in refused.json()["detail"]
     assert answers.json()["answers"][0]["checkpoint"] == "first"
+
+
+def test_data_that_cannot_be_read_are_named():
+    tasks = {"mail": {"accuracy": 0.9}, "news": {"error": "news.jsonl: no such file"}}
+    session = types.SimpleNamespace(evaluate=lambda split: {"split": split, "tasks": tasks})
+    labeller = types.SimpleNamespace(session=session, tasks=["mail", "news"])
+    with pytest.raises(UserError, match="no such file"):
+        start._accuracies(labeller)
 
 
 def test_requests_are_answered_while_a_checkpoint_is_opened(app, places):

@@ -101,18 +101,22 @@ class Desk:
             return [dict(row) for row in db.execute("SELECT * FROM audit ORDER BY id")]
 
 
+KEY = "reviewer-key-0123456789"
+
+
 @pytest.fixture
 def open_desk(browser, tmp_path):
     """Opens the page of a service with some texts."""
     with contextlib.ExitStack() as stack:
 
-        def opened(entries=(), **options):
-            app, store = make(tmp_path / "reviews.db")
+        def opened(entries=(), *, keys=None, **options):
+            app, store = make(tmp_path / "reviews.db", keys)
             stack.callback(store.close)
             store.add(list(entries))
             desk = Desk(browser, stack.enter_context(served(app)), store, **options)
             stack.callback(desk.context.close)
-            desk.open()
+            if keys is None:
+                desk.open()
             return desk
 
         yield opened
@@ -158,7 +162,7 @@ def test_twenty_texts_are_decided_by_twenty_keys_one_is_undone_and_they_are_expo
 
 
 def test_the_opinion_is_hidden_till_the_decision_or_shown_by_a_switch(open_desk):
-    desk = open_desk([entry("a", first=0.9), entry("b", first=0.8)])
+    desk = open_desk([entry("a", first=0.9), entry("b", first=0.8), entry("c", first=0.95)])
     assert "80" not in desk.text("main") and not desk.page.is_visible("#opinion")
     desk.press("2")
     assert "The model said ham (80 %). A second reviewer" in desk.text("#outcome")
@@ -166,8 +170,24 @@ def test_the_opinion_is_hidden_till_the_decision_or_shown_by_a_switch(open_desk)
     assert desk.text("#opinion") == "The model says ham (90 %)."
     desk.press("1")
     assert "The model said so too (90 %)" in desk.text("#outcome")
-    assert [row["opinion_shown"] for row in desk.rows()] == [0, 1]
+    desk.press("m")  # the next one's has been seen
+    desk.press("1")
+    assert [row["opinion_shown"] for row in desk.rows()] == [0, 1, 1]
     assert desk.page.is_visible("#empty") and "100 %" not in desk.text("#picture")
+
+
+def test_a_key_is_asked_for_until_it_is_one(open_desk):
+    desk = open_desk([entry("a", first=0.9)], keys={KEY: ("An", 2)})
+    desk.page.goto(desk.url)
+    for wrong in ("“reviewer-key-0123456789”", "reviewer-key-9876543210"):
+        desk.page.wait_for_selector("#settings[open]")
+        assert desk.text("#settings-message") == "The service asks for a key of a reviewer."
+        desk.page.fill("#key", wrong)
+        desk.page.click("#settings button.main")
+    desk.page.wait_for_selector("#settings[open]")
+    desk.page.fill("#key", KEY)
+    desk.page.click("#settings button.main")
+    desk.page.wait_for_selector("#card:not([hidden])")
 
 
 def test_a_second_reviewer_settles_what_the_first_disputes(open_desk):
@@ -186,11 +206,13 @@ def test_a_second_reviewer_settles_what_the_first_disputes(open_desk):
 
 
 def test_hostile_texts_are_shown_as_texts(open_desk):
-    desk = open_desk([entry(HOSTILE, first=0.5, context=CONTEXT)])
+    tags = "".join(chr(0xE0000 + ord(letter)) for letter in "ok")
+    hostile = f"{HOSTILE} so\u00adft{tags} \u3164 x\u200d\ufe0f"
+    desk = open_desk([entry(hostile, first=0.5, context=CONTEXT)])
     shown = desk.text("#text")
     assert "<script>window.hacked = true</script>" in shown and "\u202e" not in shown
     assert [mark.inner_text() for mark in desk.page.locator("#text .mark").all()] == [
-        "U+202E", "U+202C", "U+200B", "U+FEFF"
+        "U+202E", "U+202C", "U+200B", "U+FEFF", "U+00AD", "U+E006F", "U+E006B", "U+3164"
     ]  # fmt: skip
     assert "<i>chat</i>" in desk.text("#context") and '{"id":7}' in desk.text("#context")
     assert desk.page.evaluate("window.hacked") is None

@@ -166,6 +166,17 @@ def test_the_audit_has_the_name_of_the_key(locked):
     assert (progress["reviewer"], progress["named"]) == ("An", True)
 
 
+def test_a_key_whose_holder_is_named_local_is_a_key_like_others(tmp_path):
+    key = "a" * 16
+    app, store = make(tmp_path / "reviews.db", {key: ("local", 3)})
+    headers = {"Authorization": f"Bearer {key}"}
+    with TestClient(app, base_url="http://localhost", headers=headers) as client:
+        add(client)
+        assert decide(client, reviewer="Somebody Else").json()["reviewer"] == "local"
+        assert client.get("/v1/reviews/progress").json()["named"]
+    store.close()
+
+
 def test_the_page_asks_nobody_else(client):
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"

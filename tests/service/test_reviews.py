@@ -1,5 +1,6 @@
 """The review store: its queue, its audit, and what it refuses."""
 
+import contextlib
 import json
 import random
 import sqlite3
@@ -139,7 +140,9 @@ def test_an_undo_is_a_further_row_and_the_text_is_to_be_decided_again(store):
     with pytest.raises(NotFoundError, match="nothing to undo"):
         store.undo(reviewer="An", request="undo-request-3")
     assert [row["kind"] for row in rows(store)] == ["decision", "skip", "undo", "undo"]
-    assert decide(store, 1, "spam", request="again-request")["label"] == "spam"
+    again = decide(store, 1, "spam", request="again-request")
+    assert (again["label"], again["opinion_shown"]) == ("spam", True)  # told after the first
+    assert not rows(store)[0]["opinion_shown"]
     assert store.progress()["tasks"]["mail"]["second"] == 1
 
 
@@ -215,6 +218,16 @@ def test_a_file_that_is_no_store_is_refused(tmp_path, content):
     (tmp_path / "file.db").write_bytes(content)
     with pytest.raises(UserError, match=r"file\.db: the reviews cannot be read"):
         ReviewStore(tmp_path / "file.db")
+
+
+def test_the_database_of_another_program_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("CREATE TABLE notes (id); PRAGMA user_version = 1;")
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=r"no reviews of version 1 \(.*tables notes\)"):
+        ReviewStore(path)
+    assert path.read_bytes() == content
 
 
 def test_another_version_and_a_missing_folder_are_refused(tmp_path, store):

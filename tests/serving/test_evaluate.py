@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from moecl_jax.data.batching import BatchLayout
-from moecl_jax.data.tokenize import TokenizedExample
+from moecl_jax.data.task import Task
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
+from moecl_jax.progress import EVALUATE, WRITE
 from moecl_jax.runs.classification import NO_LABEL
+from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.scoring import Scores, Scoring, evaluate_examples, score
 from moecl_jax.serving.text_scores import labels_of, rouge_l, score_texts
 
@@ -113,3 +116,13 @@ def test_a_written_answer_is_a_label_if_its_ids_are_exactly_that():
     answers = [np.array(ids, np.int32) for ids in ([4, 2], [4, 7, 2])]
     written = [np.array(ids, np.int32) for ids in ([4], [4, 7], [7], [4, 7, 7], [])]
     assert labels_of([*written, None], answers).tolist() == [0, 1] + [NO_LABEL] * 4
+
+
+def test_written_answers_are_counted_of_the_tasks_that_write(monkeypatch):
+    """A session evaluates some of a stream's tasks; their places in it tell what they write."""
+    evaluator = object.__new__(Evaluator)
+    evaluator.tasks = [Task(name, labels=("a", "b"), source="none") for name in ("x", "y")]
+    monkeypatch.setattr(Evaluator, "writes", lambda _, index: index == 1)
+    splits = {"test": (TokenizedExample(PROMPT, 0),) * 3}
+    y = TokenizedTask(evaluator.tasks[1], splits, {}, {}, {})
+    assert evaluator.work([y], "test") == {EVALUATE: 6.0, WRITE: 3}

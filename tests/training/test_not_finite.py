@@ -13,7 +13,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.training.pieces import Cutter
 from moecl_jax.training.task_training import TaskTraining
 from moecl_jax.training.trainer import train
-from moecl_jax.training.watch import PATIENCE
+from moecl_jax.training.watch import PATIENCE, NotFinite, Watch
 
 FEW = {"tasks": ("two", "five"), "epochs": 2}
 
@@ -161,3 +161,16 @@ def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     assert main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1 and errors[0].startswith("moecl: error: task 'two': loss or gradients")
+
+
+def test_a_step_under_way_that_is_finite_ends_the_row():
+    """It has changed the state, which so is no longer the one before the row."""
+    watch = Watch("two", 2, 100)
+    losses = {"loss_instruction": np.float32(1), "loss_adversarial": np.float32(0)}
+    for step in range(1, 2 * PATIENCE):
+        watch.add(step, np.bool_(step != PATIENCE + 2), losses, [])
+    watch.look_at_all()
+    assert watch.skipped == 2 * PATIENCE - 2
+    with pytest.raises(NotFinite, match=f"in steps {PATIENCE + 3} to {2 * PATIENCE + 2}"):
+        for step in range(2 * PATIENCE, 3 * PATIENCE):
+            watch.add(step, np.bool_(True), losses, [])

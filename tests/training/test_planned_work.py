@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from streams import evaluator_of, tiny_settings
 
+from moecl_jax.runs.features import TaskFeatures
 from moecl_jax.runs.settings import Settings
 from moecl_jax.serving import task_free
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.session import model_of
+from moecl_jax.training import plan
 from moecl_jax.training.plan import TrainingPlan, measure_training, plan_training
-from moecl_jax.training.task_training import TaskTraining
+from moecl_jax.training.task_training import TaskTraining, TrainingSteps
 from moecl_jax.training.trainer import train
 
 METHODS = {
@@ -104,3 +106,24 @@ def test_time_is_that_of_steps_and_texts(tmp_path: Path) -> None:
     assert found.total_seconds == pytest.approx(expected)
     after = evaluator.starting.stream(2)
     jax.tree.map(np.testing.assert_array_equal, before.shared, after.shared)
+
+
+def test_a_task_s_own_values_and_features_are_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingSteps, "compiled", lambda steps, *_: steps)
+    monkeypatch.setattr(plan, "step_memory", lambda steps: steps.evaluator.settings.batch.size)
+    monkeypatch.setattr(task_free, "MOST_TEXTS", 20)
+    settings = tiny_settings(tmp_path, tasks=("two", "five"), epochs=1, moe_cl__shared="moving")
+    before = planned(settings)
+    own = {"five": {"epochs": 3, "batch": {"size": 16}}}
+    found = planned(settings.changed({"task_settings": own}))
+    assert (before.steps, found.steps) == ((6, 6), (6, 9))
+    assert np.subtract(found.evaluated, before.evaluated).tolist() == [0, 2 * 48]
+    assert before.evaluated == (4 * 48 + 16 + 48,) * 2  # tests, validation, 48[::3], choices
+    assert (before.step_bytes, found.step_bytes) == (8, 16)
+    monkeypatch.setattr(TaskFeatures, "blank", lambda *_: TaskFeatures((), *[np.zeros(0)] * 3))
+    features = before.disk_bytes - planned(settings).disk_bytes
+    width, count = model_of(settings, shapes_only=True).sizes.width, 2
+    # Means, counts and a matrix of all tasks together, and of each.
+    assert features == 4 * (2 * count * (width + 1) + (1 + count) * width**2)

@@ -1,6 +1,7 @@
 """Training from Python: in memory and in a workdir, with methods and policies of one's own."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from moecl_jax.errors import UserError
 from moecl_jax.methods import Penalty
 from moecl_jax.methods.replay import Replay
 from moecl_jax.methods.sequential_lora import SequentialLora
+from moecl_jax.runs.history import Evaluation, History
 from moecl_jax.serving.session import model_of, open_run
-from moecl_jax.training.trainer import Trainer, train
+from moecl_jax.training.trainer import StreamTraining, Trainer, train
 
 TWO = ("two", "five")
 STEPS = 6  # of a task: one epoch of 48 examples, 8 a batch
@@ -239,3 +241,35 @@ def test_a_user_s_method_is_named_by_its_class_in_settings(begun):
     assert trainer.settings.method == f"{__name__}:Balanced"
     assert trainer.method.options == dataclasses.replace(Balanced().options, memory=5)
     assert trainer.settings.method_object().options == trainer.method.options
+
+
+def test_a_task_s_own_values_are_looked_at_when_the_tasks_are_known(begun, monkeypatch):
+    monkeypatch.setattr(Trainer, "_train", lambda _, settings, __: settings)
+    settings, model, tasks = begun
+    own = {tasks[0].name: {"epochs": 7}}
+    others = settings.changed({"tasks": ("trec",)})
+    trainer = Trainer(model, settings=others, task_settings=own)
+    assert trainer.fit(tasks[:2]).task_settings == own
+    with pytest.raises(UserError, match=r"task_settings\.two: config\.tasks has no such task"):
+        trainer.fit(tasks[1:])
+    of_settings = settings.changed({"task_settings": own})
+    assert Trainer(model, settings=of_settings).fit(tasks[:2]).task_settings == own
+
+
+def test_columns_of_added_tasks_are_measured_as_in_a_stream_that_had_them(monkeypatch):
+    asked = []
+
+    def evaluate(_, __, column, split, *, early=False):
+        asked.append((column, split, early))
+        return Evaluation(0.5, 0.25, -1.0)
+
+    monkeypatch.setattr(StreamTraining, "evaluate_task", evaluate)
+    training = object.__new__(StreamTraining)
+    training.tasks, training.joint = ["two", "five", "six"], False
+    training.evaluator, training.store = mock.MagicMock(), mock.MagicMock()
+    history = History(
+        [0.1, 0.2], accuracy=[[0.9, 0.3], [0.8, 0.7]], scored=[[0.9, 0.3], [0.8, 0.7]]
+    )
+    training._fill_columns(history)
+    assert asked == [(2, "test", True)] * 3  # untrained, and after each of two tasks
+    assert history.random_init == [0.1, 0.2, 0.5] and history.accuracy[1] == [0.8, 0.7, 0.5]

@@ -13,6 +13,7 @@ let item = null; // the text on the screen
 let tasks = {}; // the progress of each task, by its name
 let named = false; // whether the service knows the reviewer by their key
 let asked = 0; // how often the progress was asked for
+const told = new Set(); // ids of the texts of which the model's opinion was on the screen
 let busy = false; // whether something is being sent; keys do nothing meanwhile
 
 function remembered(name, fallback) {
@@ -105,7 +106,7 @@ function decide(label) {
   alone(async () => {
     const body = {
       request: newRequest(), item: decided.id, label, reviewer: reviewer(),
-      opinion_shown: decided.model !== undefined,
+      opinion_shown: told.has(decided.id),
     };
     let outcome;
     try {
@@ -168,6 +169,7 @@ function showItem(shown) {
     get("empty-why").textContent = word(get("task").value ? "nothing_of_task" : "nothing_more");
     return;
   }
+  if (item.model) told.add(item.id);
   get("about").textContent = word("about", { task: item.task, id: item.id });
   show(get("text"), item.text);
   get("card").scrollTop = 0;
@@ -354,8 +356,13 @@ function listen() {
   get("show-opinion").addEventListener("change", () => alone(fetchNext));
   get("settings").addEventListener("close", () => {
     if (!named) remember("name", get("name").value);
-    if (get("key").value) sessionStorage.setItem("moecl-review-key", get("key").value.trim());
+    const key = get("key").value.trim();
     get("key").value = "";
+    if (/[^!-~]/.test(key)) { // it is no key: no header may hold it
+      openSettings(word("needs_key"));
+      return;
+    }
+    if (key) sessionStorage.setItem("moecl-review-key", key);
     alone(fetchNext);
   });
   addEventListener("beforeunload", (event) => { if (busy) event.preventDefault(); });

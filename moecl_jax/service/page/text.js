@@ -2,9 +2,14 @@
 
 import { word } from "./words.js";
 
-// Marks that turn the direction of text around, and characters of no width; those that join
-// letters or emoji are left as they are.
-const INVISIBLE = /([\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff])/u;
+// Control characters, marks that turn the direction of text around, and characters of no width or
+// without a picture, such as tags, in which a text can be hidden; those that join letters or choose
+// the form of an emoji are left as they are.
+const INVISIBLE = new RegExp(
+  "([\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160"
+  + "\\u17b4\\u17b5\\u180e\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u206f\\u2800\\u3164"
+  + "\\ufeff\\uffa0\\ufff0-\\ufffb\\u{1bca0}-\\u{1bca3}\\u{1d173}-\\u{1d17a}\\u{e0000}-\\u{e00ff}])", "u",
+);
 
 export function show(element, text) {
   element.replaceChildren();

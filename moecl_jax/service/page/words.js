@@ -13,8 +13,6 @@ const WORDS = {
   skip: ["Later", "稍后"],
   undo: ["Undo", "撤销"],
   about: ["{task} · text {id}", "{task} · 文本 {id}"],
-  waits_since: ["since {time}", "自 {time}"],
-  loading: ["Loading…", "加载中……"],
   nothing: ["Nothing waits for you", "没有待审核的文本"],
   nothing_more: [
     "Texts that the model does not decide alone appear here.",
