@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from moecl_jax.serving.generation import Sampling
     from moecl_jax.serving.rag import Answer, Rag, rag_query
     from moecl_jax.serving.session import Prediction, Session, open_run
+    from moecl_jax.training.distilling import distil
     from moecl_jax.training.trainer import Trainer
     from moecl_jax.weights.families import Family
     from moecl_jax.weights.load import load_model
@@ -103,6 +104,7 @@ _HOMES = {
     "serving.generation": ("Sampling",),
     "serving.rag": ("Answer", "Rag", "rag_query"),
     "serving.session": ("Prediction", "Session", "open_run"),
+    "training.distilling": ("distil",),
     "training.trainer": ("Trainer",),
     "weights.families": ("Family",),
     "weights.load": ("load_model",),
@@ -172,6 +174,7 @@ __all__ = [
     "UserError",
     "ZeroShot",
     "__version__",
+    "distil",
     "load_model",
     "open_run",
     "rag_query",

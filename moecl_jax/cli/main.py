@@ -31,6 +31,7 @@ COMMANDS = (
     "predict",
     "generate",
     "serve",
+    "distil",
     "convert",
     "export",
     "strip",

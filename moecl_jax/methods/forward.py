@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from moecl_jax.data.batching import Batch
 from moecl_jax.methods import mixed
+from moecl_jax.methods.adversarial_inputs import AdversarialInputs, Prompts
 from moecl_jax.methods.base import Method
 from moecl_jax.methods.losses import answer_loss, classification_loss
+from moecl_jax.methods.next_token import SelfSupervised
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.stream import Head
 from moecl_jax.models.decoder import Decoder, Prefix
@@ -34,12 +36,16 @@ class StepContext:
       head: "lm" or "classification".
       reported: what the layers report beside what they do: keyword arguments of the method's
         `feed_forward` that are switched on, such as "second_moments".
+      attack: what training does to the word embeddings.
+      self_supervised: what else is trained on the texts.
     """
 
     architecture: Architecture
     method: Method
     head: Head
     reported: tuple[str, ...] = ()
+    attack: AdversarialInputs = AdversarialInputs()
+    self_supervised: SelfSupervised = SelfSupervised()
 
     @property
     def placement(self) -> Placement:
@@ -66,6 +72,7 @@ def forward(
     *,
     seeds: jax.Array | None,
     prefix: Prefix | None = None,
+    shift: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Final hidden states `[N, D]` and the layers' reports.
 
@@ -76,6 +83,7 @@ def forward(
       context: static parts.
       seeds: `[L]` uint32 for dropout in training; None in evaluation.
       prefix: tokens before each text; None for none.
+      shift: `[N, D]` float32, what is added to the word embeddings; None for nothing.
     """
     chex.assert_equal_shape([batch.tokens, batch.positions, batch.segments, batch.branches])
     batch = context.placement.split_rows(batch)
@@ -90,16 +98,18 @@ def forward(
         _adapter(parameters, frozen, batch, membership, context),
         seeds,
         batch.slots,
-        None if seeds is None else _places(batch),
+        None if seeds is None else places_of(batch),
         prefix,
+        shift,
     )
     return out
 
 
-def _places(batch: Batch) -> jax.Array:
-    """A number for each computed token: its example's place in the whole batch, and its own.
+def places_of(batch: Batch) -> jax.Array:
+    """A number `[N]` for each computed token: its example's place in the whole batch, and its own.
 
-    So dropout does not depend on how examples are packed, or on which share a piece.
+    So what is drawn for a token does not depend on how examples are packed, or on which share a
+    piece.
     """
     count = batch.weights.shape[0]
     members = jnp.arange(count) if batch.members is None else batch.members
@@ -158,11 +168,17 @@ def vocabulary_logits(
 
 def prompt_query(frozen: Tree, batch: Batch, context: StepContext) -> jax.Array:
     """Mean frozen word embedding of each prompt, `[B, D]` float32."""
-    prompt = membership_of(batch) * (batch.flat(batch.branches)[None] == 0)
+    prompts = prompts_of(frozen, batch, context)
+    total = prompts.members @ prompts.embedded.astype(jnp.float32)
+    return total / jnp.maximum(prompts.members.sum(axis=1, keepdims=True), 1.0)
+
+
+def prompts_of(frozen: Tree, batch: Batch, context: StepContext) -> Prompts:
+    """The prompts of a batch, with their frozen word embeddings."""
     decoder = context.architecture.frozen_decoder()
     words: Any = decoder.apply({"params": frozen}, batch.flat(batch.tokens), method="embed")
-    total = prompt @ words.astype(jnp.float32)
-    return total / jnp.maximum(prompt.sum(axis=1, keepdims=True), 1.0)
+    members = membership_of(batch) * (batch.flat(batch.branches)[None] == 0)
+    return Prompts(words, members, places_of(batch))
 
 
 def membership_of(batch: Batch) -> jax.Array:

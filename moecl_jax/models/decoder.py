@@ -367,6 +367,7 @@ class Decoder(nn.Module):
         computed: jax.Array | None = None,
         places: jax.Array | None = None,
         prefix: Prefix | None = None,
+        shift: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Final hidden states.
 
@@ -381,6 +382,7 @@ class Decoder(nn.Module):
           computed: `[N]`, which of the R * S slots are computed; `None` for all.
           places: `[N]` uint32, by which dropout tells tokens apart; `None` for their order.
           prefix: tokens before each text, whose positions go on from theirs; `None` for none.
+          shift: `[N, D]` float32, what is added to the word embeddings; `None` for nothing.
 
         Returns:
           `[N, D]`, after the final norm, and the layers' reports stacked on a leading axis L.
@@ -391,7 +393,10 @@ class Decoder(nn.Module):
             positions = positions + prefix.length
         context = attention_context(self.config, positions, segments, branches, computed, before)
         tokens = tokens.reshape(-1) if computed is None else tokens.reshape(-1)[computed]
-        x = self.split(self.embedder(tokens))
+        x = self.embedder(tokens)
+        if shift is not None:
+            x = (x.astype(jnp.float32) + shift).astype(x.dtype)
+        x = self.split(x)
         kinds = layer_kinds(self.config)
         layer = LayerContext(membership, places=places)
         first = None if prefix is None else (prefix.key, prefix.value)

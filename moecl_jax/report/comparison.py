@@ -1,12 +1,14 @@
 """A comparison of the runs on one set of tasks: its title, its outcome in words, its tables."""
 
 import math
+import operator
 from collections.abc import Sequence
 
 from moecl_jax.report import tables
 from moecl_jax.report.pictures import Album
 from moecl_jax.report.runs import FinishedRun, sorted_order_names
 from moecl_jax.report.summary import ENOUGH_SEEDS, difference, percent, summarize
+from moecl_jax.report.tables import Table
 
 _MOST_NAMED = 4  # a title of more methods, or tasks, would not be read
 
@@ -20,7 +22,7 @@ class Comparison:
       tasks: names of the tasks, in the first order.
       album: the pictures.
       accuracies: the main table.
-      by_task: tables of accuracy and macro F1 by task, by their title.
+      by_task: tables of accuracy, with changed texts too, and macro F1 by task, by their title.
       by_label: tables of the labels' figures, by task.
       differences: the table of differences; None if there is only one variant.
       costs: the table of costs.
@@ -51,6 +53,7 @@ class Comparison:
             "Macro F1": tables.task_table(
                 self.variants, self.tasks, lambda results: results.macro_f1
             ),
+            **self._with_changed_texts(runs),
         }
         self.by_task = {title: table for title, table in by_task.items() if table is not None}
         by_label = {task: tables.label_table(self.variants, task) for task in self.tasks}
@@ -61,6 +64,22 @@ class Comparison:
         self.costs = tables.cost_table(self.variants)
         self.budget, differing = tables.budget(runs)
         self.warnings = tables.coverage(self.variants) + differing
+
+    def _with_changed_texts(self, runs: Sequence[FinishedRun]) -> dict[str, Table | None]:
+        """Tables of the accuracy with each kind of change, and with all of them."""
+        found = [run.results.robustness for run in runs if run.results.robustness]
+        if not found:
+            return {}
+        kinds = dict.fromkeys(kind for each in found for kind in each["accuracy"])
+        return {
+            title: tables.task_table(
+                self.variants, self.tasks, operator.methodcaller("accuracy_with", kind)
+            )
+            for title, kind in (
+                *((f"Accuracy with {kind}", kind) for kind in kinds),
+                ("Accuracy under attack", None),
+            )
+        }
 
     @property
     def title(self) -> str:

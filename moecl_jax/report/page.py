@@ -60,11 +60,14 @@ NOTES = (
     "texts alone where there is one run. A dash: results.json does not tell which texts were "
     "answered rightly, as in version 0.1 and for free-form tasks.",
     "acc, task not given: the task is picked from the text, where acc is told it.",
+    "acc under attack: share of the test texts that are answered rightly as they are and with each "
+    "of the small changes that evaluation.perturbations names.",
     "Runs on other sets of tasks are never averaged or compared with each other, nor are runs of "
     "one row that differ in more than order and seed: their settings are added to their names.",
     "Earlier versions did not score the untrained model: their runs have no fwt and no row of it.",
     f"Sources: accuracies from {RESULTS_NAME} (accuracy_matrix, scored_accuracy_matrix, "
-    "random_init, scored_random_init, metrics, right, classification, task_free, gate_weights), as "
+    "random_init, scored_random_init, metrics, right, classification, task_free, robustness, "
+    "gate_weights), as "
     f"are sizes, steps, parameters, versions and times; settings from {CONFIG_NAME}; losses, "
     f"speeds (median over the logged steps) and discriminators from {LOG_NAME}.",
 )

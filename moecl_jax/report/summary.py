@@ -57,6 +57,7 @@ class Variant:
       metrics: spread of `acc`, `bwt`, `fwt` and `forgetting` over the runs, as fractions.
       macro_f1: spread of the mean over the tasks of macro F1 at the end.
       task_free: spread of the accuracy when the task is chosen from the text, as a fraction.
+      under_attack: spread of the accuracy with changed texts, as a fraction.
       interval: interval of the mean accuracy over runs and test texts.
     """
 
@@ -66,6 +67,7 @@ class Variant:
     metrics: Mapping[str, Spread]
     macro_f1: Spread
     task_free: Spread
+    under_attack: Spread
     interval: Interval
 
     def of_tasks(self, value: Callable[[Results], NDArray[np.float64]]) -> dict[str, Spread]:
@@ -213,5 +215,6 @@ def _variant(name: str, runs: Sequence[FinishedRun]) -> Variant:
         },
         macro_f1=Spread.of(Spread.of(run.results.macro_f1).mean for run in runs),
         task_free=Spread.of(run.results.task_free["acc"] for run in runs if run.results.task_free),
+        under_attack=Spread.of(run.results.robustness.get("acc_under_attack") for run in runs),
         interval=interval(known) if len(known) == len(runs) else Interval(),
     )

@@ -88,6 +88,7 @@ def accuracy_table(variants: Sequence[Variant], orders: Sequence[str]) -> Table:
     spreads: list[tuple[str, Callable[[Variant], Spread]]] = [
         ("macro F1", lambda v: v.macro_f1),
         ("acc, task not given", lambda v: v.task_free),
+        ("acc under attack", lambda v: v.under_attack),
         *((name, functools.partial(_metric, name=name)) for name in ("bwt", "fwt", "forgetting")),
     ]
     for label, spread in spreads:
@@ -337,6 +338,8 @@ def _scalars(run: FinishedRun, folder: str) -> dict[str, Any]:
     line |= {name: results.metrics[name] for name in METRIC_NAMES}
     line["macro_f1"] = _or_none(Spread.of(results.macro_f1).mean)
     line["task_free_acc"] = results.task_free.get("acc")
+    if results.robustness:
+        line["under_attack_acc"] = results.robustness["acc_under_attack"]
     line["wall_seconds"] = content["wall_seconds"]
     line["examples_per_second"] = examples_per_second(run)
     line |= {key: content.get(key) for key in ("steps", "stored_examples", "selection")}

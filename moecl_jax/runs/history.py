@@ -92,6 +92,8 @@ class History:
       task_settings: for each task, by its name, the values it was trained with of those that may
         differ from task to task.
       task_free: after the last task of the stream, results where each text's task is chosen.
+      pretraining: what is told of a training on plain texts before the first task.
+      robustness: after the last task of the stream, results with changed texts.
       scored_random_init: the same as `random_init`, by scoring the labels' texts.
     """
 
@@ -110,6 +112,8 @@ class History:
     left_out: list[float] = dataclasses.field(default_factory=list)
     task_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     task_free: dict[str, Any] | None = None
+    pretraining: dict[str, Any] | None = None
+    robustness: dict[str, Any] | None = None
     scored_random_init: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -144,7 +148,7 @@ class History:
         known = len(self.random_init)
         if count >= known:
             return self
-        cut: dict[str, Any] = {"task_free": None}
+        cut: dict[str, Any] = {"task_free": None, "robustness": None}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in ("accuracy", "scored"):
@@ -201,6 +205,8 @@ class History:
             "scored_random_init": self.scored_random_init,
             "validation_accuracy": self.validation,
             "task_free": self.task_free,
+            "pretraining": self.pretraining,
+            "robustness": self.robustness,
             "classification": self.classification,
             "gate_weights": self.gate_weights,
             "demonstrations": {"shown": self.shown, "left_out": self.left_out},
@@ -211,7 +217,7 @@ class History:
         }
         if not any(self.shown) and not any(self.left_out):
             del results["demonstrations"]
-        for key in ("gate_weights", "skipped_steps"):
+        for key in ("gate_weights", "skipped_steps", "pretraining", "robustness"):
             if not results[key]:
                 del results[key]
         return results

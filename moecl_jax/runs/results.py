@@ -15,7 +15,12 @@ from moecl_jax.runs.changes import finish_interrupted
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.metrics import comparable, forward_transfer
 from moecl_jax.runs.names import METRIC_NAMES, RESULTS_NAME, SPLIT_NAMES
-from moecl_jax.runs.tables import format_matrix, format_metrics, format_task_free
+from moecl_jax.runs.tables import (
+    format_matrix,
+    format_metrics,
+    format_robustness,
+    format_task_free,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,6 +75,9 @@ class Results:
       task_free: accuracies when the task is not given but chosen from each text: `acc`, `accuracy`
         `[T]`, and `choices` `[T, T]`, counts of test texts by their task (row) and the chosen one
         (column). Empty where this was not measured.
+      robustness: accuracies with changed test texts: `rate`, `accuracy` and `changed` by kind of
+        change, `under_attack` `[T]` and its mean `acc_under_attack`. Empty where this was not
+        measured.
       content: the whole content of results.json; None stands for what was not measured.
     """
 
@@ -85,6 +93,7 @@ class Results:
     seed: int = dataclasses.field(compare=False)
     wall_seconds: float = dataclasses.field(compare=False)
     task_free: Mapping[str, Any] = dataclasses.field(compare=False)
+    robustness: Mapping[str, Any] = dataclasses.field(compare=False)
     content: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @classmethod
@@ -149,6 +158,7 @@ class Results:
                 seed=int(content["seed"]),
                 wall_seconds=float(content["wall_seconds"]),
                 task_free=plain(content.get("task_free") or {}),
+                robustness=plain(content.get("robustness") or {}),
                 content=plain(content),
             )
         except (LookupError, TypeError, ValueError, OverflowError) as error:
@@ -169,9 +179,22 @@ class Results:
             macro_f1=self.macro_f1,
             scored="scored_accuracy_matrix" in self.content,
         )
-        if not self.task_free:
-            return text
-        return f"{text}\n\n{format_task_free(self.tasks, self.task_free, self.matrix)}"
+        if self.task_free:
+            text += f"\n\n{format_task_free(self.tasks, self.task_free, self.matrix)}"
+        if self.robustness:
+            text += f"\n\n{format_robustness(self.tasks, self.robustness, self.matrix)}"
+        return text
+
+    def accuracy_with(self, kind: str | None) -> NDArray[np.float64]:
+        """Accuracy on each task with changed test texts, `[T]`; NaN where it was not measured.
+
+        Args:
+          kind: kind of change; None for the texts that are answered rightly with every kind.
+        """
+        found = self.robustness.get("under_attack")
+        if kind is not None:
+            found = self.robustness.get("accuracy", {}).get(kind)
+        return _read_only([None] * len(self.tasks) if found is None else found)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
         """Draws the accuracy matrix, and the accuracies over the stream of tasks.
@@ -325,12 +348,12 @@ def _check(content: Mapping[str, Any]) -> None:
     if content.get("sizes") is not None:
         for split in SPLIT_NAMES:
             _check_shape(f"sizes.{split}", content["sizes"][split], (count,))
-    if content.get("demonstrations"):
-        for key in ("shown", "left_out"):
-            _check_shape(f"demonstrations.{key}", content["demonstrations"][key], (count,))
+    for key in ("shown", "left_out") if content.get("demonstrations") else ():
+        _check_shape(f"demonstrations.{key}", content["demonstrations"][key], (count,))
     if content.get("task_free"):
         _check_shape("task_free.accuracy", content["task_free"]["accuracy"], (count,))
         _check_shape("task_free.choices", content["task_free"]["choices"], (count, count))
+    _check_robustness(content.get("robustness"), count)
     _check_right(content.get("right"), count)
     _check_classification(content.get("classification"), count)
     for name in METRIC_NAMES:
@@ -348,6 +371,17 @@ def _check_numbers(content: Mapping[str, Any]) -> None:
             raise TypeError(f"{key} is {shortened(content[key])}; expected an object")
     for key, value in (content.get("parameters") or {}).items():
         check_number(f"parameters.{key}", value)
+
+
+def _check_robustness(values: Any, count: int) -> None:
+    """Checks what was measured on perturbed texts; None, where nothing was, is right."""
+    if not values:
+        return
+    _check_shape("robustness.under_attack", values["under_attack"], (count,))
+    for part in ("accuracy", "changed"):
+        for kind, of_tasks in values[part].items():
+            _check_shape(f"robustness.{part}.{kind}", of_tasks, (count,))
+    check_number("robustness.acc_under_attack", values["acc_under_attack"])
 
 
 def _check_right(values: Any, count: int) -> None:

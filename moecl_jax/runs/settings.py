@@ -6,10 +6,13 @@ from typing import Any, ClassVar, Self
 
 from moecl_jax.data.catalog import CATALOG
 from moecl_jax.data.continued import with_inherited
+from moecl_jax.data.perturbing import PERTURBATIONS
 from moecl_jax.data.settings import BatchSettings, DataSettings
 from moecl_jax.data.task import Task
 from moecl_jax.errors import UserError, listed, suggestion
 from moecl_jax.methods import METHODS, Method, find_method, spec_of
+from moecl_jax.methods.adversarial_inputs import AdversarialInputs
+from moecl_jax.methods.next_token import SelfSupervised
 from moecl_jax.methods.options import from_sections, to_sections
 from moecl_jax.models.lora import TARGETS
 from moecl_jax.models.settings import Lora, MeshSettings, ModelSettings
@@ -33,6 +36,9 @@ class EvaluationSettings(Section):
       top_p: generated tokens are drawn from the most probable that together reach this probability.
       early_examples: test texts of a task by which it is measured before the stream's end, but for
         the moment when it is finished; 0 for all of them.
+      perturbations: small changes of the test texts with which all tasks are scored again at the
+        stream's end, of typos, swaps, case, homoglyphs, homophones and split (docs: Robustness).
+      perturbation_rate: part of the places in a text that each of them changes.
     """
 
     KEY: ClassVar[str] = "evaluation"
@@ -41,6 +47,8 @@ class EvaluationSettings(Section):
     top_k: int = setting(0, least=0, most=10**7)
     top_p: float = setting(1.0, above=0, most=1)
     early_examples: int = setting(0, least=0, most=10**9)
+    perturbations: tuple[str, ...] = setting((), choices=PERTURBATIONS)
+    perturbation_rate: float = setting(0.1, above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,8 @@ SECTIONS: dict[str, type[Section]] = {
         MeshSettings,
         EvaluationSettings,
         OptimizerSettings,
+        AdversarialInputs,
+        SelfSupervised,
     )
 }
 
@@ -104,6 +114,8 @@ class Settings(Section):
       mesh: the mesh of devices.
       evaluation: how answers are evaluated.
       optimizer: AdamW and its learning rate.
+      adversarial_inputs: adversarial training on the word embeddings.
+      self_supervised: training by next tokens on texts without labels.
       epochs: passes over each task's training examples.
       selection: best keeps the epoch that validates best, last the last one.
       log_every: steps between two logged ones.
@@ -131,6 +143,8 @@ class Settings(Section):
     mesh: MeshSettings = MeshSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    adversarial_inputs: AdversarialInputs = AdversarialInputs()
+    self_supervised: SelfSupervised = SelfSupervised()
     epochs: int = setting(3, least=1, most=10**6, by_task=True)
     selection: str = setting("best", choices=("best", "last"), by_task=True)
     log_every: int = setting(10, least=1, most=10**9)

@@ -122,6 +122,43 @@ def format_task_free(
     return "\n".join([title, "", *align_columns(rows)])
 
 
+def format_robustness(
+    tasks: Sequence[str], robustness: Mapping[str, Any], accuracy: ArrayLike
+) -> str:
+    """Shows the accuracy with changed test texts, in percent.
+
+    Example:
+        with changed texts (10 % of the places in each)
+
+                      spam   irony
+        as they are   97.5    88.0
+        typos         90.0    81.5
+        under attack  88.0    79.0
+
+        acc under attack 83.5
+
+    Args:
+      tasks: names of the tasks in the order of training, T of them.
+      robustness: the object `robustness` of results.json.
+      accuracy: `R`, `[T, T]`, fractions. Its last row has the accuracies of the texts as they are.
+
+    Returns:
+      The table.
+    """
+    kinds = robustness["accuracy"]
+    rows = [["", *(f"{task} " for task in tasks)]]
+    for name, values in (
+        ("as they are", np.asarray(accuracy, np.float64)[-1]),
+        *kinds.items(),
+        ("under attack", robustness["under_attack"]),
+    ):
+        cells = (_cell(value, trained=True) for value in np.asarray(values, np.float64))
+        rows.append([name, *cells])
+    title = f"with changed texts ({100 * robustness['rate']:g} % of the places in each)"
+    acc = f"acc under attack {_percent(robustness['acc_under_attack'], 'acc')}"
+    return "\n".join([title, "", *align_columns(rows), "", acc])
+
+
 def format_comparison(results: Sequence[Mapping[str, Any]]) -> str:
     """Shows the metrics of several runs side by side in percent, one line a run.
 

@@ -22,7 +22,8 @@ from moecl_jax.errors import UserError
 from moecl_jax.methods import mixed
 from moecl_jax.methods.parameters import TaskParameters
 from moecl_jax.serving.prompts import Prompt, PromptReader
-from moecl_jax.serving.session import Session, labelled
+from moecl_jax.serving.scoring import labelled
+from moecl_jax.serving.session import Session
 
 _MOST_KNOWN = 1024  # validation texts of a task with which scores are compared
 

@@ -75,7 +75,13 @@ class Evaluator:
         head: Any = settings.head
         check_fit(model, method, tasks, settings)
         self.model, self.method, self.settings, self.tasks = model, method, settings, tuple(tasks)
-        self.context = StepContext(model.architecture, method, head)
+        self.context = StepContext(
+            model.architecture,
+            method,
+            head,
+            attack=settings.adversarial_inputs,
+            self_supervised=settings.self_supervised,
+        )
         self.answers = label_answers(head, tasks, model)
         classes = max(1, *(len(task.labels) for task in tasks))
         self.starting = StartingValues(

@@ -281,3 +281,23 @@ def evaluate_examples(
         predicted=predicted,
         shared_weight=shared_weight,
     )
+
+
+def labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
+    """`label`, `probabilities` and `logits` of a text whose labels have these scores `[C]`.
+
+    An `error` instead where a score is not finite, and so none says which label is best.
+    """
+    if not np.isfinite(row).all():
+        problem = (
+            "the model's scores are not finite, so that they choose no label: its weights or its "
+            "training are broken"
+        )
+        return {"error": problem}
+    shares = np.exp(row - row.max())
+    shares /= shares.sum()
+    return {
+        "label": labels[int(row.argmax())],
+        "probabilities": dict(zip(labels, shares.tolist(), strict=True)),
+        "logits": row.tolist(),
+    }

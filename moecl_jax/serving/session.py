@@ -23,11 +23,14 @@ from moecl_jax.runs.data_record import refuse_other_tokenizer
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.names import RESULTS_NAME
 from moecl_jax.runs.results import Results
+from moecl_jax.runs.settings import EvaluationSettings
 from moecl_jax.runs.store import DiskStore, Store
 from moecl_jax.runs.workdir import load_settings
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.generation import GREEDY, NOT_FINITE, Generator, Sampling
 from moecl_jax.serving.prompts import Prompt, PromptReader, choosing_reader, reader_of_task
+from moecl_jax.serving.robustness import evaluate_perturbed
+from moecl_jax.serving.scoring import labelled
 from moecl_jax.weights.load import load_model
 
 _TEXTS_A_CALL = 256  # enough to fill batches
@@ -206,29 +209,45 @@ class Session:
                 shown = written
         yield self._text(np.array(ids))[len(shown) :]
 
-    def evaluate(self, split: str = "test", tasks: Sequence[Task] | None = None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        split: str = "test",
+        tasks: Sequence[Task] | None = None,
+        *,
+        perturbations: Sequence[str] = (),
+        perturbation_rate: float = 0.1,
+    ) -> dict[str, Any]:
         """Scores the finished tasks on one of their splits.
 
         Args:
           split: "train", "validation" or "test".
           tasks: tasks with their examples, where these were given in Python and the session was
             opened from a workdir; by default the session's own.
+          perturbations: small changes of the texts with which they are scored too, some of
+            `moecl_jax.data.perturbing.PERTURBATIONS`.
+          perturbation_rate: part of the places in a text that each of them changes.
 
         Returns:
           `split`, and `tasks`: by name `examples`, `accuracy`, `scored_accuracy`,
           `log_likelihood` and `classification` (figures of each label, as in results.json), None
-          where they are not defined. A task whose data cannot be read has the reason under
-          `error` alone.
+          where they are not defined; with perturbations also `robustness`, with `accuracy` and
+          `changed` by kind, and `under_attack`. A task whose data cannot be read has the reason
+          under `error` alone.
 
         Raises:
-          UserError: there is no such split, or the data of no task can be read.
+          UserError: there is no such split or perturbation, or the data of no task can be read.
         """
+        section = EvaluationSettings(
+            perturbations=tuple(perturbations), perturbation_rate=perturbation_rate
+        )
+        kinds, rate = section.perturbations, section.perturbation_rate
         if split not in SPLITS:
             raise UserError(f"--split={split} is not one of {', '.join(SPLITS)}")
         by_task: dict[str, dict[str, Any]] = {}
         loaded = self._load(tasks)
         with reporting.working() as progress:
-            progress.expect(self.evaluator.work(loaded, split))
+            work = self.evaluator.work(loaded, split)
+            progress.expect({name: (1 + len(kinds)) * each for name, each in work.items()})
             for task in loaded:
                 if task.unread and all(each.unread for each in loaded):
                     raise UserError(task.unread)
@@ -236,7 +255,8 @@ class Session:
                     by_task[task.name] = {"error": task.unread}
                     continue
                 index, examples = self.evaluator.index(task.name), task.splits[split]
-                result = self.evaluator.evaluate(self._parameters((index,), False), index, examples)
+                parameters = self._parameters((index,), False)
+                result = self.evaluator.evaluate(parameters, index, examples)
                 by_task[task.name] = {
                     "examples": len(examples),
                     "accuracy": result.accuracy,
@@ -244,6 +264,11 @@ class Session:
                     "log_likelihood": result.log_likelihood,
                     "classification": result.classification,
                 }
+                if kinds:
+                    robustness = evaluate_perturbed(
+                        self.evaluator, parameters, index, examples, result, kinds, rate
+                    )
+                    by_task[task.name]["robustness"] = dataclasses.asdict(robustness)
         return {"split": split, "tasks": plain(by_task)}
 
     def examples(self, split: str) -> dict[str, list[TokenizedExample]]:
@@ -461,23 +486,3 @@ def model_of(settings: Any, *, shapes_only: bool = False) -> Model:
         family=section.family or None,
         shapes_only=shapes_only,
     )
-
-
-def labelled(labels: Sequence[str], row: np.ndarray) -> dict[str, Any]:
-    """`label`, `probabilities` and `logits` of a text whose labels have these scores `[C]`.
-
-    An `error` instead where a score is not finite, and so none says which label is best.
-    """
-    if not np.isfinite(row).all():
-        problem = (
-            "the model's scores are not finite, so that they choose no label: its weights or its "
-            "training are broken"
-        )
-        return {"error": problem}
-    shares = np.exp(row - row.max())
-    shares /= shares.sum()
-    return {
-        "label": labels[int(row.argmax())],
-        "probabilities": dict(zip(labels, shares.tolist(), strict=True)),
-        "logits": row.tolist(),
-    }

@@ -31,7 +31,8 @@ from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.log import plain
 from moecl_jax.serving.arrivals import Arrivals
 from moecl_jax.serving.evaluator import Evaluator
-from moecl_jax.serving.session import labelled, open_stream
+from moecl_jax.serving.scoring import labelled
+from moecl_jax.serving.session import open_stream
 from moecl_jax.settings import Section, setting
 from moecl_jax.training.drift import Drift, bounded
 from moecl_jax.training.online_lines import Arrived, LineReader

@@ -16,18 +16,23 @@ import numpy as np
 import optax
 
 from moecl_jax.data.batching import Batch
+from moecl_jax.methods.adversarial_inputs import attacked_gradient
 from moecl_jax.methods.base import LossInputs, Method, TaskStart
 from moecl_jax.methods.forward import (
     StepContext,
     forward,
     instruction_loss,
+    membership_of,
     output_logits,
     prompt_query,
+    prompts_of,
+    vocabulary_logits,
 )
+from moecl_jax.methods.next_token import mean_over_examples, next_token_losses
 from moecl_jax.methods.parameters import TaskParameters, Tree
 
 Metrics = dict[str, jax.Array]
-_PENALTY = 1  # tells a penalty's random numbers from dropout's
+_PENALTY, _ATTACK = 1, 2  # tell random numbers of a penalty and an attack from dropout's
 
 
 @flax.struct.dataclass
@@ -118,7 +123,7 @@ def train_step(
       `loss_instruction`, `loss_adversarial`, `gradient_norm`, `skipped` and the method's own. A
       step whose loss or gradient is not finite is skipped: it changes the state's `step` alone.
     """
-    gradients, metrics = _gradient(state.active, state, frozen, batch, context)
+    gradients, metrics = _gradient(state, frozen, batch, context)
     state, of_update = _updated(state, gradients, metrics["loss"], learning_rate, optimizer)
     placement = context.placement
     return placement.keep(state), placement.everywhere({**metrics, **of_update})
@@ -197,7 +202,7 @@ def train_piece(
       The state, which changes with the last piece alone; the sums; and the piece's metrics, whose
       sums over all pieces are the batch's. `gradient_norm` and `skipped` are the last one's.
     """
-    gradients, metrics = _gradient(state.active, state, frozen, batch, context, piece)
+    gradients, metrics = _gradient(state, frozen, batch, context, piece)
     gradients = jax.tree.map(jnp.add, sums.gradients, gradients)
     total = sums.loss + metrics["loss"]
     updated, of_update = _updated(state, gradients, total, learning_rate, optimizer)
@@ -246,10 +251,21 @@ def _choose(first: jax.Array, one: Any, other: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(first, a, b), one, other)
 
 
-def _gradient(*arguments: Any) -> tuple[TaskParameters, Metrics]:
-    """Gradients and metrics of `loss`."""
-    found: tuple[TaskParameters, Metrics] = jax.grad(loss, has_aux=True)(*arguments)
-    return found
+def _gradient(
+    state: TrainState, frozen: Tree, batch: Batch, context: StepContext, piece: Piece | None = None
+) -> tuple[TaskParameters, Metrics]:
+    """Gradients and metrics of `loss`, or of what an attack makes of it."""
+
+    def of(active: TaskParameters, shift: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        return loss(active, state, frozen, batch, context, piece, shift)
+
+    if not context.attack.on:
+        found: tuple[TaskParameters, Metrics] = jax.grad(of, has_aux=True)(state.active, None)
+        return found
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _ATTACK)
+    prompts = prompts_of(frozen, batch, context)
+    gradients, metrics = attacked_gradient(of, state.active, context.attack, prompts, key)
+    return gradients, dict(metrics)
 
 
 def loss(
@@ -259,16 +275,18 @@ def loss(
     batch: Batch,
     context: StepContext,
     piece: Piece | None = None,
+    shift: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """What is differentiated: instruction loss plus the method's penalty; and metrics.
+    """What is differentiated: instruction loss, the method's penalty, next tokens; and metrics.
 
-    A mean over the batch is the sum of its pieces' means, each times the piece's share.
+    A mean over the batch is the sum of its pieces' means, each times the piece's share. `shift`
+    `[N, D]` is added to the word embeddings.
     """
     key = jax.random.fold_in(state.key, state.step)
     layers = (context.architecture.sizes.layers,)
     seeds = jax.random.bits(key, layers, jnp.uint32)
     answering = active.replace(memory=state.memory)
-    hidden, reports = forward(answering, frozen, batch, context, seeds=seeds)
+    hidden, reports = forward(answering, frozen, batch, context, seeds=seeds, shift=shift)
     logits = output_logits(answering, hidden, frozen, batch, context)
     instruction = instruction_loss(logits, batch, context)
 
@@ -282,17 +300,32 @@ def loss(
     penalty_key = jax.random.fold_in(key, _PENALTY)
     inputs = LossInputs(batch, reports, query, logits, predict, penalty_key, over_answers)
     penalty = context.method.penalty(answering, inputs)
+    weight = context.self_supervised.weight
+    texts = _text_loss(answering, hidden, frozen, batch, context) if weight else jnp.zeros(())
     if piece is not None:
         instruction = instruction * piece.instruction_share
-        penalty = jax.tree.map(lambda x: x * piece.example_share, penalty)
+        penalty, texts = jax.tree.map(lambda x: x * piece.example_share, (penalty, texts))
     seen = penalty.term if penalty.reported is None else penalty.reported
     metrics = {
-        "loss": instruction + seen,
+        "loss": instruction + seen + weight * texts,
         "loss_instruction": instruction,
         "loss_adversarial": penalty.adversarial,
+        **({"loss_next_token": texts} if weight else {}),
         **penalty.metrics,
     }
-    return instruction + penalty.term, metrics
+    return instruction + penalty.term + weight * texts, metrics
+
+
+def _text_loss(
+    answering: TaskParameters, hidden: jax.Array, frozen: Tree, batch: Batch, context: StepContext
+) -> jax.Array:
+    """The next-token loss on the batch's prompts."""
+
+    def logits_of(states: jax.Array) -> jax.Array:
+        return vocabulary_logits(answering, states, frozen, context)
+
+    losses, follows = next_token_losses(hidden, batch, logits_of)
+    return mean_over_examples(losses, follows, membership_of(batch), batch.weights)
 
 
 def gradient_step(

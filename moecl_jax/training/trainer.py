@@ -32,10 +32,12 @@ from moecl_jax.runs.settings import Settings, settings_of
 from moecl_jax.runs.store import DiskStore, MemoryStore, Store
 from moecl_jax.runs.workdir import check_workdir, save_settings, write_json
 from moecl_jax.serving.evaluator import Evaluator
+from moecl_jax.serving.robustness import robustness_of_stream
 from moecl_jax.serving.session import Session, model_of
 from moecl_jax.serving.task_free import evaluate_task_free, features_of
 from moecl_jax.training.facts import parameter_counts, versions
 from moecl_jax.training.figures import show_row, show_untrained
+from moecl_jax.training.pretraining import pretrained
 from moecl_jax.training.resuming import (
     add_known_sizes,
     features_again,
@@ -273,6 +275,7 @@ class StreamTraining:
             reporting.current().message("evaluating the untrained model on every task")
             with reporting.stage("before training", REST):
                 history = History.of_untrained(self.evaluate_all(stream))
+            stream, history.pretraining = pretrained(self.evaluator, stream, self.workdir)
         elif len(history.accuracy) == history.converted:
             self._measure_converted(stream, history)
         else:
@@ -345,6 +348,9 @@ class StreamTraining:
             evaluations = self.evaluate_all(stream)
             history.append_row(evaluations, unchanged=self._unchanged(stream))
             history.task_free = self._task_free(stream, evaluations)
+            history.robustness = robustness_of_stream(
+                self.evaluator, self.tasks, stream, evaluations
+            )
         history.validation.append(validation)
         history.task_settings[task.name] = steps.evaluator.settings.values_by_task
         if not waits:

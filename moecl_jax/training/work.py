@@ -86,6 +86,9 @@ class _Plan:
         count, joint = len(self.tasks), self.method.examples.joint
         if untrained:
             self._measure_all(0)
+            section = self.settings.self_supervised
+            rows = section.steps * self.settings.batch.size if section.texts else 0
+            self.found[TRAIN] += rows * self.settings.data.max_length
         for place in range(finished, count):
             self._add_features(place)
             if joint and place + 1 < count:
@@ -103,6 +106,9 @@ class _Plan:
             self.settled.difference_update(self.evaluator.same(place))
             self._measure_all(place + 1)
         self._add_choices(finished)
+        if finished < count:  # the texts that are changed, after the last task
+            for place in range(count):
+                self._add(place, "test", times=len(self.settings.evaluation.perturbations))
         return dict(self.found)
 
     def _measure_all(self, finished: int) -> None:

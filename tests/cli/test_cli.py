@@ -173,8 +173,8 @@ def test_overrides_of_a_command_that_has_no_config_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", "--workdir=w", "--config.seed=1"])
     message = (
-        "--config.seed=1: only 'moecl check', 'moecl train' and 'moecl sweep' have a config to "
-        "override\n"
+        "--config.seed=1: only 'moecl check', 'moecl train', 'moecl sweep' and 'moecl distil' have "
+        "a config to override\n"
     )
     assert capsys.readouterr().err.endswith(message)
 
@@ -269,7 +269,7 @@ def test_overrides_may_stand_anywhere(calls, config_file):
         ("--config.items=1", "unknown config key 'items'"),
         (
             "--config.zzzzzz=1",
-            "unknown config key 'zzzzzz'; the keys are adversarial, batch, checkpoint_every, data,",
+            "unknown config key 'zzzzzz'; the keys are adversarial, adversarial_inputs, batch,",
         ),
         ("--config.=1", "unknown config key ''"),
         (
@@ -396,8 +396,12 @@ def test_user_error_is_one_line_and_interrupt_says_how_to_resume(calls, config_f
 
 def test_evaluate_prints_json(calls, capsys):
     assert cli.main(["evaluate", "--workdir=w", "--split=validation"]) == 0
-    assert (calls["open_run"], calls["evaluate"]) == ((Path("w"),), ("validation",))
+    plain = {"perturbations": [], "perturbation_rate": 0.1}
+    assert (calls["open_run"], calls["evaluate"]) == ((Path("w"),), ("validation", plain))
     assert json.loads(capsys.readouterr().out) == {"split": "test", "accuracy": {"spam": 0.5}}
+    cli.main(["evaluate", "--workdir=w", "--perturb=typos,case", "--perturb-rate=0.3"])
+    changed = {"perturbations": ["typos", "case"], "perturbation_rate": 0.3}
+    assert calls["evaluate"] == ("test", changed)
 
 
 @pytest.mark.parametrize(("bad_lines", "status"), [(0, 0), (3, 1)])

@@ -62,6 +62,13 @@ def test_every_leaf_of_the_default_config_is_read(tmp_path, monkeypatch):
         way: tiny_settings(tmp_path / way, tasks=("two",), epochs=1, moe_cl__shared=way)
         for way in ("snapshot", "frozen", "projected")
     }
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("w1 w2\n\nw3 w4", encoding="utf-8")
+    switched_on = {
+        "adversarial_inputs": {"attack": "pgd", "steps": 1},
+        "self_supervised": {"texts": str(tmp_path / "texts"), "steps": 1},
+    }
+    runs["frozen"] = runs["frozen"].changed(switched_on)
     own = {"moe_cl", "adversarial"}  # those of other methods: the test below
     others = {name for each in METHODS.values() for name in to_sections(each, each.Options())} - own
     seen = set()

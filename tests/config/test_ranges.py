@@ -127,7 +127,8 @@ def test_a_rank_above_the_model_s_width_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_keys_beside_an_unknown_one_are_listed() -> None:
-    with pytest.raises(UserError, match="'qqqqqq'; the keys are adversarial, batch,") as caught:
+    keys = "adversarial, adversarial_inputs, batch,"
+    with pytest.raises(UserError, match=f"'qqqqqq'; the keys are {keys}") as caught:
         Settings.from_mapping({"qqqqqq": 1})
     assert "adversarial.alpha" not in str(caught.value)
     with pytest.raises(UserError, match="unknown config key 'zzz"):
