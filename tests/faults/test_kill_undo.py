@@ -1,6 +1,5 @@
 """SIGKILL inside a rollback or a removal leaves the run as it was, or as it is to be."""
 
-import importlib.util
 import json
 import random
 import shutil
@@ -9,9 +8,7 @@ import signal
 import pytest
 from processes import operations, run, write_config
 
-from moecl_jax.retrieval import Index
 from moecl_jax.runs.results import Results
-from moecl_jax.serving.indexing import add_to_index
 from moecl_jax.serving.session import open_run, open_stream
 
 pytestmark = pytest.mark.slow
@@ -29,9 +26,7 @@ def state_of(workdir):
     if (workdir / "results.json").exists():
         results = Results.load(workdir).content
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["tasks"]
-    index = workdir / "index.safetensors"
-    entries = Index.load(index).entries if index.exists() else None
-    return session.tasks, answers, history.accuracy, results, config, entries
+    return session.tasks, answers, history.accuracy, results, config
 
 
 @pytest.mark.parametrize(
@@ -43,8 +38,6 @@ def test_it_is_killed_anywhere(tmp_path, command, argument, tried):
     )
     trained, whole, killed = (tmp_path / name for name in ("trained", "whole", "killed"))
     assert run("train", f"--config={config}", f"--workdir={trained}")[0] == 0
-    if importlib.util.find_spec("faiss") is not None:
-        add_to_index(trained, tasks=["two", "five", "fourteen"])
     before = state_of(trained)
     shutil.copytree(trained, whole)
     arguments = [command, argument, "--yes"]
