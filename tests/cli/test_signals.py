@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import assert_same_outcome, begin, environment, finish, run, write_config
+from processes import assert_same_outcome, begin, environment, finish, run, some, write_config
 
 from moecl_jax import stopping
 from moecl_jax.cli.main import main
@@ -34,7 +34,7 @@ def test_a_signal_at_any_moment(whole, tmp_path, number, tried):
     config, workdir = whole
     train = ["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     draw = random.Random(int(number))
-    moments = [0.25, 0.5, 0.75, 1.0, 1.5, *(draw.uniform(2.0, 5.0) for _ in range(9))]
+    moments = some([0.25, 0.5, 0.75, 1.0, 1.5, *(draw.uniform(2.0, 5.0) for _ in range(9))])
     stopped = 0
     for moment in moments:
         process = begin(*train)
@@ -49,7 +49,7 @@ def test_a_signal_at_any_moment(whole, tmp_path, number, tried):
     status, _, err = run(*train)
     assert status == 0, err
     assert_same_outcome(tmp_path / "run", workdir)
-    assert stopped >= 5
+    assert stopped >= len(moments) // 3
     tried(f"{number.name} inside a training", len(moments), "survived")
 
 

@@ -1,19 +1,20 @@
 """A disk that is full at any size, read-only, or limits files: one line, and nothing lost."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-from processes import assert_same_outcome, environment, write_config
+from processes import assert_same_outcome, environment, some, write_config
 from streams import logged
 
 from moecl_jax.cli.main import main
 
 pytestmark = pytest.mark.slow
 
-STEP = 16  # KiB
+STEP = 16 if "MOECL_FAULTS" in os.environ else 64  # KiB
 
 
 def mount(*options: str) -> bool:
@@ -78,7 +79,7 @@ def test_a_disk_that_is_full_at_any_size(whole, disk, capfd, tried):
             assert_same_outcome(workdir, expected)
         shutil.rmtree(workdir)
         size += STEP
-    assert refused > 5
+    assert refused * STEP > 80
     tried(f"the disk full, at every {STEP} KiB", refused, "refused")
 
 
@@ -101,7 +102,7 @@ def test_a_disk_that_becomes_read_only(whole, disk, capfd, tried):
 def test_files_that_cannot_grow(whole, tmp_path, tried):
     """Every write beyond a size fails, in Python and in TensorStore."""
     config, expected = whole
-    sizes = [0, 100, 1000, 5000, 20_000, 50_000]
+    sizes = some([0, 100, 1000, 5000, 20_000, 50_000])
     for size in sizes:
         workdir = tmp_path / str(size)
         train = ["train", f"--config={config}", f"--workdir={workdir}"]

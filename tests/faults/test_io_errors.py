@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import assert_same_outcome, environment, write_config
+from processes import assert_same_outcome, environment, some, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ COUNTS = {".lock": 2, "config.json": 4, "data.json": 4, "metrics.jsonl": 7, "ten
 BESIDE = [(name, point) for name, count in COUNTS.items() for point in range(1, count + 1)]
 BESIDE += [("results.json", point) for point in range(1, 5)]
 # Of those on checkpoints, some 400, these places from the first (0) to the last (1).
-INSIDE = [("checkpoints", index / 12) for index in range(12)]
+INSIDE = [("checkpoints", index / 16) for index in range(16)]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def whole(shim, tmp_path_factory):
 )
 def test_an_operation_fails(shim, whole, tmp_path, tried, places, lasting):
     config, expected, count = whole
+    places = some(places)
     points = [(name, 1 + int(count * at) if at < 1 else at) for name, at in places]
     trials = [f"{name}:{first}:{LASTS if lasting else first}" for name, first in points]
     refused = survived = 0
