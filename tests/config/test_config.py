@@ -158,7 +158,7 @@ def test_a_wrong_argument_is_named(argument):
     ("change", "message"),
     [
         ({"head": "regression"}, "head = 'regression' is not one of lm, classification"),
-        ({"method": "magic"}, "method = 'magic' is not one of ewc, gain_lora, "),
+        ({"method": "magic"}, "method = 'magic' is not one of ewc, few_shot, gain_lora, "),
         ({"model__remat": "some"}, "model.remat = 'some' is not one of auto, none, full, pro"),
         ({"model__dtype": "int8"}, "model.dtype = 'int8'"),
         ({"lora__targets": ("w1_proj",)}, "lora.targets = 'w1_proj' is not one of gate_proj"),

@@ -249,7 +249,7 @@ def test_a_run_whose_tasks_were_extended_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods=moe_cl,magic"], "--methods: 'magic' is not one of ewc, gain_lora"),
+        (["--methods=moe_cl,magic"], "--methods: 'magic' is not one of ewc, few_shot, gain_lora"),
         (["--methods=moe_cl,moe_cl"], "--methods names moe_cl twice"),
         (["--methods=,"], "--methods is empty"),
         (["--methods=moe_cl:lora.rank"], "'moe_cl:lora.rank' is not METHOD or METHOD:KEY=VALUE"),
