@@ -407,6 +407,15 @@ def test_the_comparison_s_methods_and_orders_are_known() -> None:
     assert len(plan(grid)) == 9 * len(grid.variants)
 
 
+def test_the_toolbox_s_rows_are_known() -> None:
+    script = (ROOT / "launch" / "toolbox.sh").read_text(encoding="utf-8")
+    [rows] = re.findall(r"^rows=\((.*?)^\)", script, flags=re.MULTILINE | re.DOTALL)
+    grid = Grid.parse("configs/mtl5_comparison.py", [], ",".join(rows.split()), "1", "0")
+    methods = {variant.partition(":")[0] for variant in rows.split()}
+    assert methods >= {name for name, method in METHODS.items() if not method.traits.trains}
+    assert len(plan(grid)) == len(rows.split()) == 11
+
+
 def test_the_rate_that_validates_best_is_chosen_and_its_run_carried_over(tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "launch" / "choose_rates.py"))
     accuracies = {
