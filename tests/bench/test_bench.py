@@ -261,6 +261,7 @@ def test_a_shape_with_fewer_layers_is_measured(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8"))["model"]["layers"] == 1
 
 
+@pytest.mark.slow
 def test_batches_of_several_tasks_are_measured_beside_those_of_one(tmp_path):
     path = tmp_path / "bench.json"
     small = ["--shape=tiny", "--batch=2", "--length=32", "--steps=2", "--parts=mixed,mixed"]

@@ -109,6 +109,7 @@ def test_a_config_is_never_overwritten(base: str) -> None:
         new("comments.csv", base=base, config="my.json")
 
 
+@pytest.mark.slow
 def test_bad_rows_are_left_out_and_named(base: str) -> None:
     rows: list[tuple[Any, ...]] = [(f"{WORDS[i % 4]} {i}", i % 2) for i in range(20)]
     rows += [("no label", ""), ("", 1), ("a", 0, "too many")]
@@ -159,6 +160,7 @@ def test_the_length_is_that_of_the_texts(base: str) -> None:
     assert whole <= settings.data.max_length < whole + 16
 
 
+@pytest.mark.slow
 def test_names_and_columns_of_any_characters_make_a_config_that_loads(base: str) -> None:
     name = 'it\'s "quoted" \\ {braces}.csv'
     rows = [(f"{WORDS[i % 4]} {i}", i % 2) for i in range(20)]
@@ -180,6 +182,7 @@ def test_chinese_on_a_model_without_it_is_said() -> None:
     assert '"labels": ("否", "是")' in text
 
 
+@pytest.mark.slow
 def test_free_text(base: str) -> None:
     rows = [(f"what is {i} and {i}", f"it is {2 * i}") for i in range(20)]
     path = new(

@@ -107,6 +107,7 @@ def record_of(workdir: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_interrupted_and_resumed(
     config_file: Path,
     tmp_path: Path,

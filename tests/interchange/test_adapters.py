@@ -143,6 +143,7 @@ def test_dtype_and_length_are_those_of_the_base(imported):
     assert (settings.data.max_length, settings.data.max_response) == (48, 24)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_imported_adapter(imported):
     folder, adapter, tiny = imported
     settings = load_settings(folder / "run")

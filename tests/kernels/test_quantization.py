@@ -73,6 +73,7 @@ def test_a_product_and_its_gradient_are_those_of_the_expanded_kernel(bits):
     np.testing.assert_allclose(gradient, cotangent @ full.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full", "projections"])
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_a_decoder_is_that_of_its_expanded_kernels(quantization, remat):

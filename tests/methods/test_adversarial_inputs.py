@@ -215,6 +215,7 @@ def test_the_step_s_gradient_is_that_of_the_formula(kind):
     )
 
 
+@pytest.mark.slow
 def test_epsilon_0_is_the_plain_step_and_a_tiny_one_all_but_so():
     context = context_of("lm", dropout=0.5)
     batch, state = batch_of(EXAMPLES, "lm", training=True), state_of(context)

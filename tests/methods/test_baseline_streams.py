@@ -81,6 +81,7 @@ def ends_of(workdir):
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
@@ -157,6 +158,7 @@ def test_frozen_after_all_tasks_is_snapshot(run):
         assert_bit_equal(ours.finished[name].expert, theirs.finished[name].expert)
 
 
+@pytest.mark.slow
 def test_frozen_trains_the_shared_expert_on_the_first_task_alone(run):
     _, workdir, results = run("moe_cl", moe_cl__shared="frozen")
     _, store = open_stream(workdir)

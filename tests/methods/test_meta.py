@@ -143,6 +143,7 @@ def test_without_inner_steps_experts_start_with_b_0(run):
     assert_bit_equal(dict(ours.finished), dict(theirs.finished))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kind", "head"),
     [
@@ -163,6 +164,7 @@ def test_the_second_task_starts_from_what_was_learned_on_the_first(run, method, 
         assert np.isfinite(factors["b"]).all() and np.any(factors["b"] != 0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, tmp_path, monkeypatch):
     settings, whole = run("per_task", "reptile")
     with monkeypatch.context() as patch:

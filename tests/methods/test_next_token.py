@@ -97,6 +97,7 @@ def test_chunks_give_the_losses_and_gradients_of_the_whole():
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "head"), [(MoeCl, "lm"), (SequentialLora, "classification")])
 def test_the_loss_is_that_of_each_prompt_alone(kind, head):
     context = context_with(method_with(kind), head)

@@ -169,6 +169,7 @@ def test_decoding_in_pieces_equals_one_pass(pieces):
     np.testing.assert_allclose(joined, whole, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_cache_gives_rows_of_different_lengths_what_each_has_alone():
     plain, active, frozen = context_of(), random_parameters(context_of()), frozen_params()
     decoder = plain.decoder(training=False)

@@ -184,6 +184,7 @@ def test_scan_equals_the_blocks_one_after_another():
     np.testing.assert_allclose(run_alone(tokens), one_after_another(params), atol=3e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_recomputation_changes_neither_values_nor_gradients():
     plain = context_of(dropout=0.5)
     batch = batch_of(random_examples([5, 3]), "lm", training=True)

@@ -94,6 +94,7 @@ def test_a_checkpoint_on_a_disk_that_is_not_mounted_is_not_trained_again(damaged
     assert (aside / "002_fourteen").is_symlink()
 
 
+@pytest.mark.slow
 def test_where_the_shared_trees_are_kept_once_their_damage_begins_anew(tmp_path, capsys):
     config = tmp_path / "config.json"
     config.write_text(tiny_config(tmp_path, keep_shared=1, tasks=("two", "five"), **FEW).to_json())
@@ -107,6 +108,7 @@ def test_where_the_shared_trees_are_kept_once_their_damage_begins_anew(tmp_path,
     assert_equal(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_damaged_state_inside_a_task_is_left_out(finished, tmp_path, monkeypatch):
     folder, settings = finished
     with monkeypatch.context() as patch:

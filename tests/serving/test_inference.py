@@ -54,6 +54,7 @@ def test_the_command_prints_null_for_what_is_not_known(trained, monkeypatch, cap
     assert entry == {"examples": 48, **dict.fromkeys(keys)}
 
 
+@pytest.mark.slow
 def test_a_long_text_is_cut_as_in_training(tmp_path):
     changes = {"head": "classification", "tasks": ("two",), "epochs": 1}
     changes["data__max_length"] = 6  # three words, "answer", a label and the end

@@ -84,6 +84,7 @@ def test_all_is_as_before_where_everything_is_finite(tmp_path):
     assert all("skipped" not in line for line in logged(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_ten_in_a_row_stop_with_the_place_and_the_state_before_them(tmp_path, monkeypatch):
     settings = tiny_settings(tmp_path, **FEW, checkpoint_every=100)
     whole = train(settings, tmp_path / "whole")
@@ -116,6 +117,7 @@ def test_a_task_of_fewer_steps_stops_too(tmp_path, monkeypatch):
         train(settings, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_skipped_step_in_the_middle_of_a_resumption_is_counted_once(tmp_path, monkeypatch):
     settings = tiny_settings(tmp_path, tasks=("two",), checkpoint_every=3)
     poison(monkeypatch, {2, 8})

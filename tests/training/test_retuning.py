@@ -178,6 +178,7 @@ def _config_of(settings):
     return to_config(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["moe_cl", pytest.param("ewc", marks=pytest.mark.slow)])
 def test_a_stream_grows_without_the_data_of_finished_tasks(tmp_path, method, capsys, caplog):
     """Where a method answers finished tasks for ever alike, it has the results that it had."""

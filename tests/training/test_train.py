@@ -128,6 +128,7 @@ def test_shared_expert_gate_and_discriminator_do_change(finished_run):
         assert all(jax.tree.leaves(changed)), part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_one_compilation_for_tasks_of_2_5_and_14_classes(tmp_path, monkeypatch, head):
     chex.clear_trace_counter()
@@ -183,6 +184,7 @@ def test_running_a_finished_stream_again_trains_nothing(finished_run, monkeypatc
     assert logged(workdir, speeds=True) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_task_can_be_added_to_a_finished_stream(tmp_path, method):
     workdir = tmp_path / "run"
@@ -204,6 +206,7 @@ def test_a_task_can_be_added_to_a_finished_stream(tmp_path, method):
         assert_bit_equal(before.finished[name], after.finished[name])
 
 
+@pytest.mark.slow
 def test_tasks_are_not_added_inside_a_task(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:

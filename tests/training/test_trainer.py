@@ -212,6 +212,7 @@ def same(leaf):
     return leaf
 
 
+@pytest.mark.slow
 def test_a_method_may_keep_what_it_was_given_and_ask_about_its_task(begun):
     Anchored.ends.clear()
     session = trainer_of(begun, Anchored, epochs=2).fit(begun[2][:2])
