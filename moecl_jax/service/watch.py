@@ -40,11 +40,11 @@ class Watcher:
 
     def look(self) -> None:
         """Looks once."""
-        now = self._mark()
-        if now == self._known:
-            return
-        self._known = now
         try:
+            now = self._mark()
+            if now == self._known:
+                return
+            self._known = now
             switched = self._reloader.reload_now(wait=True)
         except Refused as error:
             _log.warning("the newest checkpoint is not answered with: %s", error.detail)
