@@ -101,3 +101,7 @@ def test_a_finished_task_changes_the_mark(tmp_path):
         marks.append(finished_mark(tmp_path))
     assert marks[0] is None and marks[-1] == finished_mark(tmp_path)
     assert len(set(marks)) == 4
+    (tmp_path / "change.json").touch()  # a rollback that is not at its end
+    assert finished_mark(tmp_path) not in marks
+    (tmp_path / "change.json").unlink()
+    assert finished_mark(tmp_path) == marks[-1]
