@@ -52,8 +52,8 @@ def demonstration(
 
 
 def without_front(ids: np.ndarray, front: np.ndarray) -> np.ndarray:
-    """Ids less the front, if they begin with it."""
-    begins = len(front) and np.array_equal(ids[: len(front)], front)
+    """Ids less the front, if they begin with it; never to nothing, after which no answer stands."""
+    begins = 0 < len(front) < len(ids) and np.array_equal(ids[: len(front)], front)
     return ids[len(front) :] if begins else ids
 
 

@@ -8,7 +8,7 @@ stream's protocol: learning is adding. A finished task keeps its examples as `fe
 too it is `zero_shot`. Here texts may be compared by another embedding than the frozen model's
 features, and passages of documents stand before the examples.
 
-Documents are read where they lie, so that what is changed there counts at once; they belong to no
+Documents are read where they lie, once a process, when the first text is asked; they belong to no
 task and no checkpoint.
 """
 

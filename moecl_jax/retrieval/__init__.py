@@ -18,8 +18,8 @@ embedding.py  texts to vectors, without the frozen model
 documents.py  folders of text and Markdown files to passages
 """
 
-from moecl_jax.retrieval.documents import passages_of
+from moecl_jax.retrieval.documents import documents_of, passages_of
 from moecl_jax.retrieval.embedding import Embedder, embedder_named
 from moecl_jax.retrieval.index import Entry, Hit, Index
 
-__all__ = ["Embedder", "Entry", "Hit", "Index", "embedder_named", "passages_of"]
+__all__ = ["Embedder", "Entry", "Hit", "Index", "documents_of", "embedder_named", "passages_of"]

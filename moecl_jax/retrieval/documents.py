@@ -14,6 +14,7 @@ LONGEST = 1000
 _HEADING = re.compile(r"#{1,6} ")
 _SENTENCE = re.compile(r"[.!?](?=\s)|[。！？]")
 _SPACE = re.compile(r"\s")
+_LINE_END = re.compile(r"\r\n?|\n")  # as editors count lines: not at a form feed
 
 
 def passages_of(place: Path, longest: int = LONGEST) -> list[Entry]:
@@ -33,16 +34,25 @@ def passages_of(place: Path, longest: int = LONGEST) -> list[Entry]:
     Raises:
       UserError: there is no such place, no such file in it, or one is not UTF-8.
     """
+    return [
+        Entry(text, source=f"{file.as_posix()}:{line}")
+        for file in documents_of(place)
+        for line, text in _passages(_read(file), longest)
+    ]
+
+
+def documents_of(place: Path) -> list[Path]:
+    """The file, or the files of the folder, of which `passages_of` gives the passages.
+
+    Raises:
+      UserError: there is no such place, or no such file in it.
+    """
     if not place.exists():
         raise UserError(f"{place} does not exist; name a text or Markdown file, or a folder")
     files = [place] if place.is_file() else _files(place)
     if not files:
         raise UserError(f"{place} holds no file that ends in {', '.join(ENDINGS)}")
-    return [
-        Entry(text, source=f"{file.as_posix()}:{line}")
-        for file in files
-        for line, text in _passages(_read(file), longest)
-    ]
+    return files
 
 
 def _files(folder: Path) -> list[Path]:
@@ -69,11 +79,11 @@ def _passages(text: str, longest: int) -> Iterator[tuple[int, str]]:
     kept: list[str] = []
     begun = length = 0
     for line, paragraph in _paragraphs(text):
-        for piece in _cut(paragraph, longest):
+        for below, piece in _cut(paragraph, longest):
             if kept and (length + 2 + len(piece) > longest or _HEADING.match(piece)):
                 yield begun, "\n\n".join(kept)
                 kept, length = [], 0
-            begun = begun if kept else line
+            begun = begun if kept else line + below
             length += len(piece) + (2 if kept else 0)
             kept.append(piece)
     if kept:
@@ -84,7 +94,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
     """What empty lines and headings part, with the number of its first line."""
     lines: list[str] = []
     begun = 1
-    for number, line in enumerate([*text.splitlines(), ""], 1):
+    for number, line in enumerate([*_LINE_END.split(text), ""], 1):
         heading = _HEADING.match(line) is not None
         if lines and (heading or not line.strip()):
             yield begun, "\n".join(lines).strip()
@@ -94,14 +104,19 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
             lines.append(line.rstrip())
 
 
-def _cut(paragraph: str, longest: int) -> Iterator[str]:
-    """A paragraph in pieces of at most so many characters, cut where a sentence or word ends."""
-    rest = paragraph
+def _cut(paragraph: str, longest: int) -> Iterator[tuple[int, str]]:
+    """A paragraph in pieces of at most so many characters, cut where a sentence or word ends.
+
+    Each comes with the number of lines before it.
+    """
+    rest, line = paragraph, 0
     while len(rest) > longest:
         window = rest[: longest + 1]  # what follows tells whether a point ends a sentence
         ends = [found.end() for found in _SENTENCE.finditer(window) if found.end() <= longest]
         place = (ends or [found.start() for found in _SPACE.finditer(window)] or [longest])[-1]
-        yield rest[:place].rstrip()
-        rest = rest[place:].lstrip()
+        yield line, rest[:place].rstrip()
+        left = rest[place:].lstrip()
+        line += rest[: len(rest) - len(left)].count("\n")
+        rest = left
     if rest:
-        yield rest
+        yield line, rest

@@ -124,6 +124,8 @@ class Index:
     ) -> int:
         """Deletes the entries that have one of these ids, tasks or sources.
 
+        An empty name is none: it does not stand for all entries without a task or a source.
+
         Args:
           ids: ids of entries.
           tasks: names of tasks.
@@ -132,6 +134,7 @@ class Index:
         Returns:
           Number of entries that were deleted.
         """
+        tasks, sources = set(tasks) - {""}, set(sources) - {""}
         gone = [
             number
             for number, entry in self.entries.items()
@@ -149,7 +152,7 @@ class Index:
     def search(
         self, queries: np.ndarray, count: int, *, tasks: Collection[str] | None = None
     ) -> list[list[Hit]]:
-        """The nearest entries of each query, nearest first; of equal ones the older first.
+        """The nearest entries of each query, nearest first; of equal ones found the older first.
 
         Args:
           queries: embeddings of the queries, `[q, D]`.
@@ -166,7 +169,7 @@ class Index:
         if tasks is not None:
             among = [number for number in among if self.entries[number].task in tasks]
         count = min(count, len(among))
-        if count < 1:
+        if count < 1 or not len(queries):
             return [[] for _ in range(len(queries))]
         faiss = _faiss()
         chosen: dict[str, Any] = {}

@@ -34,6 +34,9 @@ ORIGIN_NAME = "origin.json"
 INDEX_NAME = "index.safetensors"
 """Texts that can be found again, of 'moecl index'; absent where nothing was indexed."""
 
+ONLINE_FOLDER = "online"
+"""The folder of what 'moecl online' learns; `training.online` reads and writes it."""
+
 LOG_NAME = "metrics.jsonl"
 """The metrics logged during training, one JSON object a line."""
 

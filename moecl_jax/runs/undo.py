@@ -30,7 +30,9 @@ from moecl_jax.runs.names import (
     INDEX_NAME,
     LOG_NAME,
     NOT_FINITE_NAME,
+    ONLINE_FOLDER,
     RESULTS_NAME,
+    SET_ASIDE_FOLDER,
 )
 from moecl_jax.runs.results import read_object
 from moecl_jax.runs.settings import Settings
@@ -152,12 +154,13 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
     removed = [f"{CHECKPOINTS_FOLDER}/{name}" for name in (*there, IN_PROGRESS)]
     files: dict[str, object] = {FINISHED_NAME: list(names[: index + 1])}
     without = _IndexWithout.of(workdir, names[index + 1 :])
-    lines[-1:-1] = without.lines
+    online = _learned_online(workdir, tasks[index + 1 : len(known)])
+    lines[-1:-1] = [*without.lines, *online.values()]
     traces = [task.name for task in tasks[index + 1 :] if task.removed]
     if traces:
         left = [name for name in names if name not in traces]
         files[CONFIG_NAME] = read_object(workdir / CONFIG_NAME) | {"tasks": left}
-    change = Change((*removed, RESULTS_NAME, NOT_FINITE_NAME), without.placed, files)
+    change = Change((*removed, *online, RESULTS_NAME, NOT_FINITE_NAME), without.placed, files)
     return Plan(tuple(lines), change, without.prepare)
 
 
@@ -206,13 +209,15 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
     placed = {
         f"{CHECKPOINTS_FOLDER}/{after.path(place).name}": prepared[place] for place in prepared
     } | dict(without.placed)
-    own, features = checkpoints.path(index), checkpoints.features_path(count - 1)
-    removed = [own, *([] if count - 1 in prepared else [features])]
+    own, online = checkpoints.path(index), _learned_online(workdir, [tasks[index]])
+    # Features of all tasks are with the newest, unless they were not known when it was finished.
+    removed = [own, workdir / NOT_FINITE_NAME, *(workdir / name for name in online)]
+    removed += [checkpoints.features_path(p) for p in range(index, count) if p not in prepared]
     lines = [f"'{task}', task {index + 1} of {len(names)}, is removed from {workdir}"]
     lines.append(f"  deleted: {CHECKPOINTS_FOLDER}/{own.name}, with expert, head and features")
     if remembered:
         lines.append("  deleted: what the method's memory holds of it alone")
-    lines += without.lines
+    lines += [*without.lines, *online.values()]
     if method.examples.joined:
         lines.append("  its examples no longer join the batches of later tasks")
     if jax.tree.leaves(trees):
@@ -222,7 +227,9 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         f"and {LOG_NAME} say of it"
     )
     first = tasks[index].continues
-    if first in {each.continues for each in tasks[index + 1 : count]}:
+    newer = [each.name for each in tasks[index + 1 : count] if first and each.continues == first]
+    lines += _out_of_reach(checkpoints, newer)
+    if newer:
         first = ""  # a newer part answers for it, and goes on to
     unchanged = [name for name in others if name != first]
     if unchanged:
@@ -281,6 +288,31 @@ class _IndexWithout:
             index.delete(tasks=self.tasks)
             (self.workdir / _PREPARED_INDEX).parent.mkdir(parents=True, exist_ok=True)
             index.save(self.workdir / _PREPARED_INDEX)
+
+
+def _out_of_reach(checkpoints: TaskCheckpoints, newer: Sequence[str]) -> list[str]:
+    """What a plan says of what may be left of a task: in parts that went on from it, set aside."""
+    lines = [f"  stays: what {listed(newer)} took over by going on from it"] if newer else []
+    if (checkpoints.folder / SET_ASIDE_FOLDER).exists():
+        lines.append(f"  stays: {CHECKPOINTS_FOLDER}/{SET_ASIDE_FOLDER}, which may be of it too")
+    return lines
+
+
+def _learned_online(workdir: Path, tasks: Sequence[Task]) -> dict[str, str]:
+    """The folder of what was learned online of tasks that go, with what a plan says of it.
+
+    It goes whole: what is in it of other tasks cannot be gone on with when the tasks are others.
+    Empty where nothing was learned online of these tasks.
+    """
+    gone = {task.name for task in tasks} | {task.continues for task in tasks}
+    line = f"  deleted: {ONLINE_FOLDER}, what was learned online, of all tasks"
+    try:
+        record = TaskCheckpoints(workdir / ONLINE_FOLDER).in_progress_record()
+    except UserError:  # what of cannot be told
+        return {ONLINE_FOLDER: line}
+    if record is None or gone.isdisjoint(track["task"] for track in record["tracks"]):
+        return {}
+    return {ONLINE_FOLDER: line}
 
 
 def _refuse_removal(

@@ -46,7 +46,7 @@ class Read:
 
 
 class Labeller:
-    """Labels texts for the label tasks of a session. One thread at a time may use it.
+    """Labels texts for the label tasks of a session. One thread uses it, beside `watch_scores`.
 
     Attributes:
       session: the finished tasks.
@@ -120,7 +120,7 @@ class Labeller:
         for name in self.tasks:
             place = evaluator.index(name)
             known = [
-                Prompt(example.prompt, place)
+                Prompt(example.prompt, place, example.text)
                 for same in evaluator.same(place)
                 for example in examples.get(evaluator.names[same], ())
             ]

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,9 +94,12 @@ def _accuracies(labeller: Any) -> dict[str, float]:
     Raises:
       UserError: the data of a task cannot be read.
     """
-    found = labeller.session.evaluate("validation")["tasks"]
-    for task in labeller.tasks:
-        if "error" in found[task]:
-            raise UserError(found[task]["error"])
-    known = {task: found[task]["accuracy"] for task in labeller.tasks}
-    return {task: math.nan if value is None else value for task, value in known.items()}
+    session, found = labeller.session, dict[str, float]()
+    evaluator = session.evaluator
+    wanted = [evaluator.tasks[evaluator.index(name)] for name in labeller.tasks]
+    for task in evaluator.load(wanted):
+        index = evaluator.index(task.name)
+        parameters = evaluator.starting.task(session.state, task.name, index)
+        examples = task.splits["validation"]
+        found[task.name] = float(evaluator.evaluate(parameters, index, examples).accuracy)
+    return found

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from moecl_jax.runs.names import FINISHED_NAME
+from moecl_jax.runs.names import CHANGE_NAME, FINISHED_NAME
 from moecl_jax.service.engine import Engine
 from moecl_jax.service.limits import Refused
 from moecl_jax.service.reload import Reloader
@@ -40,11 +40,11 @@ class Watcher:
 
     def look(self) -> None:
         """Looks once."""
-        now = self._mark()
-        if now == self._known:
-            return
-        self._known = now
         try:
+            now = self._mark()
+            if now == self._known:
+                return
+            self._known = now
             switched = self._reloader.reload_now(wait=True)
         except Refused as error:
             _log.warning("the newest checkpoint is not answered with: %s", error.detail)
@@ -64,4 +64,5 @@ def finished_mark(workdir: Path) -> object:
         found = os.stat(workdir / FINISHED_NAME)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    changing = (workdir / CHANGE_NAME).exists()  # nothing can be opened before its end
+    return found.st_ino, found.st_mtime_ns, found.st_size, changing

@@ -48,6 +48,7 @@ from moecl_jax.serving.task_choice import extract, feature_step
 from moecl_jax.serving.text_scores import labels_of, score_texts
 
 _ONE_TOKEN = TokenizedExample(np.zeros(1, np.int32), 0)
+_ONE_TEXT = dataclasses.replace(_ONE_TOKEN, text="a")  # for methods that compare texts
 
 
 class Evaluator:
@@ -301,7 +302,7 @@ class Evaluator:
         counts = [len(self.tasks[task].labels) for task in group]
         needs = [need_of(_ONE_TOKEN, labels, training=False) for labels in answers]
         least = min(range(len(group)), key=lambda task: needs[task].slots)
-        asked = self.precede(parameters, group[0], [_ONE_TOKEN])
+        asked = self.precede(parameters, group[0], [_ONE_TEXT])
         scoring = self.scoring_of(asked.own_limit)
         layout, step = scoring.layout, self._step(asked)
         for shape in scoring.shapes:

@@ -7,13 +7,21 @@ undone out of it, and a removal those of the task (`runs.undo`).
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from moecl_jax.data.loading import load_task
 from moecl_jax.errors import UserError, listed
 from moecl_jax.models.model import Model
-from moecl_jax.retrieval import Embedder, Entry, Hit, Index, embedder_named, passages_of
+from moecl_jax.retrieval import (
+    Embedder,
+    Entry,
+    Hit,
+    Index,
+    documents_of,
+    embedder_named,
+    passages_of,
+)
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.names import INDEX_NAME
@@ -71,16 +79,17 @@ def add_to_index(
     load_settings(workdir)  # before a folder is claimed that is no workdir
     if not (tasks or documents):
         raise UserError("name what is to be added: --task or --input")
-    passages = [passage for place in documents for passage in passages_of(Path(place))]
+    documents = list(dict.fromkeys(file for d in documents for file in documents_of(Path(d))))
+    passages = [passage for file in documents for passage in passages_of(file)]
     with claimed(workdir):
-        examples, skipped = _examples(workdir, tasks)
+        examples, skipped = _examples(workdir, dict.fromkeys(tasks))
         index = Index.load(_path(workdir)) if _path(workdir).exists() else None
         name = embedding or (FROZEN if index is None else index.embedding)
         embed = _embedder(workdir, name, model)
         index = Index(embed.name) if index is None else index
         refuse_other_embedding(index, embed)
-        files = {passage.source.rpartition(":")[0] for passage in passages}
-        replaced = index.delete(tasks=set(tasks), sources=files)
+        files = {file.as_posix() for file in documents}
+        replaced = index.delete(tasks=tasks, sources=files)
         entries = [*examples, *passages]
         for first in range(0, len(entries), _TEXTS):
             some = entries[first : first + _TEXTS]
@@ -166,7 +175,7 @@ def _embedder(workdir: Path, name: str, model: Model | None) -> Embedder:
     return frozen_embedder(open_run(workdir, model=model).evaluator)
 
 
-def _examples(workdir: Path, names: Sequence[str]) -> tuple[list[Entry], int]:
+def _examples(workdir: Path, names: Iterable[str]) -> tuple[list[Entry], int]:
     """Training examples of finished tasks as entries, and how many have no text."""
     settings, entries, skipped = load_settings(workdir), list[Entry](), 0
     tasks = {task.name: task for task in settings.task_objects()}

@@ -17,6 +17,7 @@ from moecl_jax.data.demonstrations import (
     separator_of,
     without_front,
 )
+from moecl_jax.data.encoding import encode_between
 from moecl_jax.data.rehearsal import with_response
 from moecl_jax.data.rows import ROW_LENGTHS, up
 from moecl_jax.data.task import Task
@@ -25,6 +26,7 @@ from moecl_jax.methods.forward import StepContext
 from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.methods.preceding import Asked, Preceding
 from moecl_jax.models.decoder import Prefix, empty_cache
+from moecl_jax.models.light_tokenizer import AnyTokenizer
 from moecl_jax.models.model import Model
 
 _PREFIX_SLOTS = 128  # a prefix's slots are a multiple of it, so that few shapes are compiled
@@ -97,7 +99,7 @@ class Preceder:
             index,
             examples,
             lambda: features(examples),
-            lambda text: np.array(tokenizer.encode(text, add_special_tokens=False), np.int32),
+            lambda text: plain_ids(text, tokenizer),
             len(separator),
         )
         answering = self._model.placement.put(self._method.answering(parameters))
@@ -143,6 +145,12 @@ class Preceder:
             prefix = self.read_prefix(answering, self._model.params, tokens, length)
             known = self._prefixes[index] = parameters, ids.tobytes(), prefix
         return known[2]
+
+
+def plain_ids(text: str, tokenizer: AnyTokenizer) -> np.ndarray:
+    """The ids of a text, int32 `[P]`; a special token's text in it is plain characters."""
+    [(ids, _)] = encode_between([text], "", "", tokenizer, special_tokens=False)
+    return np.array(ids, np.int32)
 
 
 def preceded(

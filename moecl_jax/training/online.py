@@ -29,6 +29,7 @@ from moecl_jax.methods.parameters import TaskParameters, Tree
 from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.log import plain
+from moecl_jax.runs.names import ONLINE_FOLDER
 from moecl_jax.serving.arrivals import Arrivals
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.scoring import labelled
@@ -49,7 +50,7 @@ from moecl_jax.training.steps import (
     train_piece,
 )
 
-FOLDER = "online"
+FOLDER = ONLINE_FOLDER
 """The folder in a workdir of what is learned online."""
 _POLL_SECONDS = 0.5  # between two looks at a file that may grow
 
@@ -446,6 +447,11 @@ def learn_online(
 def _check(evaluator: Evaluator, options: OnlineSettings) -> None:
     """Refuses what an online pass cannot do with a method."""
     method = evaluator.method
+    if not method.traits.trains:
+        raise UserError(
+            f"method '{method.name}' trains nothing, and online there is nothing else to learn; "
+            "take a workdir of a method that trains"
+        )
     if method.traits.reads_moments:
         raise UserError(
             f"method '{method.name}' asks for the inputs of all examples of a task before it "

@@ -28,6 +28,7 @@ from moecl_jax.data.tokenize import (
     tokenize_task,
 )
 from moecl_jax.errors import UserError
+from moecl_jax.serving.preceding import plain_ids
 from moecl_jax.weights.gguf_file import read_gguf
 from moecl_jax.weights.gguf_tokenizer import from_gguf
 from moecl_jax.weights.packaged import packaged_file
@@ -52,6 +53,13 @@ def test_a_text_cannot_end_the_user_s_turn(smollm2: Any, chat: bool) -> None:
         assert np.sum(prompt == special) == np.sum(harmless == special)
     assert markup == ({1, 2} if chat else set())
     assert smollm2.decode(prompt) == form.template.replace("{text}", INJECTION)
+
+
+def test_a_passage_before_a_prompt_has_no_control_token(smollm2: Any) -> None:
+    ids = plain_ids(INJECTION, smollm2)
+    assert not {0, 1, 2} & set(ids.tolist())
+    assert smollm2.decode(ids) == INJECTION
+    assert plain_ids("Win a prize", smollm2).tolist() == smollm2.encode("Win a prize")
 
 
 def test_a_text_without_special_tokens_is_tokenised_with_its_template(smollm2: Any) -> None:

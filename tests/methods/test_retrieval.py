@@ -116,6 +116,22 @@ def test_passages_then_examples_then_the_text(folder, tmp_path):
     assert content["stored_examples"] == 96 and content["steps"] == 0
 
 
+def test_it_is_served(folder, tmp_path, monkeypatch):
+    """Programs are compiled with a text that any embedding can read."""
+    pytest.importorskip("fastapi")
+    from moecl_jax.service.labelling import Labeller
+
+    session = trained(folder, tmp_path / "run", k=2, pool=10, embedding="bag")
+    ones = Embedder("bag", lambda texts: np.ones((len(texts), 64)))
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieval, "embedder_named", lambda _: ones)
+        Labeller(open_run(tmp_path / "run")).prepare()
+    labeller = Labeller(session)
+    [read] = labeller.read([(TEXTS[0], "two")])
+    [answer] = labeller.label([read.prompt])
+    assert answer["label"] == session.predict(TEXTS[:1], "two")[0].label
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

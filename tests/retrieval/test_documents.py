@@ -53,6 +53,16 @@ def test_what_is_too_long_is_parted(tmp_path):
     ]
 
 
+def test_a_piece_has_the_line_where_it_begins(tmp_path):
+    write(tmp_path, a_txt="\x0c\nOne two.\r\nThree four.\rFive six.\n\n# Seven\x0c")
+    assert shown(passages_of(tmp_path, longest=12), tmp_path) == [
+        ("a.txt:2", "One two."),
+        ("a.txt:3", "Three four."),
+        ("a.txt:4", "Five six."),
+        ("a.txt:6", "# Seven"),
+    ]
+
+
 def test_nothing_of_a_text_is_lost_or_too_long(tmp_path):
     text = "\n\n".join("word " * n + "end." for n in range(1, 60)) + "\n中文。没有空格。" * 40
     write(tmp_path, a_txt=text)

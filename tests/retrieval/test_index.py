@@ -96,6 +96,13 @@ def test_what_is_deleted_is_gone_from_memory_and_file(index, tmp_path, which, le
         assert (json.dumps(entry.text).encode() in text) == (number in left)
 
 
+def test_an_empty_name_deletes_nothing(index):
+    """Nor does a variable of a shell that is not set."""
+    index.add([Entry("e", "yes")], VECTORS[:1])
+    assert index.delete(tasks=[""], sources=[""]) == 0 and len(index) == 5
+    assert index.search(np.zeros((0, 0)), 3) == []
+
+
 def test_an_id_is_never_given_again(index, tmp_path):
     index.delete(ids=[3])
     index.save(tmp_path / "index")

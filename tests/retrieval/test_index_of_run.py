@@ -66,6 +66,20 @@ def test_adding_again_replaces(run, monkeypatch):
     assert [e.text for e in index_of(run).entries.values() if not e.task] == ["w50 w51"]
 
 
+def test_what_is_named_twice_is_added_once_and_an_emptied_file_goes(run, monkeypatch):
+    manual = run.parent / "manual"
+    monkeypatch.chdir(run.parent)
+    manual.mkdir()
+    (manual / "a.md").write_text("\n", encoding="utf-8")
+    (manual / "b.md").write_text("w50 w51\n", encoding="utf-8")
+    done = add_to_index(
+        run, tasks=["two", "two"], documents=["manual", "manual/b.md"], embedding="frozen"
+    )
+    two = [entry for entry in index_of(run).entries.values() if entry.task == "two"]
+    assert len(two) == done.added - 1 == done.replaced - 2
+    assert [e.text for e in index_of(run).entries.values() if not e.task] == ["w50 w51"]
+
+
 def test_what_is_deleted_is_not_found(run):
     [[hit]] = search_index(run, ["# w43\nw44 w45 w46"], count=1)
     assert hit.entry.source == "manual/a.md:4"

@@ -15,7 +15,7 @@ from moecl_jax.errors import UserError
 from moecl_jax.methods import METHODS
 from moecl_jax.runs.changes import Change
 from moecl_jax.runs.checkpoint import TaskCheckpoints
-from moecl_jax.runs.undo import _files_without, remove, rollback
+from moecl_jax.runs.undo import _files_without, _out_of_reach, remove, rollback
 from moecl_jax.runs.workdir import load_settings, save_settings, write_json
 from moecl_jax.serving.session import open_run, open_stream
 from moecl_jax.training.trainer import train
@@ -230,6 +230,32 @@ def test_a_removed_task_leaves_no_trace_in_features_and_memory(copied):
     assert list(after.finished) == ["two", "five-removed", "fourteen"]
     assert after.finished["five-removed"] is None
     assert len(history.accuracy) == 3
+
+
+@pytest.mark.parametrize(("learned", "goes"), [("five", True), ("two", False)])
+@pytest.mark.parametrize(
+    "undo", [lambda run: remove(run, "five"), lambda run: rollback(run, "two")]
+)
+def test_what_was_learned_online_of_a_task_goes_with_it(copied, undo, learned, goes):
+    workdir, _ = copied
+    record = {"step": 1, "tracks": [{"task": learned, "window": [{"ids": [1, 2], "label": 0}]}]}
+    TaskCheckpoints(workdir / "online").save_in_progress({"lines": np.ones(1)}, record)
+    (workdir / "online" / "online.jsonl").write_text("{}\n")
+    (workdir / "not_finite.json").write_text("{}")
+    said = "  deleted: online, what was learned online, of all tasks"
+    assert (said in undo(workdir).lines) == goes
+    assert (workdir / "online").exists() != goes
+    assert not (workdir / "not_finite.json").exists()
+
+
+def test_a_removal_says_what_it_does_not_reach(tmp_path):
+    checkpoints = TaskCheckpoints(tmp_path, ["mail", "mail_2", "mail_3"])
+    assert _out_of_reach(checkpoints, []) == []
+    (checkpoints.folder / "set_aside").mkdir(parents=True)
+    assert _out_of_reach(checkpoints, ["mail_3"]) == [
+        "  stays: what mail_3 took over by going on from it",
+        "  stays: checkpoints/set_aside, which may be of it too",
+    ]
 
 
 @pytest.mark.slow

@@ -120,11 +120,36 @@ def test_a_worse_checkpoint_is_not_changed_to(app, places, newest, accuracies, d
 
 
 def test_data_that_cannot_be_read_are_named():
-    tasks = {"mail": {"accuracy": 0.9}, "news": {"error": "news.jsonl: no such file"}}
-    session = types.SimpleNamespace(evaluate=lambda split: {"split": split, "tasks": tasks})
+    def load(tasks):
+        raise UserError(f"{tasks[-1]}.jsonl: no such file")
+
+    evaluator = types.SimpleNamespace(
+        tasks=["mail", "news"], index=["mail", "news"].index, load=load
+    )
+    session = types.SimpleNamespace(evaluator=evaluator)
     labeller = types.SimpleNamespace(session=session, tasks=["mail", "news"])
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"news\.jsonl: no such file"):
         start._accuracies(labeller)
+
+
+def test_accuracies_are_those_of_tasks_with_labels_alone():
+    names, splits = ["mail", "letters", "news"], {"validation": ["a text"]}
+
+    def load(tasks):
+        return [types.SimpleNamespace(name=name, splits=splits) for name in tasks]
+
+    accuracies = {0: 0.9, 2: float("nan")}
+    evaluator = types.SimpleNamespace(
+        tasks=names,
+        names=names,
+        index=names.index,
+        load=load,
+        starting=types.SimpleNamespace(task=lambda *_: None),
+        evaluate=lambda _, index, __: types.SimpleNamespace(accuracy=accuracies[index]),
+    )
+    session = types.SimpleNamespace(evaluator=evaluator, state=None)
+    found = start._accuracies(types.SimpleNamespace(session=session, tasks=["mail", "news"]))
+    assert found["mail"] == 0.9 and found["news"] != found["news"] and len(found) == 2
 
 
 def test_requests_are_answered_while_a_checkpoint_is_opened(app, places):

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import types
 
 import httpx
 import numpy as np
 import pytest
 from labellers import FakeLabeller
 
+from moecl_jax.data.tokenize import TokenizedExample
 from moecl_jax.decisions import Drift
 from moecl_jax.decisions.drift import FEWEST
 from moecl_jax.service import labelling
@@ -78,6 +80,27 @@ def test_another_checkpoint_has_scores_of_its_own(engine):
     assert asked(engine, ["s"], "mail") == ({"mail": None, "news": None}, [])
     engine.switch(first)
     assert asked(engine, [], None)[0]["mail"]["drifted"]
+
+
+def test_validation_texts_are_asked_as_texts_are_that_come():
+    """With their texts, by which methods compare that answer from examples."""
+    labeller, asked = object.__new__(Labeller), []
+    example = TokenizedExample(np.zeros(3, np.int32), 0, text="w1 w2")
+    labeller._evaluator = types.SimpleNamespace(
+        index=lambda _: 0, same=lambda _: [0], names=["mail"]
+    )
+    labeller.session = types.SimpleNamespace(examples=lambda _: {"mail": [example] * FEWEST})
+    labeller.tasks, labeller.labels, labeller.most_texts = ["mail"], {"mail": ("a", "b")}, 16
+    labeller.drifts = {}
+
+    def label(prompts):
+        asked.extend(prompts)
+        return [{"probabilities": {"a": 0.5, "b": 0.5}}] * len(prompts)
+
+    labeller.label = label
+    labeller.watch_scores()
+    assert labeller.drifts["mail"].found.reference == FEWEST
+    assert [prompt.example.text for prompt in asked] == ["w1 w2"] * FEWEST
 
 
 def test_a_session_s_validation_texts_are_what_scores_are_compared_with(trained, monkeypatch):

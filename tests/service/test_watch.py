@@ -67,6 +67,18 @@ def test_what_cannot_be_answered_with_is_logged_and_left_until_the_next_change(
     assert places.engine.labeller.checkpoint == "fourth"
 
 
+def test_a_workdir_that_cannot_be_looked_at_does_not_end_the_watch(places, caplog):
+    def gone():
+        raise PermissionError("no such right")
+
+    places.watcher._mark = gone
+    places.watcher.look()
+    assert "could not be opened" in caplog.text
+    places.watcher._mark = lambda: 2
+    places.watcher.look()
+    assert places.engine.labeller.checkpoint == "second"
+
+
 def test_the_watch_looks_by_itself_and_ends_with_the_engine(places):
     changed = threading.Event()
     switch = places.engine.switch
@@ -89,3 +101,7 @@ def test_a_finished_task_changes_the_mark(tmp_path):
         marks.append(finished_mark(tmp_path))
     assert marks[0] is None and marks[-1] == finished_mark(tmp_path)
     assert len(set(marks)) == 4
+    (tmp_path / "change.json").touch()  # a rollback that is not at its end
+    assert finished_mark(tmp_path) not in marks
+    (tmp_path / "change.json").unlink()
+    assert finished_mark(tmp_path) == marks[-1]

@@ -171,6 +171,7 @@ def test_pieces_stand_one_after_another_with_the_first_one_last():
     assert without_front(ids(1, 2), ids(1)).tolist() == [2]
     assert without_front(ids(2, 1), ids(1)).tolist() == [2, 1]
     assert without_front(ids(2), ids()).tolist() == [2]
+    assert without_front(ids(1), ids(1)).tolist() == [1]  # a prompt has a token
 
 
 class Spelling:

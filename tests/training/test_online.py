@@ -266,6 +266,7 @@ def test_the_task_of_a_text_is_found(tmp_path):
     [
         ("sequential_lora", {"on_drift": "expert"}, "'sequential_lora' keeps no expert a task"),
         ("inf_lora", {}, "'inf_lora' asks for the inputs of all examples"),
+        ("few_shot", {}, "'few_shot' trains nothing"),
         ("per_task", {"task": "six"}, "there is no task 'six'"),
     ],
 )
