@@ -31,6 +31,9 @@ CHANGE_NAME = "change.json"
 ORIGIN_NAME = "origin.json"
 """Facts about the checkpoint that a workdir was converted from; absent in a trained workdir."""
 
+ONLINE_FOLDER = "online"
+"""The folder of what was learned online; absent where nothing was."""
+
 INDEX_NAME = "index.safetensors"
 """Texts that can be found again, of 'moecl index'; absent where nothing was indexed."""
 

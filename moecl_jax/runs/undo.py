@@ -30,6 +30,7 @@ from moecl_jax.runs.names import (
     INDEX_NAME,
     LOG_NAME,
     NOT_FINITE_NAME,
+    ONLINE_FOLDER,
     RESULTS_NAME,
 )
 from moecl_jax.runs.results import read_object
@@ -148,6 +149,7 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
         lines.append(f"  deleted: {inside}")
     if (workdir / RESULTS_NAME).exists():
         lines.append(f"  deleted: {RESULTS_NAME}, which is of all tasks")
+    lines += _of_online(workdir, f"  stays: {ONLINE_FOLDER}/, of use only if begun after '{to}'")
     lines.append("  'moecl train' trains the later tasks again, or others in their place")
     removed = [f"{CHECKPOINTS_FOLDER}/{name}" for name in (*there, IN_PROGRESS)]
     files: dict[str, object] = {FINISHED_NAME: list(names[: index + 1])}
@@ -207,12 +209,13 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         f"{CHECKPOINTS_FOLDER}/{after.path(place).name}": prepared[place] for place in prepared
     } | dict(without.placed)
     own, features = checkpoints.path(index), checkpoints.features_path(count - 1)
-    removed = [own, *([] if count - 1 in prepared else [features])]
+    removed = [own, *([] if count - 1 in prepared else [features]), workdir / ONLINE_FOLDER]
     lines = [f"'{task}', task {index + 1} of {len(names)}, is removed from {workdir}"]
     lines.append(f"  deleted: {CHECKPOINTS_FOLDER}/{own.name}, with expert, head and features")
     if remembered:
         lines.append("  deleted: what the method's memory holds of it alone")
     lines += without.lines
+    lines += _of_online(workdir, f"  deleted: {ONLINE_FOLDER}/, all that was learned online")
     if method.examples.joined:
         lines.append("  its examples no longer join the batches of later tasks")
     if jax.tree.leaves(trees):
@@ -237,6 +240,11 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         _files_without(workdir, task, trace, names, count),
     )
     return Plan(tuple(lines), change, prepare)
+
+
+def _of_online(workdir: Path, line: str) -> list[str]:
+    """What a plan says of what was learned online; nothing where nothing was."""
+    return [line] if (workdir / ONLINE_FOLDER).exists() else []
 
 
 @dataclasses.dataclass(frozen=True)
