@@ -33,7 +33,7 @@ from moecl_jax.methods.added_loras import AddedLoras
 from moecl_jax.methods.forward import StepContext, forward, vocabulary_logits
 from moecl_jax.methods.next_token import next_token_losses
 from moecl_jax.methods.parameters import TaskParameters, Tree
-from moecl_jax.methods.stream import StreamState
+from moecl_jax.methods.stream import StreamState, in_corner
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.progress import TRAIN
 from moecl_jax.serving.evaluator import Evaluator
@@ -80,6 +80,7 @@ def pretrained(
     wait_for_all("looked for what was pre-trained")
     if file is not None and saved:
         shared, facts = _load(file, stream.shared)
+        shared = in_corner(shared, stream.shared)  # tasks may have been added since
         return dataclasses.replace(stream, shared=shared), facts
     texts = Texts(Path(settings.self_supervised.texts), settings.seed)
     training = _Pretraining(evaluator, stream, texts)
