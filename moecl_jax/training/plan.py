@@ -64,7 +64,8 @@ class TrainingTime:
     Attributes:
       step_seconds: median time of a training step of each task.
       text_seconds: time to evaluate a text of each task.
-      total_seconds: time of all steps and evaluations, without loading and compiling.
+      total_seconds: time of all steps and evaluations. Loading, compiling, pre-training on texts
+        and what a method computes at a task's end are not counted.
     """
 
     step_seconds: tuple[float, ...]
