@@ -95,10 +95,7 @@ def pretrained(
         "perplexity_after": training.perplexity(),
     }
     if not math.isfinite(facts["perplexity_after"]):
-        raise UserError(
-            f"pre-training on {texts.folder} ends in a perplexity that is not finite; lower "
-            "optimizer.learning_rate, or set optimizer.clip_norm"
-        )
+        raise _not_finite(texts, "ends in a perplexity")
     reporting.current().message(
         f"pre-trained on {texts.folder}: perplexity of held-out text {before:.2f}, now "
         f"{facts['perplexity_after']:.2f}"
@@ -289,6 +286,8 @@ class _Pretraining:
                 tokens += int(np.maximum(np.count_nonzero(batch.segments, axis=1) - 1, 0).sum())
                 if place % 10 == 0:
                     stage.losses = {"loss": float(loss)}
+                    if not math.isfinite(stage.losses["loss"]):
+                        raise _not_finite(self.texts, f"has after {place + 1} steps a loss")
                 reporting.advance(self.size)
         return tokens
 
@@ -308,6 +307,13 @@ class _Pretraining:
     def _batches(self, rows: Iterator[np.ndarray]) -> Iterator[Batch]:
         while chunk := list(itertools.islice(rows, self.size)):
             yield batch_of_rows(chunk, self.size, self.length)
+
+
+def _not_finite(texts: Texts, what: str) -> UserError:
+    return UserError(
+        f"pre-training on {texts.folder} {what} that is not finite; lower optimizer.learning_rate, "
+        "or set optimizer.clip_norm"
+    )
 
 
 def _too_little(texts: Texts) -> UserError:

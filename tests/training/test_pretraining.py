@@ -174,6 +174,16 @@ def test_texts_that_are_not_there_are_named(tmp_path):
         pretraining.pretrained(run.evaluator, stream, None)
 
 
+def test_a_loss_that_is_not_finite_ends_it_soon(tmp_path, monkeypatch):
+    def broken(shared, optimizer_state, *_, **__):
+        return shared, optimizer_state, float("nan")
+
+    monkeypatch.setattr(pretraining, "pretraining_step", broken)
+    run = training_of(settings_with(tmp_path), tmp_path / "run")
+    with pytest.raises(UserError, match="has after 1 steps a loss that is not finite; lower"):
+        pretraining.pretrained(run.evaluator, run.store.restore()[0], None)
+
+
 def test_a_damaged_file_is_named(tmp_path):
     run = training_of(settings_with(tmp_path), tmp_path / "run")
     stream, _ = run.store.restore()
