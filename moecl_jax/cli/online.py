@@ -48,7 +48,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moecl_jax.training.online import FOLDER, OnlineSettings, learn_online
+    from moecl_jax.runs.names import ONLINE_FOLDER
+    from moecl_jax.training.online import OnlineSettings, learn_online
     from moecl_jax.training.online_log import LOG_NAME
 
     options = OnlineSettings(
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
         delta=arguments.delta,
     )
     tally = learn_online(arguments.workdir, arguments.input, options, follow=arguments.follow)
-    print(f"{tally}\nEach line: {arguments.workdir / FOLDER / LOG_NAME}")
+    print(f"{tally}\nEach line: {arguments.workdir / ONLINE_FOLDER / LOG_NAME}")
     if tally.bad:
         print(f"{tally.bad} lines could not be used; the file says why", file=sys.stderr)
     return 1 if tally.bad else 0

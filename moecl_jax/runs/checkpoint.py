@@ -302,6 +302,18 @@ class TaskCheckpoints:
         """The record of a finished task."""
         return _read_record(self.path(index))
 
+    def digest(self, count: int) -> str:
+        """A digest of all arrays that the first `count` tasks have left; "" of no task.
+
+        Raises:
+          UserError: a checkpoint cannot be read.
+        """
+        parts = [self.finished_record(index)[_DIGESTS] for index in range(count)]
+        if not parts:
+            return ""
+        found = " ".join([*(each.get(_OWN, "") for each in parts), parts[-1][_SHARED]])
+        return hashlib.blake2b(found.encode(), digest_size=16).hexdigest()
+
     def restore_own(self, index: int) -> dict[str, Any]:
         """A finished task's expert and head as NumPy arrays."""
         return dict(_restore_arrays(self.path(index), _OWN))

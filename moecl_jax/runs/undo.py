@@ -155,7 +155,8 @@ def _plan_rollback(workdir: Path, settings: Settings, to: str) -> Plan:
     files: dict[str, object] = {FINISHED_NAME: list(names[: index + 1])}
     without = _IndexWithout.of(workdir, names[index + 1 :])
     online = _learned_online(workdir, tasks[index + 1 : len(known)])
-    lines[-1:-1] = [*without.lines, *online.values()]
+    stays = _of_online(workdir, f"  stays: {ONLINE_FOLDER}/, of use only if begun after '{to}'")
+    lines[-1:-1] = [*without.lines, *(online.values() or stays)]
     traces = [task.name for task in tasks[index + 1 :] if task.removed]
     if traces:
         left = [name for name in names if name not in traces]
@@ -209,15 +210,16 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
     placed = {
         f"{CHECKPOINTS_FOLDER}/{after.path(place).name}": prepared[place] for place in prepared
     } | dict(without.placed)
-    own, online = checkpoints.path(index), _learned_online(workdir, [tasks[index]])
+    own = checkpoints.path(index)
     # Features of all tasks are with the newest, unless they were not known when it was finished.
-    removed = [own, workdir / NOT_FINITE_NAME, *(workdir / name for name in online)]
+    removed = [own, workdir / NOT_FINITE_NAME, workdir / ONLINE_FOLDER]
     removed += [checkpoints.features_path(p) for p in range(index, count) if p not in prepared]
     lines = [f"'{task}', task {index + 1} of {len(names)}, is removed from {workdir}"]
     lines.append(f"  deleted: {CHECKPOINTS_FOLDER}/{own.name}, with expert, head and features")
     if remembered:
         lines.append("  deleted: what the method's memory holds of it alone")
-    lines += [*without.lines, *online.values()]
+    lines += without.lines
+    lines += _of_online(workdir, f"  deleted: {ONLINE_FOLDER}/, all that was learned online")
     if method.examples.joined:
         lines.append("  its examples no longer join the batches of later tasks")
     if jax.tree.leaves(trees):
@@ -244,6 +246,11 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
         _files_without(workdir, task, trace, names, count),
     )
     return Plan(tuple(lines), change, prepare)
+
+
+def _of_online(workdir: Path, line: str) -> list[str]:
+    """What a plan says of what was learned online; nothing where nothing was."""
+    return [line] if (workdir / ONLINE_FOLDER).exists() else []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,8 +79,8 @@ def add_to_index(
     load_settings(workdir)  # before a folder is claimed that is no workdir
     if not (tasks or documents):
         raise UserError("name what is to be added: --task or --input")
-    documents = list(dict.fromkeys(file for d in documents for file in documents_of(Path(d))))
-    passages = [passage for file in documents for passage in passages_of(file)]
+    found = dict.fromkeys(file for place in documents for file in documents_of(Path(place)))
+    passages = [passage for file in found for passage in passages_of(file)]
     with claimed(workdir):
         examples, skipped = _examples(workdir, dict.fromkeys(tasks))
         index = Index.load(_path(workdir)) if _path(workdir).exists() else None
@@ -88,7 +88,7 @@ def add_to_index(
         embed = _embedder(workdir, name, model)
         index = Index(embed.name) if index is None else index
         refuse_other_embedding(index, embed)
-        files = {file.as_posix() for file in documents}
+        files = {file.as_posix() for file in found}
         replaced = index.delete(tasks=tasks, sources=files)
         entries = [*examples, *passages]
         for first in range(0, len(entries), _TEXTS):

@@ -12,6 +12,7 @@ it is. A free-form task's text has the answer that the teacher writes (Kim and R
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def _distil(
 ) -> Distilled:
     """`distil` of checked arguments."""
     evaluator = session.evaluator
-    tasks = evaluator.load([t for t in evaluator.tasks if t.name in session.tasks])
+    tasks = _finished(session)
     settings = adjust(student_settings(evaluator.settings, tasks, into))
     teacher = []
     with claimed(into):
@@ -107,6 +108,27 @@ def _distil(
     results = train(settings, into)
     student = [np.nan if value is None else value for value in results["accuracy_matrix"][-1]]
     return Distilled([task.name for task in tasks], teacher, student)
+
+
+def _finished(session: Session) -> list[TokenizedTask]:
+    """The finished tasks, each with the examples of those that continue it.
+
+    The test texts are the task's own.
+    """
+    evaluator = session.evaluator
+    finished = evaluator.tasks[: len(session.state.finished)]
+    loaded = {t.name: t for t in evaluator.load([t for t in finished if not t.removed])}
+    tasks = []
+    for name in session.tasks:
+        parts = [evaluator.names[place] for place in evaluator.same(evaluator.index(name))]
+        own = [loaded[part].splits for part in parts if part in loaded]
+        more = {
+            split: tuple(itertools.chain.from_iterable(each[split] for each in own))
+            for split in ("train", "validation")
+        }
+        splits = {**loaded[name].splits, **more}
+        tasks.append(dataclasses.replace(loaded[name], splits=splits))
+    return tasks
 
 
 def student_settings(settings: Settings, tasks: Sequence[TokenizedTask], into: Path) -> Settings:
@@ -131,6 +153,7 @@ def student_settings(settings: Settings, tasks: Sequence[TokenizedTask], into: P
             "task_settings": {},
             "selection": settings.selection if validated else "last",
             "data": {**every, **carved, "on_bad_example": "skip"},
+            "self_supervised": {"texts": ""},  # no texts are read but those of the tasks
         }
     )
 
@@ -168,7 +191,8 @@ def _taught(
     accuracy = evaluator.evaluate(parameters, index, task.splits["test"]).accuracy
     with reporting.stage(f"answers of the teacher for {task.name}"):
         if task.definition.free_form:
-            written = session.write([Prompt(example.prompt, index) for example in texts])
+            prompts = [Prompt(example.prompt, index, example.text) for example in texts]
+            written = session.write(prompts)
             return accuracy, [
                 (example, fields["response"])
                 for example, fields in zip(texts, written, strict=True)

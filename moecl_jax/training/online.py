@@ -30,13 +30,14 @@ from moecl_jax.runs.checkpoint import TaskCheckpoints
 from moecl_jax.runs.lock import claimed
 from moecl_jax.runs.log import plain
 from moecl_jax.runs.names import ONLINE_FOLDER
+from moecl_jax.runs.workdir import bound_settings
 from moecl_jax.serving.arrivals import Arrivals
 from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.scoring import labelled
 from moecl_jax.serving.session import open_stream
 from moecl_jax.settings import Section, setting
 from moecl_jax.training.drift import Drift, bounded
-from moecl_jax.training.online_lines import Arrived, LineReader
+from moecl_jax.training.online_lines import Arrived, Line, LineReader
 from moecl_jax.training.online_log import OnlineLog, Tally
 from moecl_jax.training.online_track import Track
 from moecl_jax.training.pieces import Cutter
@@ -50,8 +51,6 @@ from moecl_jax.training.steps import (
     train_piece,
 )
 
-FOLDER = ONLINE_FOLDER
-"""The folder in a workdir of what is learned online."""
 _POLL_SECONDS = 0.5  # between two looks at a file that may grow
 
 
@@ -75,7 +74,11 @@ class OnlineSettings(Section):
 
 
 class Online:
-    """Learns in a workdir from lines as they arrive."""
+    """Learns in a workdir from lines as they arrive.
+
+    Nothing is written before something was learned. Two objects must not learn in one workdir at a
+    time: `learn_online` sees to it.
+    """
 
     def __init__(self, workdir: Path, options: OnlineSettings):
         """Opens the workdir, and goes on where an earlier pass over the same stream stopped.
@@ -96,6 +99,7 @@ class Online:
         _check(self.evaluator, options)
         self.budget = options.budget or 1 / size
         self.stream, _ = store.restore()
+        self._finished = store.checkpoints.digest(len(self.stream.finished))
         knows = self.method.traits.expert_per_task
         features = store.restore_features(self.stream) if knows else None
         self._lines = LineReader(self.evaluator, features, options.task)
@@ -114,11 +118,10 @@ class Online:
         )
         self._step = jax.jit(step, donate_argnums=(0, 1))
         self._cutter = Cutter.of_unknown(self.evaluator)
-        self.checkpoints = TaskCheckpoints(workdir / FOLDER)
-        self.checkpoints.tidy()
+        self.checkpoints = TaskCheckpoints(workdir / ONLINE_FOLDER)
         self.tally = Tally()
         self._restore(self.checkpoints.in_progress_record())
-        self.log = OnlineLog(workdir / FOLDER, self.lines)
+        self.log = OnlineLog(workdir / ONLINE_FOLDER, self.lines)
 
     def run(self, source: Path, *, follow: bool = False) -> Tally:
         """Learns from an input to its end.
@@ -135,7 +138,7 @@ class Online:
         if self.lines:
             where = f"expecting line {self.lines + 1} next" if piped else "where it stopped"
             reporting.current().message(f"going on after line {self.lines}, {where}")
-        with Arrivals(source, 0 if piped else self.offset) as arrivals:
+        with Arrivals(source, self.offset) as arrivals:
             while not stopping.requested():
                 group = self._next_group(arrivals)
                 if group:
@@ -167,19 +170,20 @@ class Online:
             return self.evaluator.starting.task(stream, self.evaluator.names[place], place)
         return track.state.answering.replace(shared=self.shared)
 
-    def _next_group(self, arrivals: Arrivals) -> list[bytes]:
+    def _next_group(self, arrivals: Arrivals) -> list[bytes | ValueError]:
         """Lines that are there, at most a batch, so that a pipe is answered while it is fed."""
-        group: list[bytes] = []
+        group: list[bytes | ValueError] = []
         while len(group) < self.settings.batch.size and (line := arrivals.next()) is not None:
             group.append(line)
         return group
 
-    def learn(self, lines: Sequence[bytes | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def learn(self, lines: Sequence[Line]) -> list[dict[str, Any]]:
         """Scores each line and learns it after that; those between two steps are scored together.
 
         Args:
           lines: records, or JSON lines, with the fields of a task's text, its label field, and
-            maybe `task`. Without a label a text is answered alone.
+            maybe `task`. Without a label a text is answered alone. An error stands for a line that
+            could not be read.
 
         Returns:
           What the log has of each: `line`, `task`, `label` and `probability` of the answer; with a
@@ -239,6 +243,7 @@ class Online:
             return False
         line |= {"label": answer["label"], "probability": max(answer["probabilities"].values())}
         if arrived.gold is None:
+            self.tally.bare += 1
             self.log.add(line)
             return False
         track = self._track(arrived.place)
@@ -335,6 +340,7 @@ class Online:
         self._since = now
         self.log.flush()
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.tidy()
         record = {
             "step": self.lines,
             "offset": self.offset,
@@ -344,7 +350,7 @@ class Online:
                 for track in self.tracks.values()
             ],
             "aside": list(self.aside),
-            **self._facts(),
+            "facts": self._facts(),
         }
         tree = self.evaluator.model.placement.host(self._tree())
         self.checkpoints.save_in_progress(tree, plain(record))
@@ -355,9 +361,9 @@ class Online:
             "fingerprint": self.evaluator.model.fingerprint,
             "tasks": self.evaluator.names,
             "finished": list(self.stream.finished),
+            "digest of what is finished": self._finished,
             "options": dataclasses.asdict(self.options),
-            "batch_size": self.settings.batch.size,
-            "learning_rate": self.settings.optimizer.learning_rate,
+            **bound_settings(self.settings, self.evaluator.names),
         }
 
     def _tree(self) -> dict[str, Any]:
@@ -370,6 +376,7 @@ class Online:
                 self.evaluator.names[track.place]: {
                     "active": track.state.active,
                     "optimizer_state": track.state.optimizer_state,
+                    "memory": track.state.memory,  # it may depend on when the task was begun
                     "step": track.state.step,
                 }
                 for track in begun
@@ -387,13 +394,13 @@ class Online:
         """Goes on from a state that was saved."""
         if record is None:
             return
-        now = plain(self._facts())
-        for key, value in now.items():
-            if record[key] != value:
+        then, now = record["facts"], plain(self._facts())
+        for key in dict.fromkeys([*now, *then]):
+            if then.get(key) != now.get(key):
                 raise UserError(
-                    f"{self.checkpoints.folder.parent} was begun with {key} = {record[key]}, and "
-                    f"now it is {value}. Go on with the values of then, or move the folder away to "
-                    "begin anew"
+                    f"{self.checkpoints.folder.parent} was begun with {key} = {then.get(key)}, and "
+                    f"now it is {now.get(key)}. Go on with the values of then, or move the folder "
+                    "away to begin anew"
                 )
         self.lines, self.offset = int(record["step"]), int(record["offset"])
         self.tally = Tally(**record["tally"])
@@ -446,18 +453,26 @@ def learn_online(
 
 def _check(evaluator: Evaluator, options: OnlineSettings) -> None:
     """Refuses what an online pass cannot do with a method."""
-    method = evaluator.method
+    method, settings = evaluator.method, evaluator.settings
     if not method.traits.trains:
         raise UserError(
-            f"method '{method.name}' trains nothing, and online there is nothing else to learn; "
-            "take a workdir of a method that trains"
+            f"method '{method.name}' trains nothing, so that it cannot learn online; take a "
+            "workdir of another method"
+        )
+    if settings.shared_head and len(evaluator.tasks) > 1:
+        raise UserError(
+            "config: shared_head: online each task would train a head of its own; take a workdir "
+            "with a head a task, or with head = 'lm'"
         )
     if method.traits.reads_moments:
         raise UserError(
             f"method '{method.name}' asks for the inputs of all examples of a task before it "
             "trains, and online they are not there yet; take a workdir of another method"
         )
-    if options.on_drift == "expert" and not method.traits.expert_per_task:
+    sizes = evaluator.starting.sizes
+    own = jax.eval_shape(lambda: method.init_expert(jax.random.key(0), sizes))
+    begins = method.traits.expert_per_task and jax.tree.leaves(own)
+    if options.on_drift == "expert" and not begins:
         raise UserError(
             f"--on-drift=expert: method '{method.name}' keeps no expert a task, of which a new one "
             "could begin; take --on-drift=note, or a workdir of per_task or moe_cl"
@@ -466,4 +481,9 @@ def _check(evaluator: Evaluator, options: OnlineSettings) -> None:
         reporting.current().message(
             f"note: examples of other tasks, which method '{method.name}' trains on too, do not "
             "join online batches"
+        )
+    if settings.task_settings:
+        reporting.current().message(
+            "note: online all tasks are trained with the same values; those of task_settings for "
+            f"{', '.join(settings.task_settings)} are not used"
         )

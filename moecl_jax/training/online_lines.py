@@ -12,6 +12,9 @@ from moecl_jax.serving.evaluator import Evaluator
 from moecl_jax.serving.gold import gold_label
 from moecl_jax.serving.prompts import Prompt, PromptReader, choosing_reader, reader_of_task
 
+Line = bytes | ValueError | Mapping[str, Any]
+"""A JSON line, a record, or why a line could not be read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arrived:
@@ -51,11 +54,11 @@ class LineReader:
         if task:
             self._reader(task)
 
-    def read(self, lines: Sequence[bytes | Mapping[str, Any]], first: int) -> list[Arrived | str]:
+    def read(self, lines: Sequence[Line], first: int) -> list[Arrived | str]:
         """The example of each line, or what is wrong with it.
 
         Args:
-          lines: JSON lines, or records.
+          lines: the lines.
           first: number of the first one.
         """
         records = [_record(line) for line in lines]
@@ -113,8 +116,10 @@ class LineReader:
         return choosing_reader(self.evaluator, self.features)
 
 
-def _record(line: bytes | Mapping[str, Any]) -> Mapping[str, Any] | str:
+def _record(line: Line) -> Mapping[str, Any] | str:
     """The object of a line, or what is wrong with it."""
+    if isinstance(line, ValueError):
+        return str(line)
     try:
         record = parse_json(line) if isinstance(line, bytes) else line
     except ValueError as error:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moecl_jax.errors import UserError
+from moecl_jax.outside import parse_json, shortened
 from moecl_jax.runs.log import plain
 
 LOG_NAME = "online.jsonl"
@@ -23,6 +25,7 @@ class Tally:
       counts: number of a task's labelled examples and of those answered rightly, by its name.
       drifts: `line` and `task` of each rise of the loss that was found.
       bad: number of lines that could not be used.
+      bare: number of lines without a label, which were answered alone.
       steps: number of steps.
       skipped: number of those that changed nothing, as something was not finite.
       seconds: seconds of work, those of waiting included.
@@ -32,6 +35,7 @@ class Tally:
     counts: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     drifts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     bad: int = 0
+    bare: int = 0
     steps: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -62,6 +66,8 @@ class Tally:
             )
         for drift in self.drifts:
             lines.append(f"the loss of {drift['task']} has risen: line {drift['line']}")
+        if self.bare:
+            lines.append(f"lines without a label, which were answered alone: {self.bare}")
         if self.skipped:
             lines.append(f"steps that were not finite and changed nothing: {self.skipped}")
         lines.append(f"steps: {self.steps}; lines that could not be used: {self.bad}")
@@ -72,24 +78,38 @@ class OnlineLog:
     """The file with a line for each example."""
 
     def __init__(self, folder: Path, lines: int):
-        """Opens the file, less what is about to be written again.
+        """Names the file; nothing is created or changed before the first lines are written.
 
         Args:
           folder: gets the file.
           lines: number of input lines that a pass goes on after.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LOG_NAME
+        self._lines, self._opened = lines, False
+        self._waiting: list[dict[str, Any]] = []
+
+    def _open(self) -> None:
+        """Takes out of the file what is about to be written again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = 0
         if self.path.exists():
             with self.path.open("rb") as stream:
                 for line in stream:
-                    if not line.endswith(b"\n") or json.loads(line)["line"] > lines:
+                    if not line.endswith(b"\n") or self._number(line) > self._lines:
                         break
                     kept += len(line)
             with self.path.open("r+b") as stream:
                 stream.truncate(kept)
-        self._waiting: list[dict[str, Any]] = []
+        self._opened = True
+
+    def _number(self, line: bytes) -> int:
+        """The number of the input line that a line is of."""
+        try:
+            return int(parse_json(line)["line"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{self.path} is broken: {shortened(line)} is no line of it; move the file away"
+            ) from error
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Takes the line of an example."""
@@ -98,6 +118,10 @@ class OnlineLog:
     def flush(self) -> list[dict[str, Any]]:
         """Writes the lines that were taken since the last call, and gives them."""
         written, self._waiting = self._waiting, []
+        if not written:
+            return written
+        if not self._opened:
+            self._open()
         with self.path.open("ab") as stream:
             for line in written:
                 stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")

@@ -38,8 +38,8 @@ class TrainingPlan:
     Attributes:
       steps: training steps of each task.
       evaluated: texts of each task that are answered for the matrix, for the choice of the epoch,
-        and for the choice of the task; a text counts each time. Not counted are texts for which the
-        wrong task is chosen, which are answered once more.
+        for the choice of the task, and with each kind of change; a text counts each time. Not
+        counted are texts for which the wrong task is chosen, which are answered once more.
       frozen_bytes: memory of the frozen LLM's weights on a device.
       trained_bytes: memory of what is trained, with the optimizer's state, on a device.
       step_bytes: memory of a training step on a device, weights included, as XLA reports it for
@@ -64,7 +64,8 @@ class TrainingTime:
     Attributes:
       step_seconds: median time of a training step of each task.
       text_seconds: time to evaluate a text of each task.
-      total_seconds: time of all steps and evaluations, without loading and compiling.
+      total_seconds: time of all steps and evaluations. Loading, compiling, pre-training on texts
+        and what a method computes at a task's end are not counted.
     """
 
     step_seconds: tuple[float, ...]
@@ -194,6 +195,7 @@ def _evaluated(evaluator: Evaluator, tasks: Sequence[TokenizedTask]) -> tuple[in
         early = min(most, test) if most else test
         rounds = [count] if joint else list(range(1, count + 1))  # by the tasks finished then
         total = early * (1 + sum(finished <= index for finished in rounds))
+        total += len(settings.evaluation.perturbations) * test
         after = [finished for finished in rounds if finished > index]
         later = [place for place in evaluator.same(index) if place >= index]
         trained = [count - 1] if joint else later  # with which its answers change

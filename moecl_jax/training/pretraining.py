@@ -33,7 +33,7 @@ from moecl_jax.methods.added_loras import AddedLoras
 from moecl_jax.methods.forward import StepContext, forward, vocabulary_logits
 from moecl_jax.methods.next_token import next_token_losses
 from moecl_jax.methods.parameters import TaskParameters, Tree
-from moecl_jax.methods.stream import StreamState
+from moecl_jax.methods.stream import StreamState, in_corner
 from moecl_jax.models.sharding import first_process, wait_for_all
 from moecl_jax.progress import TRAIN
 from moecl_jax.serving.evaluator import Evaluator
@@ -80,6 +80,7 @@ def pretrained(
     wait_for_all("looked for what was pre-trained")
     if file is not None and saved:
         shared, facts = _load(file, stream.shared)
+        shared = in_corner(shared, stream.shared)  # tasks may have been added since
         return dataclasses.replace(stream, shared=shared), facts
     texts = Texts(Path(settings.self_supervised.texts), settings.seed)
     training = _Pretraining(evaluator, stream, texts)
@@ -94,10 +95,7 @@ def pretrained(
         "perplexity_after": training.perplexity(),
     }
     if not math.isfinite(facts["perplexity_after"]):
-        raise UserError(
-            f"pre-training on {texts.folder} ends in a perplexity that is not finite; lower "
-            "optimizer.learning_rate, or set optimizer.clip_norm"
-        )
+        raise _not_finite(texts, "ends in a perplexity")
     reporting.current().message(
         f"pre-trained on {texts.folder}: perplexity of held-out text {before:.2f}, now "
         f"{facts['perplexity_after']:.2f}"
@@ -288,6 +286,8 @@ class _Pretraining:
                 tokens += int(np.maximum(np.count_nonzero(batch.segments, axis=1) - 1, 0).sum())
                 if place % 10 == 0:
                     stage.losses = {"loss": float(loss)}
+                    if not math.isfinite(stage.losses["loss"]):
+                        raise _not_finite(self.texts, f"has after {place + 1} steps a loss")
                 reporting.advance(self.size)
         return tokens
 
@@ -307,6 +307,13 @@ class _Pretraining:
     def _batches(self, rows: Iterator[np.ndarray]) -> Iterator[Batch]:
         while chunk := list(itertools.islice(rows, self.size)):
             yield batch_of_rows(chunk, self.size, self.length)
+
+
+def _not_finite(texts: Texts, what: str) -> UserError:
+    return UserError(
+        f"pre-training on {texts.folder} {what} that is not finite; lower optimizer.learning_rate, "
+        "or set optimizer.clip_norm"
+    )
 
 
 def _too_little(texts: Texts) -> UserError:

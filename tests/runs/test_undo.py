@@ -282,6 +282,8 @@ def test_a_removal_may_be_rolled_back_over_and_repeated(copied):
 @pytest.mark.parametrize("command", [["rollback", "--to=two"], ["remove", "--task=five"]])
 def test_without_yes_nothing_is_changed(copied, command, capsys):
     workdir, _ = copied
+    (workdir / "online").mkdir()
+    (workdir / "online" / "online.jsonl").write_text("", encoding="utf-8")
     before = content_of(workdir)
     assert main([command[0], f"--workdir={workdir}", *command[1:]]) == 0
     out = capsys.readouterr().out
@@ -291,6 +293,8 @@ def test_without_yes_nothing_is_changed(copied, command, capsys):
     assert main([command[0], f"--workdir={workdir}", *command[1:], "--yes"]) == 0
     assert "nothing was changed" not in capsys.readouterr().out
     assert content_of(workdir).keys() != before.keys()
+    assert (workdir / "online").exists() == (command[0] == "rollback")
+    assert f"{'stays' if command[0] == 'rollback' else 'deleted'}: online/" in out
     assert not list((workdir / "checkpoints").glob(".*")) and not (workdir / "change.json").exists()
 
 

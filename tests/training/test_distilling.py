@@ -1,12 +1,15 @@
 """All experts distilled into one LoRA: the teacher's answers by hand, and whole runs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from streams import assert_bit_equal, logged, restored, tiny_settings
 
 from moecl_jax.cli.main import main
+from moecl_jax.data.task import SPLITS, Task
+from moecl_jax.data.tokenize import TokenizedExample, TokenizedTask
 from moecl_jax.errors import UserError
 from moecl_jax.interchange.peft import export_peft, read_adapter
 from moecl_jax.serving.session import open_run
@@ -62,6 +65,32 @@ def test_wrong_arguments_are_named(tmp_path):
         distil(tmp_path / "run", tmp_path / "one", answers=0)
     with pytest.raises(UserError, match="is the teacher's workdir; name another folder"):
         distil(tmp_path / "run", tmp_path / "run")
+
+
+def test_a_student_reads_the_texts_of_a_task_s_later_parts_and_no_others():
+    def task(name, texts, **fields):
+        split = tuple(TokenizedExample(np.zeros(1, np.int32), 0, text=text) for text in texts)
+        made = Task(name, source="jsonl", train="x.jsonl", labels=("a", "b"), **fields)
+        none = dict.fromkeys(SPLITS, 0)
+        return TokenizedTask(made, dict.fromkeys(SPLITS, split), none, none, none)
+
+    mail, news = task("mail", ["m1"]), task("news", ["n1"])
+    more = task("mail_2", ["m2", "m3"], continues="mail")
+    known = (mail, news, more)
+    evaluator = SimpleNamespace(
+        tasks=[each.definition for each in known],
+        names=[each.name for each in known],
+        index=lambda name: [each.name for each in known].index(name),
+        same=lambda index: [1] if index == 1 else [0, 2],
+        load=lambda tasks: [each for each in known if each.definition in tasks],
+    )
+    for count, texts in ((3, ["m1", "m2", "m3"]), (2, ["m1"])):
+        state = SimpleNamespace(finished=dict.fromkeys(evaluator.names[:count]))
+        session = SimpleNamespace(evaluator=evaluator, state=state, tasks=["mail", "news"])
+        first, second = distilling._finished(session)
+        assert [example.text for example in first.splits["train"]] == texts
+        assert [example.text for example in first.splits["test"]] == ["m1"]
+        assert [example.text for example in second.splits["train"]] == ["n1"]
 
 
 def rows(file):

@@ -5,8 +5,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +19,13 @@ from moecl_jax import stopping
 from moecl_jax.cli import main as cli
 from moecl_jax.data.batching import epoch_order
 from moecl_jax.errors import UserError
+from moecl_jax.methods.per_task import PerTask
+from moecl_jax.runs.checkpoint import TaskCheckpoints
+from moecl_jax.runs.settings import Settings
 from moecl_jax.runs.workdir import save_settings
+from moecl_jax.serving import arrivals
 from moecl_jax.serving.arrivals import Arrivals
+from moecl_jax.training import online as online_module
 from moecl_jax.training.drift import Drift
 from moecl_jax.training.online import Online, OnlineSettings, learn_online
 from moecl_jax.training.online_track import Track
@@ -225,7 +232,7 @@ def test_a_line_without_a_label_is_answered_and_a_bad_one_says_why(begun):
     ]
     stream_of(workdir).write_text("\n".join(lines) + "\n", encoding="utf-8")
     tally = learn_online(workdir, stream_of(workdir), DEFAULT)
-    assert (tally.bad, tally.counts["two"][0]) == (5, 1)
+    assert (tally.bad, tally.bare, tally.counts["two"][0]) == (5, 1, 1)
     answered, *bad, learned = logged(workdir)
     assert answered.keys() == {"line", "task", "label", "probability"}
     assert learned["line"] == 7 and learned["gold"] == good["label"]
@@ -266,23 +273,103 @@ def test_the_task_of_a_text_is_found(tmp_path):
     [
         ("sequential_lora", {"on_drift": "expert"}, "'sequential_lora' keeps no expert a task"),
         ("inf_lora", {}, "'inf_lora' asks for the inputs of all examples"),
-        ("few_shot", {}, "'few_shot' trains nothing"),
+        ("zero_shot", {}, "'zero_shot' trains nothing"),
+        ("o_lora", {"on_drift": "expert"}, "'o_lora' keeps no expert a task"),
         ("per_task", {"task": "six"}, "there is no task 'six'"),
     ],
 )
 def test_what_cannot_be_done_online_is_refused(begun, method, options, message):
+    changes = {"o_lora__composed": False} if method == "o_lora" else {}
     with pytest.raises(UserError, match=message):
-        Online(begun(method), OnlineSettings(**options))
+        Online(begun(method, **changes), OnlineSettings(**options))
 
 
-def test_a_pass_goes_on_with_its_own_options_and_file_alone(whole, tmp_path):
+def test_one_head_of_several_tasks_is_refused():
+    settings = Settings(head="classification", shared_head=True)
+    evaluator = SimpleNamespace(method=PerTask(), settings=settings, tasks=TWO)
+    with pytest.raises(UserError, match="shared_head: online each task would train a head of its"):
+        online_module._check(evaluator, DEFAULT)
+
+
+def test_a_pass_goes_on_with_its_own_options_and_file_alone(whole, tmp_path, monkeypatch):
     workdir, _ = whole
     with pytest.raises(UserError, match=r"was begun with options = .* Go on with the values of"):
         Online(workdir, OnlineSettings(budget=0.5))
+    content = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    content["optimizer"]["weight_decay"] = 0.5
+    (other / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"begun with optimizer.weight_decay = .* now it is 0.5"):
+        Online(other, DEFAULT)
+    monkeypatch.setattr(TaskCheckpoints, "digest", lambda *_: "of another training")
+    with pytest.raises(UserError, match="digest of what is finished = , and now it is of another"):
+        Online(workdir, DEFAULT)
+    monkeypatch.undo()
+    lines = stream_of(workdir).read_bytes()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_bytes(b" " + lines)
+    with pytest.raises(UserError, match=r"no end of a line after \d+ bytes"):
+        learn_online(workdir, changed, DEFAULT)
     short = tmp_path / "short.jsonl"
     short.write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"has 3 bytes, and \d+ of it were read before"):
         learn_online(workdir, short, DEFAULT)
+
+
+def test_what_is_only_looked_at_stays_as_it_is(whole):
+    """The log of a pass that is under way is ahead of what it has saved."""
+    workdir, _ = whole
+    log = workdir / "online" / "online.jsonl"
+    before = log.read_bytes()
+    try:
+        log.write_bytes(before + b'{"line": 97}\n')
+        Online(workdir, DEFAULT)
+        assert log.read_bytes() == before + b'{"line": 97}\n'
+    finally:
+        log.write_bytes(before)
+
+
+@pytest.mark.slow
+def test_what_a_task_began_with_is_restored(begun):
+    """The teacher of `lwf` is the LoRA with which the second task began."""
+    workdir = begun("lwf")
+    online = Online(workdir, DEFAULT)
+    lines = stream_of(workdir).read_bytes().splitlines()
+    online.learn([*lines[:SIZE], *lines[48 : 48 + SIZE]])
+    online.save()
+    teachers = [
+        each.tracks[1].state.memory["teacher"] for each in (online, Online(workdir, DEFAULT))
+    ]
+    assert_bit_equal(*teachers)
+    assert any(np.any(factors["b"]) for factors in teachers[0]["expert"].values())
+
+
+def test_a_line_that_is_too_long_is_a_bad_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(arrivals, "LONGEST_LINE", 8)
+    monkeypatch.setattr(arrivals, "_CHUNK", 4)
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"one\n" + b"x" * 30 + b"\ntwo\n" + b"y" * 20)
+    with Arrivals(file) as opened:
+        assert opened.next() == b"one\n"
+        assert "more than 8 bytes" in str(opened.next())
+        assert opened.offset == 35
+        assert opened.next() == b"two\n"
+        assert opened.next() is None and opened.unfinished
+        assert opened.offset == 39
+
+
+def test_a_file_goes_on_where_its_pipe_ended(monkeypatch, tmp_path):
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"one\ntwo\n")
+    with file.open() as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        with Arrivals(Path("-"), 8) as opened:
+            assert [opened.next(), opened.next(), opened.next()] == [b"one\n", b"two\n", None]
+            assert opened.offset == 16
+    file.write_bytes(b"one\ntwo\none\ntwo\nsix\n")
+    with Arrivals(file, 16) as opened:
+        assert opened.next() == b"six\n"
 
 
 def test_lines_of_a_pipe_are_given_as_they_come(monkeypatch):

@@ -22,7 +22,7 @@ METHODS = {
     "moe_cl": {},
     "moe_cl moving": {"moe_cl__shared": "moving", "tasks": ("two", "five", "fourteen")},
     "sequential_lora": {"evaluation__early_examples": 5},
-    "joint": {},
+    "joint": {"evaluation__perturbations": ("case",)},
     "ewc": {},
     "few_shot": {},
 }

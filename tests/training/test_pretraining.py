@@ -141,6 +141,20 @@ def test_no_steps_are_no_pre_training_and_an_interrupted_run_goes_on(tmp_path, m
     assert_bit_equal(restored(tmp_path / "run")[1].shared, restored(tmp_path / "whole")[1].shared)
 
 
+def test_what_was_pre_trained_goes_on_with_more_tasks(tmp_path):
+    """The discriminator has a row for each task."""
+    settings = settings_with(tmp_path, self_supervised__steps=1)
+    run = training_of(settings, tmp_path / "run")
+    before, facts = pretraining.pretrained(run.evaluator, run.store.restore()[0], tmp_path / "run")
+    more = training_of(settings.changed({"tasks": ("two", "five")}), tmp_path / "run")
+    fresh, _ = more.store.restore()
+    after, again = pretraining.pretrained(more.evaluator, fresh, tmp_path / "run")
+    assert again == facts
+    rows = after.shared["discriminator"]
+    assert np.array_equal(rows[:, :1], before.shared["discriminator"])
+    assert np.array_equal(rows[:, 1:], fresh.shared["discriminator"][:, 1:])
+
+
 @pytest.mark.parametrize("method", ["per_task", "o_lora", "mocl"])
 def test_methods_that_carry_nothing_on_are_refused(tmp_path, method):
     run = training_of(settings_with(tmp_path, method=method), tmp_path / "run")
@@ -158,6 +172,16 @@ def test_texts_that_are_not_there_are_named(tmp_path):
     (tmp_path / "texts" / "one.txt").write_text("w1 w2 w3", encoding="utf-8")
     with pytest.raises(UserError, match="hold too little text: one paragraph in 20 is held out"):
         pretraining.pretrained(run.evaluator, stream, None)
+
+
+def test_a_loss_that_is_not_finite_ends_it_soon(tmp_path, monkeypatch):
+    def broken(shared, optimizer_state, *_, **__):
+        return shared, optimizer_state, float("nan")
+
+    monkeypatch.setattr(pretraining, "pretraining_step", broken)
+    run = training_of(settings_with(tmp_path), tmp_path / "run")
+    with pytest.raises(UserError, match="has after 1 steps a loss that is not finite; lower"):
+        pretraining.pretrained(run.evaluator, run.store.restore()[0], None)
 
 
 def test_a_damaged_file_is_named(tmp_path):
