@@ -41,6 +41,7 @@ from moecl_jax.runs.workdir import Origin, load_settings
 # What is left of the definition of a task that is removed: what shapes depend on.
 _KEPT_FIELDS = ("labels", "raw_labels", "response_field", "metric", "template", "chat")
 
+_ONLINE_GOES = f"  deleted: {ONLINE_FOLDER}/, all that was learned online"
 _PREPARED_INDEX = f"{CHECKPOINTS_FOLDER}/{PREPARED}/{INDEX_NAME}"
 
 
@@ -219,7 +220,7 @@ def _plan_removal(workdir: Path, settings: Settings, task: str) -> Plan:
     if remembered:
         lines.append("  deleted: what the method's memory holds of it alone")
     lines += without.lines
-    lines += _of_online(workdir, f"  deleted: {ONLINE_FOLDER}/, all that was learned online")
+    lines += _of_online(workdir, _ONLINE_GOES)
     if method.examples.joined:
         lines.append("  its examples no longer join the batches of later tasks")
     if jax.tree.leaves(trees):
@@ -312,14 +313,13 @@ def _learned_online(workdir: Path, tasks: Sequence[Task]) -> dict[str, str]:
     Empty where nothing was learned online of these tasks.
     """
     gone = {task.name for task in tasks} | {task.continues for task in tasks}
-    line = f"  deleted: {ONLINE_FOLDER}, what was learned online, of all tasks"
     try:
         record = TaskCheckpoints(workdir / ONLINE_FOLDER).in_progress_record()
     except UserError:  # what of cannot be told
-        return {ONLINE_FOLDER: line}
+        return {ONLINE_FOLDER: _ONLINE_GOES}
     if record is None or gone.isdisjoint(track["task"] for track in record["tracks"]):
         return {}
-    return {ONLINE_FOLDER: line}
+    return {ONLINE_FOLDER: _ONLINE_GOES}
 
 
 def _refuse_removal(

@@ -232,9 +232,13 @@ def test_a_removed_task_leaves_no_trace_in_features_and_memory(copied):
     assert len(history.accuracy) == 3
 
 
-@pytest.mark.parametrize(("learned", "goes"), [("five", True), ("two", False)])
 @pytest.mark.parametrize(
-    "undo", [lambda run: remove(run, "five"), lambda run: rollback(run, "two")]
+    ("undo", "learned", "goes"),
+    [
+        (lambda run: remove(run, "five"), "two", True),
+        (lambda run: rollback(run, "two"), "five", True),
+        (lambda run: rollback(run, "two"), "two", False),
+    ],
 )
 def test_what_was_learned_online_of_a_task_goes_with_it(copied, undo, learned, goes):
     workdir, _ = copied
@@ -242,7 +246,7 @@ def test_what_was_learned_online_of_a_task_goes_with_it(copied, undo, learned, g
     TaskCheckpoints(workdir / "online").save_in_progress({"lines": np.ones(1)}, record)
     (workdir / "online" / "online.jsonl").write_text("{}\n")
     (workdir / "not_finite.json").write_text("{}")
-    said = "  deleted: online, what was learned online, of all tasks"
+    said = "  deleted: online/, all that was learned online"
     assert (said in undo(workdir).lines) == goes
     assert (workdir / "online").exists() != goes
     assert not (workdir / "not_finite.json").exists()
