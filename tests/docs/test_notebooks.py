@@ -19,7 +19,14 @@ def test_a_notebook_is_kept_without_outputs(notebook):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(one, marks=[] if one.stem == "forgetting" else [pytest.mark.long])
+        for one in NOTEBOOKS
+    ],
+    ids=NAMES,
+)
 def test_a_notebook_runs(notebook, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")

@@ -14,6 +14,7 @@ from moecl_jax.testing import write_model
 
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = [ROOT / "README.md", *TUTORIALS]
+LONG = ("own_tasks.md", "comparing_methods.md", "own_method.md", "original_checkpoint.md")
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -54,7 +55,11 @@ def test_links_lead_to_files(page):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.name != "index.md"],
+    [
+        pytest.param(page, marks=[pytest.mark.long] if page.name in LONG else [])
+        for page in PAGES
+        if page.name != "index.md"
+    ],
     ids=[name for name in NAMES if not name.endswith("index.md")],
 )
 def test_a_page_s_blocks_run(page, tmp_path):

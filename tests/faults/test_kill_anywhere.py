@@ -25,7 +25,10 @@ POINTS = 8  # kills a method at operations on files
 MOMENTS = (1.5, 3.0, 3.5, 4.0)  # and at seconds after the start
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [*METHODS[:2], *(pytest.param(name, marks=pytest.mark.long) for name in METHODS[2:])],
+)
 def test_a_training_is_killed_anywhere(tmp_path, method, tried):
     config = write_config(tmp_path, method=method)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

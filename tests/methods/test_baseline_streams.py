@@ -393,7 +393,7 @@ def test_a_run_killed_inside_the_second_task_goes_on_bit_for_bit(
     [
         *("o_lora", "gain_lora"),
         *(
-            pytest.param(name, marks=slow)
+            pytest.param(name, marks=pytest.mark.long)
             for name in ("mocl", "replay", "slao", "n_lora", "inf_lora")
         ),
     ],

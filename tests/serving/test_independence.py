@@ -91,7 +91,7 @@ def test_features_are_those_of_the_text_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "bfloat16"])
 def test_scores_of_a_real_model_are_those_of_the_text_alone(dtype):
     from streams import ROOT
 

@@ -31,7 +31,10 @@ def compilations(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["moe_cl", "replay", "joint"])
+@pytest.mark.parametrize(
+    "method",
+    ["moe_cl", *(pytest.param(name, marks=pytest.mark.long) for name in ("replay", "joint"))],
+)
 def test_a_stream_of_three_tasks_compiles_at_most_three_and_three(tmp_path, compilations, method):
     settings = tiny_settings(tmp_path, method=method, epochs=40, checkpoint_every=1000)
     run = training_of(settings, tmp_path / "run")
