@@ -353,7 +353,7 @@ slow = pytest.mark.slow
     [
         *("ewc", "replay", "slao"),
         *(
-            pytest.param(name, marks=slow)
+            pytest.param(name, marks=pytest.mark.long)
             for name in (
                 *("o_lora", "mocl", "lwf", "per_task", "joint"),
                 *("n_lora", "inf_lora", "gain_lora"),

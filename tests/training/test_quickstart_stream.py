@@ -23,7 +23,9 @@ def run(config, workdir, *overrides):
     return json.loads((workdir / "results.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["moe_cl", "sequential_lora"])
+@pytest.mark.parametrize(
+    "method", ["moe_cl", pytest.param("sequential_lora", marks=pytest.mark.long)]
+)
 def test_the_quickstart_trains_and_labels_texts(tmp_path, method):
     tasks = "--config.tasks=('sms_spam','movie_reviews')"
     overrides = (tasks, f"--config.method={method}", "--config.log_every=1")
